@@ -1,0 +1,106 @@
+"""The configuration: one model a stage, from which config.yaml, schema and docs are generated.
+
+Only science stands here. Where and how wide a stage runs (nodes, ranks, threads, memory) belongs
+to the Snakemake profile, so that moving a run to another machine makes nothing stale.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator
+
+from mlcd.config.base import Section, validate
+from mlcd.config.cluster import Cluster
+from mlcd.config.download import Download
+from mlcd.config.embed import Embed
+from mlcd.config.evaluate import Evaluate
+from mlcd.config.export import Export
+from mlcd.config.label import Label
+from mlcd.config.prepare import Prepare
+from mlcd.config.report import Report
+from mlcd.config.train import Train
+from mlcd.errors import UserError
+
+__all__ = [
+    "SECTIONS", "Cluster", "Config", "Download", "Embed", "Evaluate", "Export", "Label", "Prepare",
+    "Report", "Section", "Train", "load", "parse_section", "validate",
+]  # fmt: skip
+
+
+class Config(Section):
+    """A whole run: the lists of URLs, the results folder, and one section a stage."""
+
+    metadata: list[str] = Field(
+        ["demo/metadata/openclipart-a.parquet", "demo/metadata/openclipart-b.parquet"],
+        min_length=1,
+        description="URL lists: parquet, csv or tsv with a column of URLs (and captions), or txt "
+        "with one URL a line. Paths are relative to the working directory. More lists add chunks "
+        "and leave the chunks of the others alone.",
+    )
+    results: str = Field(
+        "results", min_length=1, description="Folder that all stages write to, created if missing."
+    )
+    prepare: Prepare = Prepare()
+    download: Download = Download()
+    embed: Embed = Embed()
+    cluster: Cluster = Cluster()
+    label: Label = Label()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+    report: Report = Report()
+
+    @field_validator("metadata")
+    @classmethod
+    def _stems_are_unique(cls, paths: list[str]) -> list[str]:
+        stems = [Path(path).name.split(".")[0] for path in paths]
+        for stem in stems:
+            if stems.count(stem) > 1:
+                raise ValueError(
+                    f"two lists are called {stem!r}; chunks are named after them: rename one"
+                )
+        return paths
+
+
+#: Section name → model, in the order of the data.
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+
+
+def load(path: str | Path) -> Config:
+    """Read and validate a config file. Raises :class:`UserError`, one line a mistake."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys such as 'cluster:', got {type(values).__name__}")
+    return validate(Config, values, str(path))
+
+
+def parse_section(stage: str, text: str, overrides: dict[str, Any]) -> Section:
+    """Build the section of `stage` from `text` and the overrides of the command line.
+
+    `text` is empty, a line of JSON with the section's keys, or the path of a config file whose
+    section is taken. Overrides win. Raises :class:`UserError`.
+    """
+    values: dict[str, Any] = {}
+    source = "command line"
+    if text.lstrip().startswith("{"):
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"--config: not readable as JSON ({error})") from None
+    elif text:
+        source = text
+        values = getattr(load(text), stage).model_dump(mode="json")
+    return validate(SECTIONS[stage], {**values, **overrides}, source, stage)

@@ -1,0 +1,103 @@
+"""What every section shares: refusal of unknown keys, one-line messages, the nearest key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlcd.errors import UserError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values cannot change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def to_json(self) -> str:
+        """Return the section as one line of JSON with sorted keys, equal for equal values."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+
+def validate(model: type[Model], values: dict[str, Any], source: str, prefix: str = "") -> Model:
+    """Validate `values` as `model`.
+
+    `source` names the file or command line and `prefix` the section, for messages. Raises
+    :class:`UserError` with one line a mistake: the key's path, what was expected, the nearest key.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(
+            "\n".join(f"{source}: {_explain(model, item, prefix)}" for item in error.errors())
+        ) from None
+
+
+def _explain(model: type[BaseModel], item: Any, prefix: str) -> str:
+    """Turn one pydantic error into a sentence that names the key and the mend."""
+    path = [part for part in item["loc"] if not str(part).startswith("function-")]
+    name = ".".join([prefix, *map(str, path)] if prefix else map(str, path)) or "config"
+    kind, context, value = item["type"], item.get("ctx", {}), item.get("input")
+    if kind == "extra_forbidden":
+        return f"{name}: unknown key{_nearest(model, path)}"
+    if kind == "missing":
+        return f"{name}: this key is required"
+    limits = {
+        "greater_than": ("gt", "more than"),
+        "greater_than_equal": ("ge", "at least"),
+        "less_than": ("lt", "less than"),
+        "less_than_equal": ("le", "at most"),
+    }
+    if kind in limits:
+        key, words = limits[kind]
+        return f"{name}: expected {words} {context[key]}, got {value!r}"
+    if kind == "literal_error":
+        close = difflib.get_close_matches(str(value), _choices(model, path), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{name}: expected {context['expected']}, got {value!r}{hint}"
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind == "value_error":
+        return f"{name}: {message}"
+    return f"{name}: expected {message}, got {value!r}"
+
+
+def _nearest(model: type[BaseModel], path: list[Any]) -> str:
+    """Return '; did you mean …?' for an unknown key, looked for in its place, then everywhere."""
+    here = _descend(model, path[:-1])
+    unknown = str(path[-1])
+    found = difflib.get_close_matches(unknown, list(here.model_fields), n=1, cutoff=0.6)
+    if found:
+        return f"; did you mean {'.'.join([*map(str, path[:-1]), found[0]])}?"
+    if here is model:
+        for section, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                found = difflib.get_close_matches(
+                    unknown, list(inner.model_fields), n=1, cutoff=0.8
+                )
+                if found:
+                    return f"; did you mean {section}.{found[0]}?"
+    return f"; known keys: {', '.join(here.model_fields)}"
+
+
+def _descend(model: type[BaseModel], path: list[Any]) -> type[BaseModel]:
+    """Follow `path` through nested models (and lists of models)."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue
+        candidates = [field.annotation, *get_args(field.annotation)]
+        inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if inner:
+            model = inner[0]
+    return model
+
+
+def _choices(model: type[BaseModel], path: list[Any]) -> list[str]:
+    """Return the allowed words of a Literal field."""
+    field = _descend(model, path[:-1]).model_fields.get(str(path[-1]))
+    return [str(choice) for choice in get_args(field.annotation)] if field else []

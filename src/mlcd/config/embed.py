@@ -1,0 +1,50 @@
+"""Section `embed`: features of the frozen, off-the-shelf encoder that k-means clusters."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mlcd.config.base import Section
+
+
+class Embed(Section):
+    """Embed every picture with a frozen encoder; the paper takes CLIP ViT-L/14's image tower."""
+
+    model: str = Field(
+        "efficientnet_lite0",
+        description="efficientnet_lite0 (packaged, stands in for CLIP on a laptop) or any "
+        "open_clip model name. The paper: ViT-L-14.",
+    )
+    pretrained: str | None = Field(
+        None,
+        description="open_clip's pretrained tag or a local checkpoint; null for the packaged "
+        "model, or for random weights (tests only). The paper: openai.",
+    )
+    features: Literal["image", "image_text_mean"] = Field(
+        "image",
+        description="image (MLCD) or the mean of normalised image and caption features (UNICOM).",
+    )
+    image_size: int | None = Field(
+        None,
+        gt=0,
+        description="Side in pixels that the encoder sees; null takes the model's own.",
+    )
+    max_pixels: int = Field(
+        50_000_000,
+        gt=0,
+        description="Pictures with more pixels in their header are counted as failed, not decoded.",
+    )
+    batch_size: int = Field(64, gt=0, description="Pictures a forward pass.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="Precision of the forward pass; embeddings are stored in float16 either way. "
+        "bf16 is the right one on a GPU and 15 times slower on most CPUs.",
+    )
+    max_failed: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Largest share of downloaded pictures that may fail to decode.",
+    )

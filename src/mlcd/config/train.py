@@ -1,0 +1,97 @@
+"""Section `train`: the encoder, its loss and its schedule."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mlcd.config.base import Section
+
+
+class Train(Section):
+    """Train the encoder by multi-label cluster discrimination (paper: Eq. 5, Tables 9 and 10)."""
+
+    model: str = Field(
+        "resnet10t",
+        description="Vision encoder to train: a timm model name, or open_clip:NAME for the vision "
+        "tower of an open_clip model. The paper: open_clip:ViT-B-32, ViT-B-16, ViT-L-14.",
+    )
+    embedding_dim: int = Field(
+        128,
+        gt=0,
+        description="Dimension d of the trained embedding and of the class centres. "
+        "The paper: 512 (ViT-B), 768 (ViT-L).",
+    )
+    image_size: int = Field(64, gt=0, description="Side of the training crop in pixels.")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth rate, where offered.")
+    loss: Literal["mlcd", "mlc", "single"] = Field(
+        "mlcd",
+        description="mlcd: Eq. 5, positives and negatives in separate terms. mlc: Eq. 4. "
+        "single: softmax of the nearest centre against the negatives.",
+    )
+    scale: float = Field(
+        64.0, gt=0, description="Factor on cosine similarities. Not printed in MLCD; RICE: 64."
+    )
+    margin: float = Field(0.3, ge=0, description="Margin on the positives. The paper: 0.3.")
+    margin_type: Literal["cosface", "arcface", "none"] = Field(
+        "cosface",
+        description="cosface: cos(θ) − m. arcface: cos(θ + m). none. The paper cites ArcFace, its "
+        "lead author's public trainer uses CosFace.",
+    )
+    negative_ratio: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share r of all classes drawn as negatives at each step. The paper: 0.1.",
+    )
+    center_init: Literal["centroids", "random"] = Field(
+        "centroids",
+        description="Initial class centres: the k-means centroids (projected to embedding_dim by "
+        "PCA where the dimensions differ) or random unit vectors.",
+    )
+    epochs: int = Field(8, gt=0, description="Passes over the labelled pictures. The paper: 32.")
+    batch_size: int = Field(
+        128, gt=0, description="Pictures a step over all ranks. The paper: 32,800."
+    )
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate of the encoder (AdamW).")
+    classifier_lr: float = Field(
+        1e-3, gt=0, description="Peak learning rate of the class centres (row-sparse AdamW)."
+    )
+    weight_decay: float = Field(
+        0.2, ge=0, description="Weight decay of the encoder's matrices; biases and norms have none."
+    )
+    classifier_weight_decay: float = Field(
+        0.0, ge=0, description="Weight decay of the class centres that a step touches."
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's β₁. Not stated in the paper.")
+    beta2: float = Field(0.98, ge=0, lt=1, description="AdamW's β₂. Not stated in the paper.")
+    warmup_steps: int = Field(20, ge=0, description="Steps of linear warm-up. The paper: 2,000.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="Decay of the learning rates to zero after warm-up."
+    )
+    clip_norm: float = Field(
+        1.0, ge=0, description="Largest gradient norm, of encoder and centres each; 0: no clipping."
+    )
+    crop_min_area: float = Field(
+        0.5, gt=0, le=1, description="Least share of the picture that a random crop keeps."
+    )
+    flip: bool = Field(True, description="Mirror pictures at random.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Precision of the encoder's forward and backward pass. bf16 on GPUs; fp32 on "
+        "CPUs, where bf16 is some 15 times slower.",
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1,
+        description="DeepSpeed ZeRO stage of the encoder: 0 none, 1 optimiser, 2 + gradients, "
+        "3 + parameters divided over the ranks.",
+    )
+    log_every: int = Field(5, gt=0, description="Steps between lines of metrics.jsonl.")
+    seed: int = Field(0, ge=0, description="Seed of weights, data order, crops and negatives.")
+
+    @model_validator(mode="after")
+    def _arcface_needs_room(self) -> Train:
+        if self.margin_type == "arcface" and self.margin > 3.14159:
+            raise ValueError("margin is an angle in radians under arcface; expected at most π")
+        return self

@@ -1,0 +1,62 @@
+"""Progress for people and logs for later: both on rank 0 only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+LOGGER = logging.getLogger("mlcd")
+
+
+def is_main_rank() -> bool:
+    """True in a process that is rank 0, or that is no rank at all."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def setup_logging(log_file: str | os.PathLike[str] | None = None) -> None:
+    """Send INFO lines with a time to stderr and, if given, to `log_file` (appended)."""
+    handlers: list[logging.Handler] = []
+    if is_main_rank():
+        handlers.append(logging.StreamHandler(sys.stderr))
+    if log_file is not None:
+        Path(log_file).parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    LOGGER.handlers.clear()
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
+    for handler in handlers or [logging.NullHandler()]:
+        handler.setFormatter(formatter)
+        LOGGER.addHandler(handler)
+
+
+def progress(
+    items: Iterable[Item], *, total: int | None = None, label: str, unit: str = "it"
+) -> Iterator[Item]:
+    """Iterate with a bar on a terminal, or with a log line every 10 s elsewhere; rank 0 only."""
+    if not is_main_rank():
+        yield from items
+        return
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, desc=label, unit=unit)
+        return
+    start = last = time.monotonic()
+    for count, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= 10:
+            of = f" of {total}" if total else ""
+            LOGGER.info(
+                "%s: %d%s %s, %.1f %s/s", label, count, of, unit, count / (now - start), unit
+            )
+            last = now

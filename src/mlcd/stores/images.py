@@ -1,0 +1,104 @@
+"""The store of downloaded pictures: `images/{chunk}/` with tars, a table of rows and a manifest.
+
+The manifest is written last: it names every tar with its SHA-256, so a chunk with a manifest is
+whole. Rows, keys, tars and their order are a function of the chunk and of which rows arrived.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mlcd.errors import UserError
+from mlcd.files import read_json
+
+MANIFEST = "manifest.json"
+TABLE = "rows.parquet"
+FORMAT = 1
+
+
+def key_of_row(row: int) -> str:
+    """Return the key of a row of the chunk, the stem of its members in the tar."""
+    return f"{row:09d}"
+
+
+def tar_name(index: int) -> str:
+    """Return the file name of the tar with this index."""
+    return f"{index:05d}.tar"
+
+
+class ImageStore:
+    """A downloaded chunk, opened by its folder or manifest. Raises :class:`UserError` if damaged.
+
+    Attributes: `folder`, `manifest` (dict), `chunk` (name), `fingerprint` (hex), `tars` (paths).
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        given = Path(path)
+        self.folder = given.parent if given.name == MANIFEST else given
+        self.manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
+        if self.manifest.get("format") != FORMAT:
+            raise UserError(
+                f"{self.folder / MANIFEST}: written by another version; remove it and rerun download"
+            )
+        self.chunk: str = self.manifest["chunk"]
+        self.fingerprint: str = self.manifest["fingerprint"]
+        self.tars = [self.folder / tar["name"] for tar in self.manifest["tars"]]
+        for path, tar in zip(self.tars, self.manifest["tars"], strict=True):
+            if not path.exists() or path.stat().st_size != tar["bytes"]:
+                raise UserError(
+                    f"{path}: missing or of another size than in {MANIFEST}; "
+                    f"remove {self.folder / MANIFEST} and rerun download"
+                )
+
+    def table(self) -> pd.DataFrame:
+        """Return all rows of the chunk, arrived or not; columns as in docs/formats.md."""
+        return pd.read_parquet(self.folder / TABLE)
+
+    def read(self, tar: int, offset: int, size: int) -> bytes:
+        """Return one member's bytes from tar number `tar`."""
+        return read_at(self.tars[tar], offset, size)
+
+
+def read_at(path: str | os.PathLike[str], offset: int, size: int) -> bytes:
+    """Return `size` bytes at `offset` of a file. Raises :class:`UserError` if it is shorter."""
+    with Path(path).open("rb") as handle:
+        data = os.pread(handle.fileno(), size, offset)
+    if len(data) != size:
+        raise UserError(f"{path}: shorter than its manifest says; rerun download for this chunk")
+    return data
+
+
+def labelled_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """Iterate over a webdataset tar of KEY.(jpg|png|webp) beside KEY.json: key, picture, fields.
+
+    Raises :class:`UserError` with the tar's name if it is damaged or a picture has no JSON.
+    """
+    import tarfile
+
+    pictures: dict[str, bytes] = {}
+    fields: dict[str, dict[str, Any]] = {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                stem, _, extension = member.name.rpartition(".")
+                data = tar.extractfile(member).read()  # type: ignore[union-attr]
+                if extension == "json":
+                    fields[stem] = json.loads(data)
+                elif extension in ("jpg", "jpeg", "png", "webp"):
+                    pictures[stem] = data
+                if stem in pictures and stem in fields:
+                    yield stem, pictures.pop(stem), fields.pop(stem)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (tarfile.TarError, ValueError) as error:
+        raise UserError(f"{path}: not a whole webdataset tar ({error})") from None
+    if pictures:
+        raise UserError(f"{path}: picture {next(iter(pictures))} has no .json beside it")
