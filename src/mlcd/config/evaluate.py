@@ -27,7 +27,7 @@ class Dataset(Section):
 
 
 class Evaluate(Section):
-    """Judge features of the trained encoder beside raw pixels, random weights and the frozen one."""
+    """Judge features of the trained encoder beside pixels, random weights and the frozen one."""
 
     datasets: list[Dataset] = Field(
         [

@@ -27,7 +27,7 @@ def config_yaml() -> str:
     """Return config.yaml: every key with its default under a comment of unit and reason."""
     lines = [
         "# yaml-language-server: $schema=workflow/config.schema.json",
-        "# The laptop default: the demo's pictures, two CPU cores, minutes. Presets for LAION-400M,",
+        "# The laptop default: the demo's pictures, two cores, minutes. Presets for LAION-400M,",
         "# COYO-700M and ImageNet are in workflow/presets. Leave a key out to take its default.",
         "# Generated from src/mlcd/config by `python -m mlcd.config.generate`.",
     ]
@@ -60,7 +60,7 @@ def docs_table() -> str:
         "# Configuration",
         "",
         "Every key of `config.yaml`. Generated from `src/mlcd/config` by",
-        "`python -m mlcd.config.generate`; editors complete keys from `workflow/config.schema.json`.",
+        "`python -m mlcd.config.generate`; editors complete keys from the schema in `workflow/`.",
         "Where a stage runs and how wide (nodes, ranks, threads, memory) stands in `profiles/`.",
     ]
     top = {name: field for name, field in Config.model_fields.items() if name not in SECTIONS}

@@ -44,7 +44,7 @@ class ImageStore:
         self.manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
         if self.manifest.get("format") != FORMAT:
             raise UserError(
-                f"{self.folder / MANIFEST}: written by another version; remove it and rerun download"
+                f"{self.folder / MANIFEST}: of another version; remove it and rerun download"
             )
         self.chunk: str = self.manifest["chunk"]
         self.fingerprint: str = self.manifest["fingerprint"]

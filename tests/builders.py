@@ -1,0 +1,164 @@
+"""Small stores of known content, written in the real formats; shared by the tests of all stages."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from mlcd.files import sha256_file, sha256_json, write_json
+from mlcd.stores import h5
+from mlcd.stores.images import MANIFEST, TABLE, key_of_row, tar_name
+
+
+def jpeg(seed: int, side: int = 48) -> bytes:
+    """Return a JPEG of a smooth random pattern, different for every seed."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8), "RGB")
+    buffer = io.BytesIO()
+    small.resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append one USTAR member with time and owner 0; return the offset of its data."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+    return tar.offset - (len(data) + 511) // 512 * 512
+
+
+def image_store(
+    folder: Path,
+    pictures: list[bytes] | int = 12,
+    *,
+    rows_per_tar: int = 5,
+    captions: list[str] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write `images/{chunk}` (the name of `folder`) of whole tars; return the manifest's path.
+
+    `pictures` holds bytes (taken as they are, even if damaged) or a number of random JPEGs.
+    """
+    if isinstance(pictures, int):
+        pictures = [jpeg(1000 * seed + index) for index in range(pictures)]
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, tars = [], []
+    for first in range(0, len(pictures), rows_per_tar):
+        path = folder / tar_name(first // rows_per_tar)
+        block = pictures[first : first + rows_per_tar]
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for row, data in enumerate(block, start=first):
+                key = key_of_row(row)
+                caption = captions[row] if captions else f"picture {row}"
+                url = f"http://127.0.0.1/{key}.jpg"
+                offset = add_member(tar, f"{key}.jpg", data)
+                fields = {"key": key, "url": url, "caption": caption}
+                add_member(tar, f"{key}.json", json.dumps(fields).encode())
+                rows.append(
+                    {
+                        "row": row, "key": key, "url": url, "caption": caption,
+                        "status": "success", "reason": "", "passes": 1, "tar": len(tars),
+                        "offset": offset, "size": len(data), "sha256": "", "width": 48,
+                        "height": 48,
+                    }
+                )  # fmt: skip
+        tars.append(
+            {
+                "name": path.name,
+                "sha256": sha256_file(path),
+                "bytes": path.stat().st_size,
+                "pictures": len(block),
+            }
+        )
+    frame = pd.DataFrame(rows).astype({"tar": "int32", "passes": "int32"})
+    frame.to_parquet(folder / TABLE, index=False)
+    manifest = {
+        "format": 1,
+        "chunk": folder.name,
+        "rows": len(rows),
+        "counts": {"success": len(rows)},
+        "tars": tars,
+        "table": sha256_file(folder / TABLE),
+    }
+    write_json(folder / MANIFEST, {**manifest, "fingerprint": sha256_json(manifest)})
+    return folder / MANIFEST
+
+
+def unit_vectors(n: int, d: int, *, groups: int | None = None, seed: int = 0) -> np.ndarray:
+    """Return float32 unit rows [n, d]; with `groups`, planted around that many directions."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((n, d))
+    if groups:
+        centres = rng.standard_normal((groups, d)) * 3
+        rows = rows + centres[rng.integers(0, groups, n)]
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def embeddings_file(
+    path: Path, vectors: np.ndarray, *, manifest: Path | None = None, model: str = "test"
+) -> Path:
+    """Write `vectors` [n, d] as the embeddings of a chunk; picture places come from `manifest`."""
+    n = len(vectors)
+    places = {"tar": np.zeros(n, np.int32), "offset": np.zeros(n, np.int64)}
+    places["size"] = np.zeros(n, np.int64)
+    keys = np.array([key_of_row(row).encode() for row in range(n)], dtype="S9")
+    fingerprint = ""
+    if manifest is not None:
+        table = pd.read_parquet(manifest.parent / TABLE).query("status == 'success'").iloc[:n]
+        places = {name: table[name].to_numpy() for name in places}
+        keys = table["key"].to_numpy().astype("S9")
+        fingerprint = json.loads(manifest.read_text())["fingerprint"]
+    datasets = {
+        "embedding": vectors.astype(np.float16),
+        "key": keys,
+        **places,
+        "failed_key": np.zeros(0, "S9"),
+        "failed_reason": np.zeros(0, "S32"),
+    }
+    attributes = {
+        "chunk": path.stem,
+        "model": json.dumps({"name": model, "dim": vectors.shape[1]}),
+        "manifest": fingerprint,
+    }
+    h5.write(path, "embeddings", datasets, attributes)
+    return path
+
+
+def centroids_file(path: Path, vectors: np.ndarray, *, model: str = "test") -> Path:
+    """Write `vectors` [K, d] as k-means centroids."""
+    datasets = {
+        "centroid": vectors.astype(np.float32),
+        "size": np.ones(len(vectors), np.int64),
+        "objective": np.array([0.5]),
+        "empty": np.zeros(1, np.int64),
+    }
+    attributes = {
+        "model": json.dumps({"name": model, "dim": vectors.shape[1]}),
+        "embeddings": "[]",
+        "section": "{}",
+    }
+    h5.write(path, "centroids", datasets, attributes)
+    return path
+
+
+def labels_file(path: Path, labels: np.ndarray, num_classes: int, embeddings: Path) -> Path:
+    """Write `labels` [n, l] as the labels of the chunk whose embeddings are in `embeddings`."""
+    datasets = {
+        "label": labels.astype(np.int32),
+        "similarity": np.where(labels >= 0, 0.5, 0).astype(np.float16),
+    }
+    attributes = {
+        "chunk": path.stem,
+        "num_classes": num_classes,
+        "embeddings": h5.fingerprint(embeddings),
+        "centroids": "",
+        "section": "{}",
+    }
+    h5.write(path, "labels", datasets, attributes)
+    return path
