@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from mlcd import __version__
 from mlcd.config import SECTIONS, parse_section
 from mlcd.errors import UserError
-from mlcd.progress import setup_logging
+from mlcd.progress import LOGGER, setup_logging
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
         arguments = _parser(list(argv if argv is not None else sys.argv[1:])).parse_args(argv)
-        setup_logging(getattr(arguments, "log", None))
+        setup_logging(arguments.command, arguments.log)
         section = None
         if arguments.command in SECTIONS:
             overrides = {
@@ -42,12 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             section = parse_section(arguments.command, arguments.config, overrides)
         arguments.run(arguments, section)
     except UserError as error:
-        print(f"mlcd: {error}", file=sys.stderr)
+        _say(str(error))
         return 2
     except KeyboardInterrupt:
-        print("mlcd: interrupted; finished work is kept, the same command goes on", file=sys.stderr)
+        _say("interrupted; finished work is kept, the same command goes on")
         return 130
+    except Exception:
+        # A defect of ours: the traceback belongs into the log file as well as on the terminal.
+        LOGGER.exception("failed")
+        return 1
     return 0
+
+
+def _say(message: str) -> None:
+    """Show a message to the user: as a log line once logging is set up, else plainly."""
+    if LOGGER.handlers:
+        LOGGER.error(message)
+    else:
+        print(f"mlcd: {message}", file=sys.stderr)
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:

@@ -21,15 +21,18 @@ def is_main_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def setup_logging(log_file: str | os.PathLike[str] | None = None) -> None:
-    """Send INFO lines with a time to stderr and, if given, to `log_file` (appended)."""
+def setup_logging(name: str = "mlcd", log_file: str | os.PathLike[str] | None = None) -> None:
+    """Send INFO lines with the time and `name` to stderr and, if given, to `log_file` (appended).
+
+    With a log file, :func:`progress` writes lines instead of bars: several jobs share a terminal.
+    """
     handlers: list[logging.Handler] = []
     if is_main_rank():
         handlers.append(logging.StreamHandler(sys.stderr))
     if log_file is not None:
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter = logging.Formatter(f"%(asctime)s {name} %(levelname)s %(message)s", "%H:%M:%S")
     LOGGER.handlers.clear()
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
@@ -47,7 +50,8 @@ def progress(
         return
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
-    if sys.stderr.isatty():
+    has_log_file = any(isinstance(handler, logging.FileHandler) for handler in LOGGER.handlers)
+    if sys.stderr.isatty() and not has_log_file:
         yield from tqdm(items, total=total, desc=label, unit=unit)
         return
     start = last = time.monotonic()

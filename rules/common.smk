@@ -1,0 +1,50 @@
+# What all rules share: the checked config, the chunks, and what makes a stage stale.
+#
+# A stage is stale when its section of the config, its code or its inputs' content differ. Each rule
+# carries the first two as params: `cfg` (the section as one line of JSON) and `code` (a hash of the
+# modules that the stage imports). Threads, memory, nodes and ranks are resources: they make nothing
+# stale. Nothing here imports torch: every Slurm job parses this file again.
+
+from snakemake.exceptions import WorkflowError
+
+from mlcd.config import Config, validate
+from mlcd.errors import UserError
+from mlcd.plan import plan
+from mlcd.sources import code_hash, file_identity
+
+
+def check_config(values):
+    """Return the validated config and its chunks, or stop with one line a mistake."""
+    try:
+        checked = validate(Config, values, "config")
+        chunks = plan(checked.metadata, checked.prepare.chunk_rows)
+        for dataset in checked.evaluate.datasets:
+            if not Path(dataset.path).exists():
+                raise UserError(
+                    f"config: evaluate.datasets: {dataset.path} does not exist; "
+                    "give a path that does, or remove the data set"
+                )
+        return checked, chunks
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+CONFIG, CHUNKS = check_config(config)
+RESULTS = CONFIG.results.rstrip("/")
+
+
+wildcard_constraints:
+    chunk=r"[^/]+-\d{5}",
+    model="[a-z_0-9]+",
+    dataset="[A-Za-z0-9_-]+",
+    format="[a-z_]+",
+
+
+def section(stage):
+    """Return a stage's section as one line of JSON: what `mlcd STAGE --config` takes."""
+    return getattr(CONFIG, stage).to_json()
+
+
+def of_chunks(pattern):
+    """Return the files that `pattern` (with {chunk}) names, one a chunk."""
+    return expand(f"{RESULTS}/{pattern}", chunk=CHUNKS)

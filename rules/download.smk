@@ -1,0 +1,41 @@
+# download: fetch the pictures of a chunk with img2dataset, one job a chunk.
+#
+# REQUIRED INPUTS  results/urls/{chunk}.parquet
+# OUTPUTS          results/images/{chunk}/manifest.json   names and hashes of the tars, written last
+#                  results/images/{chunk}/rows.parquet    every row, arrived or not, and where it lies
+#                  results/images/{chunk}/*.tar           named by the manifest
+
+
+rule download:
+    """Fetch the pictures of {wildcards.chunk}."""
+    input:
+        urls=f"{RESULTS}/urls/{{chunk}}.parquet",
+    output:
+        manifest=f"{RESULTS}/images/{{chunk}}/manifest.json",
+        table=f"{RESULTS}/images/{{chunk}}/rows.parquet",
+    log:
+        f"{RESULTS}/logs/download/{{chunk}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/download/{{chunk}}.tsv"
+    conda:
+        "../environment.yml"
+    threads: 2
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=720,
+        # Connections at once a process: waiting on the network, not computing.
+        connections=32,
+    params:
+        cfg=section("download"),
+        code=code_hash("download"),
+        folder=subpath(output.manifest, parent=True),
+    shell:
+        """
+        mlcd download \
+            --urls {input.urls:q} \
+            --output {params.folder:q} \
+            --processes {threads} \
+            --threads {resources.connections} \
+            --config {params.cfg:q} \
+            --log {log:q}
+        """

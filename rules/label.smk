@@ -1,0 +1,63 @@
+# label: the l nearest centres of every picture, one job a chunk, and a summary over all.
+#
+# REQUIRED INPUTS  results/embeddings/{chunk}.h5, results/clusters/centroids.h5
+# OUTPUTS          results/labels/{chunk}.h5
+#                  results/labels/summary.json
+
+
+rule label:
+    """Find the nearest centres of each picture of {wildcards.chunk}."""
+    input:
+        embeddings=f"{RESULTS}/embeddings/{{chunk}}.h5",
+        centroids=f"{RESULTS}/clusters/centroids.h5",
+    output:
+        labels=f"{RESULTS}/labels/{{chunk}}.h5",
+    log:
+        f"{RESULTS}/logs/label/{{chunk}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/label/{{chunk}}.tsv"
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        runtime=240,
+    params:
+        cfg=section("label"),
+        code=code_hash("label"),
+    shell:
+        """
+        mlcd label \
+            --embeddings {input.embeddings:q} \
+            --centroids {input.centroids:q} \
+            --output {output.labels:q} \
+            --threads {threads} \
+            --config {params.cfg:q} \
+            --log {log:q}
+        """
+
+
+rule label_summary:
+    """Count how labels are used over all chunks."""
+    input:
+        labels=of_chunks("labels/{chunk}.h5"),
+        centroids=f"{RESULTS}/clusters/centroids.h5",
+    output:
+        summary=f"{RESULTS}/labels/summary.json",
+    log:
+        f"{RESULTS}/logs/label/summary.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        code=code_hash("label"),
+    shell:
+        """
+        mlcd label --summarise {input.labels:q} \
+            --centroids {input.centroids:q} \
+            --output {output.summary:q} \
+            --log {log:q}
+        """

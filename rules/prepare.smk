@@ -1,0 +1,39 @@
+# prepare: cut the URL lists into chunks, one job a chunk.
+#
+# REQUIRED INPUTS  config metadata: the URL lists
+# OUTPUTS          results/urls/{chunk}.parquet   rows to fetch
+#                  results/urls/{chunk}.json      counts of rows kept and refused
+
+
+rule prepare:
+    """Cut rows of {wildcards.chunk} out of its URL list."""
+    input:
+        # ancient: a copied list has a new time; its identity below tells whether it is another.
+        metadata=lambda wildcards: ancient(CHUNKS[wildcards.chunk][0]),
+    output:
+        table=f"{RESULTS}/urls/{{chunk}}.parquet",
+        counts=f"{RESULTS}/urls/{{chunk}}.json",
+    log:
+        f"{RESULTS}/logs/prepare/{{chunk}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/prepare/{{chunk}}.tsv"
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        cfg=section("prepare"),
+        code=code_hash("prepare"),
+        part=lambda wildcards: CHUNKS[wildcards.chunk][1],
+        identity=lambda wildcards: file_identity(CHUNKS[wildcards.chunk][0]),
+    shell:
+        """
+        mlcd prepare \
+            --metadata {input.metadata:q} \
+            --chunk-index {params.part} \
+            --output {output.table:q} \
+            --config {params.cfg:q} \
+            --log {log:q}
+        """
