@@ -52,7 +52,7 @@ class Labels:
         """
         with h5.reading(self.path, KIND) as file:
             rows = file["label"][start:stop]
-        if rows.size and not (-1 <= rows.min() and rows.max() < self.num_classes):
+        if rows.size and not (rows.min() >= -1 and rows.max() < self.num_classes):
             raise UserError(
                 f"{self.path}: a label lies outside 0 … {self.num_classes - 1}; rerun label"
             )
