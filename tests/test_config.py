@@ -1,0 +1,94 @@
+"""Config: generated files agree with the models, mistakes are named with their mend."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlcd.config import SECTIONS, Config, load, parse_section, validate
+from mlcd.config.generate import GENERATED
+from mlcd.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_files_are_current(name):
+    assert (ROOT / name).read_text(encoding="utf-8") == GENERATED[name](), (
+        "run python -m mlcd.config.generate"
+    )
+
+
+def test_config_yaml_holds_every_key_at_its_default():
+    assert load(ROOT / "config.yaml") == Config()
+    values = yaml.safe_load((ROOT / "config.yaml").read_text())
+    assert {name: set(values[name]) for name in SECTIONS} == {
+        name: set(model.model_fields) for name, model in SECTIONS.items()
+    }
+
+
+def test_every_key_is_described_by_a_sentence():
+    for name, model in SECTIONS.items():
+        for key, field in model.model_fields.items():
+            assert field.description and field.description.rstrip()[-1] in ".!?", f"{name}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": {"scal": 1}}, "train.scal: unknown key; did you mean train.scale?"),
+        ({"scale": 1}, "scale: unknown key; did you mean train.scale?"),
+        ({"clutser": {}}, "clutser: unknown key; did you mean cluster?"),
+        ({"train": {"scale": "wide"}}, "train.scale: expected a valid number"),
+        ({"train": {"scale": -1}}, "train.scale: expected more than 0.0, got -1"),
+        ({"download": {"min_success": 2}}, "download.min_success: expected at most 1.0, got 2"),
+        ({"train": {"loss": "mlcdd"}}, "got 'mlcdd'; did you mean mlcd?"),
+        ({"evaluate": {"datasets": [{"name": "x"}]}}, "evaluate.datasets.0.path: this key is"),
+        (
+            {"evaluate": {"datasets": [{"name": "x", "path": "y", "lable_field": "z"}]}},
+            "did you mean evaluate.datasets.0.label_field?",
+        ),
+        ({"metadata": ["a/x.csv", "b/x.parquet"]}, "metadata: two lists are called 'x'"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_key_and_the_mend(values, message):
+    with pytest.raises(UserError) as caught:
+        validate(Config, values, "config.yaml")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("config.yaml: ")
+    assert message in line
+
+
+def test_several_mistakes_are_all_told():
+    with pytest.raises(UserError) as caught:
+        validate(Config, {"train": {"scal": 1}, "cluster": {"k": 0}}, "config.yaml")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_broken_yaml_names_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: [1, 2")
+    with pytest.raises(UserError, match=r"mine\.yaml: not readable as YAML"):
+        load(path)
+    with pytest.raises(UserError, match="no such config file"):
+        load(tmp_path / "none.yaml")
+
+
+def test_options_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("cluster: {k: 10, iterations: 3}\n")
+    section = parse_section("cluster", str(path), {"k": "12"})
+    assert (section.k, section.iterations, section.seed) == (12, 3, Config().cluster.seed)
+
+
+def test_section_survives_json():
+    for name in SECTIONS:
+        section = getattr(Config(), name)
+        assert parse_section(name, section.to_json(), {}) == section
+        assert json.loads(section.to_json()).keys() == type(section).model_fields.keys()
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "workflow" / "presets").glob("*.yaml")))
+def test_presets_are_valid(preset):
+    load(preset)

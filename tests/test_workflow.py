@@ -1,0 +1,181 @@
+"""The real workflow on a few dozen real pictures, and which changes make which stages stale."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import h5py
+import pandas as pd
+import pytest
+from workflow import ROOT, ROWS, Checkout, serving
+
+from mlcd.files import sha256_file
+
+pytestmark = [
+    pytest.mark.workflow,
+    pytest.mark.skipif(
+        not (ROOT / "demo" / "openclipart.tar").exists(), reason="demo/openclipart.tar is missing"
+    ),
+    pytest.mark.timeout(900),
+]
+
+#: What each stage takes along when it is stale, itself included (report parts apart).
+AFTER_TRAIN = {"train", "evaluate_features", "evaluate", "evaluate_summary", "export"}
+AFTER_LABEL = {"label", "label_summary"} | AFTER_TRAIN
+AFTER_CLUSTER = {"cluster"} | AFTER_LABEL
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A checkout whose workflow has run to the end."""
+    base = tmp_path_factory.mktemp("run")
+    checkout = Checkout(base / "checkout")
+    with serving(base / "site") as url:
+        checkout.write_pictures(url, base / "site")
+        done = checkout.snakemake("--cores", "2")
+    assert done.returncode == 0, done.stdout[-6000:]
+    return checkout
+
+
+@pytest.fixture
+def checkout(finished, tmp_path):
+    """A copy of the finished checkout, times kept, that a test may change."""
+    copy = tmp_path / "checkout"
+    shutil.copytree(finished.folder, copy, symlinks=True)
+    again = object.__new__(Checkout)
+    again.folder = copy
+    return again
+
+
+def science(stale: dict[str, int]) -> dict[str, int]:
+    """Leave out the report's parts: they follow whatever they draw."""
+    return {rule: jobs for rule, jobs in stale.items() if not rule.startswith("report")}
+
+
+def test_every_stage_leaves_its_results(finished):
+    results = finished.folder / "results"
+    chunks = ["first-00000", "first-00001", "second-00000", "second-00001"]
+    for chunk in chunks:
+        manifest = json.loads((results / "images" / chunk / "manifest.json").read_text())
+        assert manifest["counts"]["success"] == ROWS
+        with h5py.File(results / "labels" / f"{chunk}.h5") as file:
+            assert file["label"].shape == (ROWS, 2)
+    summary = pd.read_csv(results / "evaluate" / "summary.csv")
+    assert list(summary.columns) == ["model", "dataset", "metric", "value", "seed"]
+    assert {"pixels", "random", "trained", "frozen"} <= set(summary.model)
+    assert summary.value.between(0, 1).all()
+    assert json.loads((results / "export" / "timm" / "check.json").read_text())
+    steps = [json.loads(line) for line in (results / "train" / "metrics.jsonl").open()]
+    assert [step["step"] for step in steps] == list(range(1, 2 * (4 * ROWS // 16) + 1))
+
+
+def test_a_second_run_does_nothing(finished):
+    assert finished.stale() == {}
+
+
+def test_threads_ranks_and_profile_make_nothing_stale(finished):
+    assert finished.stale("--cores", "1") == {}
+    assert (
+        finished.stale("--set-threads", "embed=1", "--set-resources", "train:ranks_per_node=1")
+        == {}
+    )
+    assert finished.stale("--profile", "profiles/test") == {}
+
+
+def test_a_fresh_checkout_makes_nothing_stale(checkout):
+    for part in ["src", "workflow", "rules", "profiles", "lists", "few.tar", "config.yaml"]:
+        path = checkout.folder / part
+        for item in [path, *path.rglob("*")]:
+            item.touch()
+    assert checkout.stale() == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"label": {"top": 3}}, AFTER_LABEL),
+        ({"cluster": {"k": 9}}, AFTER_CLUSTER),
+        ({"train": {"lr": 0.002}}, AFTER_TRAIN),
+        ({"evaluate": {"probe_max_iterations": 50}}, {"evaluate", "evaluate_summary"}),
+        ({"export": {"tolerance": 1e-4}}, {"export"}),
+        ({"report": {"montage_pictures": 4}}, set()),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_changed_key_makes_its_stage_and_later_ones_stale(checkout, change, expected):
+    checkout.configure(**change)
+    stale = checkout.stale()
+    assert set(science(stale)) == expected
+    assert any(rule.startswith("report") for rule in stale)
+
+
+def test_a_changed_module_makes_its_stage_stale(checkout):
+    path = checkout.folder / "src" / "mlcd" / "label.py"
+    if not path.exists():
+        path = checkout.folder / "src" / "mlcd" / "label" / "__init__.py"
+    path.write_text(path.read_text() + "\nCHANGED = True\n")
+    assert set(science(checkout.stale())) == AFTER_LABEL
+
+
+def test_a_changed_comment_makes_nothing_stale(checkout):
+    path = checkout.folder / "src" / "mlcd" / "sources.py"
+    path.write_text(path.read_text() + "\n# A remark.\n")
+    for stage in ("embed", "train"):
+        package = checkout.folder / "src" / "mlcd" / stage / "__init__.py"
+        path = package if package.exists() else package.parent.with_suffix(".py")
+        path.write_text("# A remark.\n" + path.read_text())
+    assert checkout.stale() == {}
+
+
+def test_a_removed_embedding_is_made_again_with_what_hangs_on_it(checkout):
+    (checkout.folder / "results" / "embeddings" / "second-00001.h5").unlink()
+    stale = science(checkout.stale())
+    assert stale["embed"] == 1
+    assert set(stale) == {"embed"} | AFTER_CLUSTER
+
+
+def test_one_more_list_adds_its_chunks_alone(checkout):
+    checkout.configure(
+        metadata=["lists/first.parquet", "lists/second.parquet", "lists/third.parquet"]
+    )
+    stale = science(checkout.stale())
+    assert {rule: stale[rule] for rule in ("prepare", "download", "embed")} == {
+        "prepare": 1,
+        "download": 1,
+        "embed": 1,
+    }
+    assert set(stale) == {"prepare", "download", "embed"} | AFTER_CLUSTER
+
+
+def test_the_same_run_gives_the_same_bytes(finished, checkout):
+    """Everything from the clusters on is made again, with fewer cores: equal files."""
+    shutil.rmtree(checkout.folder / "results" / "clusters")
+    shutil.rmtree(checkout.folder / "results" / "labels")
+    shutil.rmtree(checkout.folder / "results" / "train")
+    done = checkout.snakemake("--cores", "1", "--until", "train")
+    assert done.returncode == 0, done.stdout[-6000:]
+    for name in [
+        "clusters/centroids.h5",
+        "labels/first-00000.h5",
+        "train/encoder.safetensors",
+    ]:
+        assert sha256_file(checkout.folder / "results" / name) == sha256_file(
+            finished.folder / "results" / name
+        ), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": {"tops": 3}}, "label.tops: unknown key; did you mean label.top?"),
+        ({"cluster": {"k": "many"}}, "cluster.k: expected a valid integer"),
+        ({"metadata": ["lists/none.parquet"]}, "lists/none.parquet"),
+    ],
+)
+def test_a_wrong_config_stops_before_any_work(checkout, change, message):
+    checkout.configure(**change)
+    done = checkout.snakemake("--dry-run")
+    assert done.returncode != 0
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout
