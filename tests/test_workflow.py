@@ -8,7 +8,7 @@ import shutil
 import h5py
 import pandas as pd
 import pytest
-from workflow import ROOT, ROWS, Checkout, serving
+from checkout import ROOT, ROWS, Checkout, serving
 
 from mlcd.files import sha256_file
 
@@ -39,7 +39,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def checkout(finished, tmp_path):
+def changed(finished, tmp_path):
     """A copy of the finished checkout, times kept, that a test may change."""
     copy = tmp_path / "checkout"
     shutil.copytree(finished.folder, copy, symlinks=True)
@@ -83,12 +83,12 @@ def test_threads_ranks_and_profile_make_nothing_stale(finished):
     assert finished.stale("--profile", "profiles/test") == {}
 
 
-def test_a_fresh_checkout_makes_nothing_stale(checkout):
+def test_a_fresh_checkout_makes_nothing_stale(changed):
     for part in ["src", "workflow", "rules", "profiles", "lists", "few.tar", "config.yaml"]:
-        path = checkout.folder / part
+        path = changed.folder / part
         for item in [path, *path.rglob("*")]:
             item.touch()
-    assert checkout.stale() == {}
+    assert changed.stale() == {}
 
 
 @pytest.mark.parametrize(
@@ -103,43 +103,43 @@ def test_a_fresh_checkout_makes_nothing_stale(checkout):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_changed_key_makes_its_stage_and_later_ones_stale(checkout, change, expected):
-    checkout.configure(**change)
-    stale = checkout.stale()
+def test_a_changed_key_makes_its_stage_and_later_ones_stale(changed, change, expected):
+    changed.configure(**change)
+    stale = changed.stale()
     assert set(science(stale)) == expected
     assert any(rule.startswith("report") for rule in stale)
 
 
-def test_a_changed_module_makes_its_stage_stale(checkout):
-    path = checkout.folder / "src" / "mlcd" / "label.py"
+def test_a_changed_module_makes_its_stage_stale(changed):
+    path = changed.folder / "src" / "mlcd" / "label.py"
     if not path.exists():
-        path = checkout.folder / "src" / "mlcd" / "label" / "__init__.py"
+        path = changed.folder / "src" / "mlcd" / "label" / "__init__.py"
     path.write_text(path.read_text() + "\nCHANGED = True\n")
-    assert set(science(checkout.stale())) == AFTER_LABEL
+    assert set(science(changed.stale())) == AFTER_LABEL
 
 
-def test_a_changed_comment_makes_nothing_stale(checkout):
-    path = checkout.folder / "src" / "mlcd" / "sources.py"
+def test_a_changed_comment_makes_nothing_stale(changed):
+    path = changed.folder / "src" / "mlcd" / "sources.py"
     path.write_text(path.read_text() + "\n# A remark.\n")
     for stage in ("embed", "train"):
-        package = checkout.folder / "src" / "mlcd" / stage / "__init__.py"
+        package = changed.folder / "src" / "mlcd" / stage / "__init__.py"
         path = package if package.exists() else package.parent.with_suffix(".py")
         path.write_text("# A remark.\n" + path.read_text())
-    assert checkout.stale() == {}
+    assert changed.stale() == {}
 
 
-def test_a_removed_embedding_is_made_again_with_what_hangs_on_it(checkout):
-    (checkout.folder / "results" / "embeddings" / "second-00001.h5").unlink()
-    stale = science(checkout.stale())
+def test_a_removed_embedding_is_made_again_with_what_hangs_on_it(changed):
+    (changed.folder / "results" / "embeddings" / "second-00001.h5").unlink()
+    stale = science(changed.stale())
     assert stale["embed"] == 1
     assert set(stale) == {"embed"} | AFTER_CLUSTER
 
 
-def test_one_more_list_adds_its_chunks_alone(checkout):
-    checkout.configure(
+def test_one_more_list_adds_its_chunks_alone(changed):
+    changed.configure(
         metadata=["lists/first.parquet", "lists/second.parquet", "lists/third.parquet"]
     )
-    stale = science(checkout.stale())
+    stale = science(changed.stale())
     assert {rule: stale[rule] for rule in ("prepare", "download", "embed")} == {
         "prepare": 1,
         "download": 1,
@@ -148,19 +148,19 @@ def test_one_more_list_adds_its_chunks_alone(checkout):
     assert set(stale) == {"prepare", "download", "embed"} | AFTER_CLUSTER
 
 
-def test_the_same_run_gives_the_same_bytes(finished, checkout):
+def test_the_same_run_gives_the_same_bytes(finished, changed):
     """Everything from the clusters on is made again, with fewer cores: equal files."""
-    shutil.rmtree(checkout.folder / "results" / "clusters")
-    shutil.rmtree(checkout.folder / "results" / "labels")
-    shutil.rmtree(checkout.folder / "results" / "train")
-    done = checkout.snakemake("--cores", "1", "--until", "train")
+    shutil.rmtree(changed.folder / "results" / "clusters")
+    shutil.rmtree(changed.folder / "results" / "labels")
+    shutil.rmtree(changed.folder / "results" / "train")
+    done = changed.snakemake("--cores", "1", "--until", "train")
     assert done.returncode == 0, done.stdout[-6000:]
     for name in [
         "clusters/centroids.h5",
         "labels/first-00000.h5",
         "train/encoder.safetensors",
     ]:
-        assert sha256_file(checkout.folder / "results" / name) == sha256_file(
+        assert sha256_file(changed.folder / "results" / name) == sha256_file(
             finished.folder / "results" / name
         ), name
 
@@ -173,9 +173,9 @@ def test_the_same_run_gives_the_same_bytes(finished, checkout):
         ({"metadata": ["lists/none.parquet"]}, "lists/none.parquet"),
     ],
 )
-def test_a_wrong_config_stops_before_any_work(checkout, change, message):
-    checkout.configure(**change)
-    done = checkout.snakemake("--dry-run")
+def test_a_wrong_config_stops_before_any_work(changed, change, message):
+    changed.configure(**change)
+    done = changed.snakemake("--dry-run")
     assert done.returncode != 0
     assert message in done.stdout
     assert "Traceback" not in done.stdout

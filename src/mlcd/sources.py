@@ -16,7 +16,19 @@ _ROOT = Path(__file__).parent
 
 #: Modules that no result depends on. A section's values reach a rule as its other parameter.
 NEUTRAL = frozenset(
-    {"cli", "compat", "config", "errors", "files", "launch", "plan", "progress", "sources"}
+    {
+        "cli",
+        "compat",
+        "config",
+        "errors",
+        "files",
+        "gang",
+        "jobs",
+        "launch",
+        "plan",
+        "progress",
+        "sources",
+    }
 )
 
 
