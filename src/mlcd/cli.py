@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
         arguments = _parser(list(argv if argv is not None else sys.argv[1:])).parse_args(argv)
-        setup_logging(arguments.command, arguments.log)
+        setup_logging(arguments.log, arguments.command)
         section = None
         if arguments.command in SECTIONS:
             overrides = {

@@ -21,7 +21,7 @@ def is_main_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def setup_logging(name: str = "mlcd", log_file: str | os.PathLike[str] | None = None) -> None:
+def setup_logging(log_file: str | os.PathLike[str] | None = None, name: str = "mlcd") -> None:
     """Send INFO lines with the time and `name` to stderr and, if given, to `log_file` (appended).
 
     With a log file, :func:`progress` writes lines instead of bars: several jobs share a terminal.
