@@ -9,6 +9,8 @@
 
 rule train:
     """Train the encoder against the K centres."""
+    # On a cluster this rule waits on the login node while submitit's gang works.
+    localrule: True
     input:
         labels=of_chunks("labels/{chunk}.h5"),
         embeddings=of_chunks("embeddings/{chunk}.h5"),
