@@ -19,10 +19,20 @@ class Cluster(Section):
     tolerance: float = Field(
         0.0,
         ge=0,
-        description="Stop early when the objective gains less than this share; 0 never stops.",
+        lt=1,
+        description="Stop early when an iteration gains less than this share of the objective "
+        "(mean cosine similarity of a row to its centre); 0 never stops.",
     )
     init: Literal["random", "kmeans++"] = Field(
         "random",
-        description="Initial centres: K distinct random rows, or kmeans++ on a sample of rows.",
+        description="Initial centres: K distinct random rows, or kmeans++ on a sample of rows, "
+        "whose work grows with the square of K.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the initial centres and of repairs.")
+    init_sample: int = Field(
+        20,
+        gt=0,
+        description="Rows a cluster in the sample for kmeans++. The sample must fit in memory.",
+    )
+    seed: int = Field(
+        0, ge=0, description="Seed of the initial centres and of the repair of empty clusters."
+    )

@@ -11,6 +11,8 @@ from mlcd.errors import UserError
 from mlcd.stores import h5
 
 KIND = "centroids"
+#: Centres checked at once, so that the check needs no second copy of them all.
+_TILE = 4096
 
 
 class Centroids:
@@ -45,13 +47,15 @@ class Centroids:
         """
         with h5.reading(self.path, KIND) as file:
             rows = file["centroid"][start:stop]
-        norms = np.linalg.norm(rows, axis=1)
-        # Written so that NaN fails too.
-        bad = np.flatnonzero(~(np.abs(norms - 1) < 1e-2))
-        if len(bad):
-            raise UserError(
-                f"{self.path}: centre {start + bad[0]} is not a unit vector; rerun cluster"
-            )
+        for first in range(0, len(rows), _TILE):
+            norms = np.linalg.norm(rows[first : first + _TILE], axis=1)
+            # Written so that NaN fails too.
+            bad = np.flatnonzero(~(np.abs(norms - 1) < 1e-2))
+            if len(bad):
+                raise UserError(
+                    f"{self.path}: centre {start + first + bad[0]} is not a unit vector; "
+                    "rerun cluster"
+                )
         return rows
 
     @property

@@ -1,0 +1,49 @@
+"""Sums of the rows of each cluster that do not depend on the order of adding.
+
+Rows are rounded to multiples of 2⁻³² and added as integers. Integer addition is associative, so
+the sums are the same bits whatever the block size, the number of threads or of ranks; the rounding
+(at most 2⁻³³ a coordinate) is far below that of the float32 rows themselves.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse
+
+from mlcd.neighbours.memory import TILE
+
+
+class ClusterSums:
+    """Accumulates `total` int64 [K, d] (in units of 2^-bits) and `size` int64 [K] over `n` rows."""
+
+    def __init__(self, k: int, d: int, n: int) -> None:
+        # A coordinate is at most 1, so n of them stay below 2^62.
+        self.bits = min(32, 62 - n.bit_length())
+        self.total = np.zeros((k, d), np.int64)
+        self.size = np.zeros(k, np.int64)
+
+    def clear(self) -> None:
+        """Start a new pass."""
+        self.total[:] = 0
+        self.size[:] = 0
+
+    def add(self, rows: np.ndarray, cluster: np.ndarray) -> None:
+        """Add `rows` float32 [m, d] to the clusters `cluster` int64 [m]."""
+        for start in range(0, len(rows), TILE):
+            tile = rows[start : start + TILE].astype(np.float64)
+            tile *= 2.0**self.bits
+            units = np.rint(tile, out=tile).astype(np.int64)
+            clusters, group, sizes = np.unique(
+                cluster[start : start + TILE], return_inverse=True, return_counts=True
+            )
+            member = scipy.sparse.csr_array(
+                (np.ones(len(units), np.int64), (group, np.arange(len(units)))),
+                shape=(len(clusters), len(units)),
+            )
+            self.total[clusters] += member @ units
+            self.size[clusters] += sizes
+
+    def mean_direction(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return sums of clusters start … stop − 1, float64 [·, d], and their norms [·]."""
+        sums = self.total[start:stop] * 2.0**-self.bits
+        return sums, np.sqrt((sums * sums).sum(axis=1))

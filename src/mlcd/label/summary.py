@@ -1,0 +1,154 @@
+"""How labels are used over all chunks: what tells whether K, l and a threshold are sensible."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mlcd.errors import UserError
+from mlcd.neighbours.exact import ExactSearch
+from mlcd.progress import progress
+from mlcd.stores.centroids import Centroids
+from mlcd.stores.labels import Labels
+
+#: A class is called huge when it is used this many times as often as the mean.
+HUGE = 10
+#: Two centres more similar than this are called near-duplicates.
+NEAR_DUPLICATE = 0.999
+#: Items of a list that is cut short, so that the summary of a million classes stays small.
+_LISTED = 100
+_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+_BLOCK = 1 << 16
+
+
+def summarise(
+    paths: Sequence[str | os.PathLike[str]],
+    centroids: Centroids,
+    *,
+    device: str = "cpu",
+    threads: int = 0,
+) -> dict[str, Any]:
+    """Return the summary (docs/formats.md) of the labels of all chunks.
+
+    Raises :class:`UserError` if files do not belong to `centroids` or differ in labels a row.
+    """
+    files = [Labels(path) for path in paths]
+    _check(files, centroids)
+    k, l = centroids.K, files[0].l
+    use = np.zeros((2, k), np.int64)
+    # Similarities are float16: counting their 65,536 values gives exact quantiles in one pass.
+    values = np.zeros((2, 1 << 16), np.int64)
+    number = np.zeros(l + 1, np.int64)
+    for file in progress(files, label="summarise", unit="file"):
+        for start in range(0, file.n, _BLOCK):
+            label = file.label(start, start + _BLOCK)
+            similarity = file.similarity(start, start + _BLOCK)
+            given = label >= 0
+            count = given.sum(axis=1)
+            last = np.take_along_axis(similarity, np.maximum(count - 1, 0)[:, None], axis=1)
+            use[0] += np.bincount(label[:, 0][given[:, 0]], minlength=k)
+            use[1] += np.bincount(label[given], minlength=k)
+            for row, column in enumerate((similarity[:, 0], last[:, 0])):
+                bits = np.ascontiguousarray(column[count > 0]).view(np.uint16)
+                values[row] += np.bincount(bits, minlength=1 << 16)
+            number += np.bincount(count, minlength=l + 1)
+    return {
+        "pictures": int(number.sum()),
+        "num_classes": k,
+        "labels_a_picture": l,
+        "pictures_by_number_of_labels": {str(i): int(n) for i, n in enumerate(number) if n},
+        "use_as_first_label": _use(use[0]),
+        "use_as_any_label": _use(use[1]),
+        "similarity_of_first_label": _similarity(values[0]),
+        "similarity_of_last_label": _similarity(values[1]),
+        "cluster_sizes": _use(centroids.sizes),
+        "near_duplicate_centres": _near_duplicates(centroids.array, device, threads),
+    }
+
+
+def _use(use: np.ndarray) -> dict[str, Any]:
+    """Describe how often each class is used (int64 [K])."""
+    mean = float(use.sum() / len(use))
+    huge = np.flatnonzero(use > HUGE * mean)
+    largest = huge[np.lexsort((huge, -use[huge]))][:_LISTED]
+    # Bin 0 holds unused classes, bin b ≥ 1 those used 2^(b − 1) … 2^b − 1 times.
+    bins = np.bincount(np.where(use > 0, np.frexp(use)[1], 0))
+    return {
+        "mean": mean,
+        "unused": int((use == 0).sum()),
+        "quantiles": _quantiles(np.sort(use), np.ones(len(use), np.int64)),
+        "imbalance": float(len(use) * np.square(use / max(1, use.sum())).sum()),
+        "histogram": [
+            {"from": 1 << (b - 1) if b else 0, "to": (1 << b) - 1, "classes": int(count)}
+            for b, count in enumerate(bins)
+        ],
+        "huge": {
+            "over": HUGE * mean,
+            "classes": len(huge),
+            "largest": [[int(j), int(use[j])] for j in largest],
+        },
+    }
+
+
+def _similarity(counts: np.ndarray) -> dict[str, Any] | None:
+    """Return mean and quantiles of similarities, from the counts of each float16 bit pattern."""
+    bits = np.flatnonzero(counts)
+    if not len(bits):
+        return None
+    values = bits.astype(np.uint16).view(np.float16).astype(np.float64)
+    order = np.argsort(values, kind="stable")
+    values, times = values[order], counts[bits][order]
+    mean = float((values * times).sum() / times.sum())
+    return {"mean": mean, "quantiles": _quantiles(values, times)}
+
+
+def _quantiles(values: np.ndarray, times: np.ndarray) -> dict[str, float | int]:
+    """Return quantiles of sorted `values`, each there `times` often: the lower of two between."""
+    ends = np.cumsum(times)
+    ranks = [int(q * (int(ends[-1]) - 1)) for q in _QUANTILES]
+    found = values[np.searchsorted(ends, ranks, "right")]
+    return {str(q): value.item() for q, value in zip(_QUANTILES, found, strict=True)}
+
+
+def _near_duplicates(centres: np.ndarray, device: str, threads: int) -> dict[str, Any]:
+    """Find centres whose most similar other centre is a near-duplicate."""
+    k = len(centres)
+    centre, other, cosine = [], [], []
+    if k > 1:
+        search = ExactSearch(centres, device=device, threads=threads)
+        for start in range(0, k, 4096):
+            rows = centres[start : start + 4096]
+            own = np.arange(start, start + len(rows))
+            # Of the two nearest at most one is the centre itself (none if it has many copies).
+            ids = search.nearest(rows, 2)
+            nearest = np.where(ids[:, 0] == own, ids[:, 1], ids[:, 0])
+            value = search.similarities(rows, nearest[:, None])[:, 0]
+            close = np.flatnonzero(value > NEAR_DUPLICATE)
+            centre += own[close].tolist()
+            other += nearest[close].tolist()
+            cosine += value[close].tolist()
+    return {
+        "over": NEAR_DUPLICATE,
+        "centres": len(centre),
+        "nearest": [list(item) for item in zip(centre, other, cosine, strict=True)][:_LISTED],
+    }
+
+
+def _check(files: list[Labels], centroids: Centroids) -> None:
+    for file in files:
+        if file.num_classes != centroids.K:
+            raise UserError(
+                f"{file.path}: labels of {file.num_classes} classes, but {centroids.path} has "
+                f"{centroids.K}; rerun label"
+            )
+        if file.centroids and file.centroids != centroids.fingerprint:
+            raise UserError(f"{file.path}: made with other centroids than {centroids.path}; "
+                            "rerun label")  # fmt: skip
+        if file.l != files[0].l:
+            raise UserError(
+                f"{file.path}: {file.l} labels a picture, but {files[0].path} has {files[0].l}; "
+                "rerun label"
+            )

@@ -1,0 +1,60 @@
+"""Memory limits: reading them, and how large the blocks of a streaming pass may be."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import psutil
+
+from mlcd.errors import UserError
+
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_UNITS |= {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
+#: Rows of a block: fewer and calls cost more than work, more and the pipeline fills slowly.
+_LEAST_ROWS, _MOST_ROWS = 256, 32768
+#: Rows that are handled at once in float64 or int64, so that their copies stay in cache.
+TILE = 512
+#: Working memory of faiss and its BLAS (packing buffers, blocks of scores) and of one scan.
+_WORKING_BYTES = 112 << 20
+
+
+def parse_size(text: str) -> int:
+    """Return bytes of '1GiB', '500MB', '8G' or '1000000'. Raises :class:`UserError`."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?\s*", text.upper())
+    if not found or float(found[1]) == 0:
+        raise UserError(f"--memory-limit: {text!r} is no size; write for instance 1GiB or 500MB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def default_limit() -> int:
+    """Return half of the memory that is free now, in bytes."""
+    return psutil.virtual_memory().available // 2
+
+
+class Blocks(NamedTuple):
+    """How to stream rows: `rows` in a block, and whether all rows stay in memory (`keep`)."""
+
+    rows: int
+    keep: bool
+
+
+def plan_blocks(limit: int, n: int, d: int, labels: int, fixed: int) -> Blocks:
+    """Choose blocks so that the process stays within `limit` bytes (its centres not counted).
+
+    The rows are float32 [n, d]; `labels` candidates are kept a row; `fixed` bytes are needed
+    besides. Two blocks are in flight, one at work and one being read. No result depends on the
+    choice. Raises :class:`UserError` if the limit is too small for the least blocks.
+    """
+    base = psutil.Process().memory_info().rss + fixed + _WORKING_BYTES + 40 * TILE * d
+    # float32 rows twice, the file's own rows as they are read, ids and scores of candidates.
+    row = 12 * d + 48 * (labels + 4)
+    if base + _LEAST_ROWS * row > limit:
+        raise UserError(
+            f"--memory-limit: {limit >> 20} MiB is too little here; "
+            f"at least {(base + _LEAST_ROWS * row >> 20) + 1} MiB are needed"
+        )
+    if base + 4 * n * d + _LEAST_ROWS * row <= limit:
+        room = limit - base - 4 * n * d
+        return Blocks(min(max(room // row, _LEAST_ROWS), _MOST_ROWS), keep=True)
+    return Blocks(min((limit - base) // row, _MOST_ROWS), keep=False)
