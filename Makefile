@@ -7,34 +7,43 @@ VENV ?= .venv
 CORES ?= 2
 # Options for pip, for example the index of PyTorch's CPU wheels (a smaller download).
 PIP_OPTIONS ?=
-# Options for snakemake in `make demo`, for example --configfile my.yaml.
+# Options for snakemake in `make demo`, for example --configfile my.yaml, and the results' folder.
 OPTIONS ?=
+RESULTS ?= results
+# Tests that run side by side.
+WORKERS ?= 2
 
 BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.installed
+SNAKEMAKE = snakemake --profile profiles/local --cores $(CORES) $(OPTIONS)
 export PATH := $(BIN):$(PATH)
 export NO_ALBUMENTATIONS_UPDATE := 1
-STAMP := $(VENV)/.installed
 
-.PHONY: demo run report test test-quick lint install config clean
+.PHONY: demo install report test lint config clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints/cpu.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "mlcd needs Python 3.11 or 3.12, this is %d.%d: make PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "mlcd needs Python 3.11 or 3.12 and this is %d.%d; try make PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt $(PIP_OPTIONS) --editable '.[cpu,demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt $(PIP_OPTIONS) --editable '.[cpu,demo,dev]'
 	@touch $@
 
 demo: $(STAMP)
-	@python demo/run.py -- snakemake --profile profiles/local --cores $(CORES) $(OPTIONS)
+	@python demo/run.py -- $(SNAKEMAKE)
 	@$(MAKE) --no-print-directory report
 
-# Snakemake's own HTML report, made again only when a result is newer.
-report: $(STAMP)
-	@python -m mlcd.report.html --cores $(CORES) -- $(OPTIONS)
+# The HTML report is made again only when one of its figures or tables is newer.
+report: $(STAMP) $(RESULTS)/report.html
+	@cat $(RESULTS)/evaluate/summary.md
+	@echo
+	@echo "Report: $(abspath $(RESULTS)/report.html)"
+
+$(RESULTS)/report.html: $(wildcard $(RESULTS)/report/* $(RESULTS)/evaluate/summary.*)
+	$(SNAKEMAKE) --report $@
 
 test: $(STAMP)
-	pytest tests
+	python -m pytest --numprocesses $(WORKERS) --dist loadfile tests
 
 lint: $(STAMP)
 	ruff check .
@@ -47,4 +56,4 @@ config: $(STAMP)
 	python -m mlcd.config.generate
 
 clean:
-	rm -rf results .snakemake logs
+	rm -rf results .snakemake

@@ -5,6 +5,9 @@
 # modules that the stage imports). Threads, memory, nodes and ranks are resources: they make nothing
 # stale. Nothing here imports torch: every Slurm job parses this file again.
 
+import json
+from pathlib import Path
+
 from snakemake.exceptions import WorkflowError
 
 from mlcd.config import Config, validate

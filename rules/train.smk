@@ -8,9 +8,6 @@
 
 
 rule train:
-    """Train the encoder against the K centres."""
-    # On a cluster this rule waits on the login node while submitit's gang works.
-    localrule: True
     input:
         labels=of_chunks("labels/{chunk}.h5"),
         embeddings=of_chunks("embeddings/{chunk}.h5"),
@@ -24,6 +21,10 @@ rule train:
         f"{RESULTS}/logs/train.log",
     benchmark:
         f"{RESULTS}/benchmarks/train.tsv"
+    """Train the encoder against the K centres."""
+
+    # On a cluster this rule waits on the login node while submitit's gang works.
+    localrule: True
     conda:
         "../environment.yml"
     threads: 2

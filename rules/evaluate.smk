@@ -1,0 +1,123 @@
+# evaluate: the trained encoder beside raw pixels, random weights and the frozen encoder.
+#
+# REQUIRED INPUTS  config evaluate.datasets; results/train/encoder.* for trained and random
+# OUTPUTS          results/evaluate/features/{model}-{dataset}.h5   features, cached once
+#                  results/evaluate/{model}.json                    metrics of a model
+#                  results/evaluate/summary.csv, .md, .svg          all models side by side
+
+DATASETS = {dataset.name: dataset for dataset in CONFIG.evaluate.datasets}
+
+
+def encoder_files(wildcards):
+    """Return what the features of a model are computed from, beside the pictures."""
+    return {
+        "trained": [f"{RESULTS}/train/encoder.safetensors", f"{RESULTS}/train/encoder.json"],
+        "random": [f"{RESULTS}/train/encoder.json"],
+    }.get(wildcards.model, [])
+
+
+def features_section(wildcards):
+    """Return the keys that features depend on: another probe option leaves them alone."""
+    section = CONFIG.evaluate.model_dump(mode="json")
+    kept = {"seed": section["seed"], "datasets": []}
+    for dataset in section["datasets"]:
+        if dataset["name"] == wildcards.dataset:
+            kept["datasets"].append(dataset)
+    return json.dumps(kept, sort_keys=True)
+
+
+rule evaluate_features:
+    """Compute the features of {wildcards.model} on {wildcards.dataset}."""
+    input:
+        encoder=encoder_files,
+        # ancient: a copied data set has a new time; its identity below tells whether it is another.
+        pictures=lambda wildcards: ancient(DATASETS[wildcards.dataset].path),
+    output:
+        features=f"{RESULTS}/evaluate/features/{{model}}-{{dataset}}.h5",
+    log:
+        f"{RESULTS}/logs/evaluate/features-{{model}}-{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate/features-{{model}}-{{dataset}}.tsv"
+    conda:
+        "../environment.yml"
+    threads: 2
+    resources:
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        runtime=240,
+    params:
+        cfg=features_section,
+        code=code_hash("evaluate"),
+        frozen=lambda wildcards: section("embed") if wildcards.model == "frozen" else "",
+        identity=lambda wildcards: file_identity(DATASETS[wildcards.dataset].path),
+        folder=f"{RESULTS}/train",
+    shell:
+        """
+        mlcd evaluate --part features \
+            --model {wildcards.model:q} \
+            --dataset {wildcards.dataset:q} \
+            --encoder {params.folder:q} \
+            --embed-config {params.frozen:q} \
+            --output {output.features:q} \
+            --threads {threads} \
+            --config {params.cfg:q} \
+            --log {log:q}
+        """
+
+
+rule evaluate:
+    """Score the features of {wildcards.model}: k-NN, linear probe, mean average precision."""
+    input:
+        features=expand(
+            f"{RESULTS}/evaluate/features/{{{{model}}}}-{{dataset}}.h5", dataset=DATASETS
+        ),
+    output:
+        metrics=f"{RESULTS}/evaluate/{{model}}.json",
+    log:
+        f"{RESULTS}/logs/evaluate/{{model}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate/{{model}}.tsv"
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=240,
+    params:
+        cfg=section("evaluate"),
+        code=code_hash("evaluate"),
+    shell:
+        """
+        mlcd evaluate --part metrics \
+            --features {input.features:q} \
+            --output {output.metrics:q} \
+            --threads {threads} \
+            --config {params.cfg:q} \
+            --log {log:q}
+        """
+
+
+rule evaluate_summary:
+    """Put all models side by side in one table."""
+    input:
+        metrics=expand(f"{RESULTS}/evaluate/{{model}}.json", model=CONFIG.evaluate.models),
+    output:
+        table=f"{RESULTS}/evaluate/summary.csv",
+        text=f"{RESULTS}/evaluate/summary.md",
+        chart=f"{RESULTS}/evaluate/summary.svg",
+    log:
+        f"{RESULTS}/logs/evaluate/summary.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        code=code_hash("evaluate"),
+    shell:
+        """
+        mlcd evaluate --part summary \
+            --metrics {input.metrics:q} \
+            --output {output.table:q} \
+            --log {log:q}
+        """
