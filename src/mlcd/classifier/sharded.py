@@ -1,0 +1,234 @@
+"""The classifier whose class centres are divided over the ranks."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mlcd.classifier.exchange import Exchange
+from mlcd.classifier.gradient import RowGradient
+from mlcd.classifier.sampler import BLOCK, NegativeSampler, generator
+from mlcd.losses.head import Head
+from mlcd.losses.terms import Objective, unit_rows
+
+# The sums of exponentials of scaled similarities are held in float64, which ends near e^709.
+LARGEST_LOGIT = 600
+STATISTICS = ("positive_term", "negative_term", "positive_similarity", "negative_similarity")
+
+
+def shard_bounds(num_classes: int, world: int, rank: int) -> tuple[int, int]:
+    """Return [start, stop) of the rows of `rank`: contiguous, and even to within one row."""
+    return num_classes * rank // world, num_classes * (rank + 1) // world
+
+
+class ShardedClassifier(nn.Module):
+    """Class centres over W ranks and the loss of a global batch against them.
+
+    num_classes K and dim d: the whole matrix is [K, d]; this rank holds rows [start, stop) as the
+    float32 parameter `weight`. kind, scale, margin, margin_type: see
+    :func:`mlcd.losses.cluster_loss`. negative_ratio r: exactly round(r · K) classes are drawn as
+    negatives at each step, one set for the whole batch, a function of (seed, step) alone.
+    group: a process group, or None for all ranks (or for one process, where none is initialised).
+
+    memory_limit: bytes that the blocks of logits may take on this rank. compute_dtype: of the
+    matrix products and of the gathered embeddings; reduction is in float32 always. None means
+    bfloat16 where a CUDA device has it, else float32. encoder_gradients: `averaged` where
+    the encoder's gradients are averaged over ranks after the backward pass, as DeepSpeed and DDP
+    do: the gradient that is handed to the encoder is then multiplied by W, so that the average is
+    the gradient of the loss. `summed` leaves it as it is.
+
+    The gradient of the centres goes to `gradient` (a :class:`RowGradient` of local rows, or None),
+    not to `weight.grad`, which would be dense; it grows over backward passes until
+    :meth:`zero_grad`. :class:`~mlcd.classifier.RowSparseAdamW` takes it from there.
+
+    Raises ValueError for settings that do not fit, among them a scale · (1 + margin) over 600.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        kind: str,
+        scale: float,
+        margin: float,
+        margin_type: str,
+        negative_ratio: float,
+        seed: int,
+        group: dist.ProcessGroup | None = None,
+        memory_limit: int = 64 << 20,
+        compute_dtype: torch.dtype | None = None,
+        encoder_gradients: Literal["averaged", "summed"] = "averaged",
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1 or dim < 1:
+            raise ValueError(f"num_classes {num_classes}, dim {dim}: expected at least 1")
+        if not 0 < negative_ratio <= 1:
+            raise ValueError(f"negative_ratio {negative_ratio}: expected above 0, at most 1")
+        if scale * (1 + margin) > LARGEST_LOGIT:
+            raise ValueError(f"scale {scale}: scale · (1 + margin) may be {LARGEST_LOGIT} at most")
+        if compute_dtype not in (None, torch.float32, torch.bfloat16):
+            raise ValueError(f"compute_dtype {compute_dtype}: expected float32 or bfloat16")
+        if encoder_gradients not in ("averaged", "summed"):
+            raise ValueError(f"encoder_gradients {encoder_gradients!r}: averaged or summed")
+        self.objective = Objective(kind, scale, margin, margin_type)
+        self.num_classes, self.dim, self.seed = num_classes, dim, seed
+        self.memory_limit, self.compute_dtype = memory_limit, compute_dtype
+        self.encoder_gradients = encoder_gradients
+        self.exchange = Exchange(group)
+        self.start, self.stop = shard_bounds(num_classes, self.exchange.world, self.exchange.rank)
+        self.sampler = NegativeSampler(num_classes, round(negative_ratio * num_classes), seed)
+        self.weight = nn.Parameter(torch.empty(self.stop - self.start, dim, device=device))
+        self.gradient: RowGradient | None = None
+        self.statistics: dict[str, Tensor] = {}
+        self._drawn: tuple[int, Tensor] | None = None
+        self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_classes={self.num_classes}, dim={self.dim}, rows={self.start}…{self.stop - 1}, "
+            f"{self.objective}, sampled={self.sampler.count}"
+        )
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set random unit rows, a function of (seed, row) alone."""
+        for block in range(self.start // BLOCK, -(-self.stop // BLOCK)):
+            first = block * BLOCK
+            count = min(BLOCK, self.num_classes - first)
+            rows = generator(self.seed, block, 2).standard_normal((count, self.dim), "float32")
+            low, high = max(self.start, first), min(self.stop, first + count)
+            part = unit_rows(torch.from_numpy(rows[low - first : high - first]))
+            self.weight[low - self.start : high - self.start] = part.to(self.weight.device)
+
+    @torch.no_grad()
+    def load_rows(self, source: Any) -> None:
+        """Set the local rows from `source` [K, d]: a tensor, an array or an HDF5 dataset.
+
+        Only the rows of this rank are read, some thousands at a time. Raises ValueError if the
+        shape is not [K, d] or a value is not finite.
+        """
+        if tuple(source.shape) != (self.num_classes, self.dim):
+            expected = (self.num_classes, self.dim)
+            raise ValueError(f"centres {tuple(source.shape)}: expected {expected}")
+        for first in range(self.start, self.stop, BLOCK):
+            last = min(first + BLOCK, self.stop)
+            part = torch.as_tensor(source[first:last]).to(self.weight)
+            if not bool(part.isfinite().all()):
+                raise ValueError(f"centres: a value in rows {first} … {last - 1} is not finite")
+            self.weight[first - self.start : last - self.start] = part
+
+    def sampled_rows(self, step: int) -> Tensor:
+        """Return the negatives of step `step` that this rank owns: local rows, int64, rising."""
+        if self._drawn is None or self._drawn[0] != step:
+            classes = self.sampler.draw(step, self.start, self.stop) - self.start
+            self._drawn = step, torch.from_numpy(classes).to(self.weight.device)
+        return self._drawn[1].to(self.weight.device)
+
+    def block_size(self, samples: int) -> int:
+        """Return how many centres' logits against `samples` embeddings fit in `memory_limit`.
+
+        A class takes `samples` float32 logits and some copies of its centre; see
+        docs/learning-core.md.
+        """
+        halves = self._product_dtype() == torch.bfloat16
+        column = samples * (6 if halves else 4) + self.dim * (14 if halves else 12)
+        return max(1, self.memory_limit // column)
+
+    def forward(self, embedding: Tensor, labels: Tensor, step: int) -> Tensor:
+        """Return the mean loss over the global batch, float32, the same value on every rank.
+
+        embedding: float [B, d], this rank's, normalised inside; labels: integers [B, l], global
+        class ids, −1 pads; both of the same shape on every rank. step: chooses the negatives, so
+        the micro-batches of one optimiser step pass the same number. Every rank must also call
+        backward. The centres must not change between the two.
+
+        Sets `statistics`: positive_term and negative_term, the two terms of Eq. 5 averaged over
+        samples, and positive_similarity and negative_similarity, mean cosines (NaN where there
+        are none), float64 tensors over the global batch, computed without waiting for the device.
+        """
+        if embedding.ndim != 2 or embedding.shape[1] != self.dim or len(embedding) == 0:
+            raise ValueError(f"embedding {tuple(embedding.shape)}: expected [B, {self.dim}]")
+        if len(labels) != len(embedding):
+            raise ValueError(f"labels: {len(labels)} rows for {len(embedding)} embeddings")
+        positives = self.objective.distinct(labels, self.num_classes).to(embedding.device)
+        unit = unit_rows(embedding.double()).to(self._product_dtype())
+        return _ShardedLoss.apply(unit, self.weight, self, positives, step)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the rows' gradient."""
+        super().zero_grad(set_to_none)
+        self.gradient = None
+
+    def _product_dtype(self) -> torch.dtype:
+        if self.compute_dtype is not None:
+            return self.compute_dtype
+        halves = self.weight.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if halves else torch.float32
+
+
+class _ShardedLoss(torch.autograd.Function):
+    """Loss and gradients of one shard, with the exchange between ranks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        unit: Tensor,
+        weight: Tensor,
+        classifier: ShardedClassifier,
+        positives: Tensor,
+        step: int,
+    ) -> Tensor:
+        exchange = classifier.exchange
+        everyone = exchange.gather(unit)
+        positives = exchange.gather(positives)
+        mine = (positives >= classifier.start) & (positives < classifier.stop)
+        head = Head(
+            classifier.objective,
+            everyone,
+            weight,
+            classifier.sampled_rows(step),
+            (positives - classifier.start).where(mine, -1),
+            classifier.block_size(len(everyone)),
+        )
+        loss = head.evaluate(
+            want_embedding_gradient=ctx.needs_input_grad[0],
+            reduce=exchange.add if exchange.world > 1 else None,
+        )
+        positive, positives_seen, negative, negatives_seen = head.statistics
+        values = (
+            head.positive_term,
+            head.negative_term,
+            positive / positives_seen,
+            negative / negatives_seen,
+        )
+        classifier.statistics = dict(zip(STATISTICS, values, strict=True))
+        ctx.head, ctx.classifier, ctx.dtype = head, classifier, unit.dtype
+        # Kept by autograd so that a centre changed in between is noticed.
+        ctx.save_for_backward(weight)
+        return loss.float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (_,) = ctx.saved_tensors
+        classifier, head = ctx.classifier, ctx.head
+        exchange = classifier.exchange
+        finish = None
+        if ctx.needs_input_grad[0]:
+            copies = exchange.world if classifier.encoder_gradients == "averaged" else 1
+            finish = exchange.scatter_sum(head.embedding_gradient * (upstream * copies))
+        if ctx.needs_input_grad[1]:
+            # The exchange of embedding gradients is under way meanwhile.
+            rows, values = head.row_gradient(upstream)
+            if classifier.gradient is None:
+                classifier.gradient = RowGradient(rows, values)
+            else:
+                classifier.gradient.add(rows, values)
+        gradient = finish().to(ctx.dtype) if finish else None
+        return gradient, None, None, None, None

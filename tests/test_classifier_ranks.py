@@ -1,0 +1,76 @@
+"""The sharded classifier on 2, 3 and 4 gloo ranks against the one-process function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import classifier_ranks as ranks
+import pytest
+import torch
+
+WORLDS = (2, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def single() -> dict[str, Any]:
+    """The same work without a process group."""
+    torch.set_num_threads(1)
+    head = ranks.classifier()
+    return {
+        "training": ranks.training(0, 1),
+        "saturation": ranks.saturation(0, 1),
+        "sampled": [head.sampled_rows(step).tolist() for step in range(3)],
+        "random_rows": head.weight.detach(),
+    }
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    return ranks.spawn(request.param, tmp_path_factory.mktemp("ranks"))
+
+
+def test_loss_and_gradients_equal_the_one_process_function(results: list[dict]) -> None:
+    for index, setting in enumerate(ranks.SETTINGS):
+        found = [result["settings"][index] for result in results]
+        assert len({errors["value"] for errors in found}) == 1, setting
+        for errors in found:
+            assert errors["loss"] < 1e-6, (setting, errors)
+            assert errors["embedding"] < 1e-5, (setting, errors)
+            assert errors["centre"] < 1e-5, (setting, errors)
+
+
+def test_bfloat16_products_stay_near(results: list[dict]) -> None:
+    for result in results:
+        assert result["halves"]["loss"] < 5e-3
+        assert result["halves"]["embedding"] < 0.1
+        assert result["halves"]["centre"] < 0.1
+
+
+def test_the_same_negatives_at_any_world_size(results: list[dict], single: dict) -> None:
+    for step, expected in enumerate(single["sampled"]):
+        assert len(expected) == round(0.1 * ranks.NUM_CLASSES)
+        union = [row + result["start"] for result in results for row in result["sampled"][step]]
+        assert union == expected
+
+
+def test_training_does_not_depend_on_the_world_size(results: list[dict], single: dict) -> None:
+    """Accumulation, clipping over shards, optimiser state and statistics."""
+    one = single["training"]
+    for result in results:
+        assert result["training"]["losses"] == pytest.approx(one["losses"], rel=1e-5)
+        assert result["training"]["norms"] == pytest.approx(one["norms"], rel=1e-5)
+        for found, expected in zip(result["training"]["terms"], one["terms"], strict=True):
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    for name in ("weight", "exp_avg", "exp_avg_sq", "row_step", "embedding"):
+        whole = torch.cat([result["training"][name] for result in results])
+        torch.testing.assert_close(whole, one[name], rtol=1e-3, atol=1e-5, msg=lambda m: name + m)  # noqa: B023
+
+
+def test_positives_do_not_crowd_out_negatives(results: list[dict], single: dict) -> None:
+    expected = round(0.25 * ranks.BATCH * ranks.LABELS)
+    assert single["saturation"] == expected
+    assert sum(result["saturation"] for result in results) == expected
+
+
+def test_random_centres_do_not_depend_on_the_world_size(results: list[dict], single: dict) -> None:
+    assert torch.equal(torch.cat([r["random_rows"] for r in results]), single["random_rows"])
