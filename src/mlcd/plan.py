@@ -19,6 +19,8 @@ from mlcd.errors import UserError
 
 FORMATS = ("parquet", "csv", "tsv", "txt", "csv.gz", "tsv.gz", "txt.gz")
 _BLOCK = 1 << 20
+# Chunk names have five digits; a graph of so many jobs would not be usable anyway.
+_MOST_CHUNKS = 100_000
 # Chunk names become file names, wildcards and words of shell commands.
 _SAFE_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+=@-]*")
 
@@ -80,6 +82,11 @@ def plan(metadata: list[str], chunk_rows: int) -> dict[str, tuple[str, int]]:
     for path, rows in zip(metadata, counts, strict=True):
         if rows == 0:
             raise UserError(f"{path}: this list has no rows; take it out of the key metadata")
+        if chunk_count(rows, chunk_rows) > _MOST_CHUNKS:
+            raise UserError(
+                f"{path}: {rows} rows make more than {_MOST_CHUNKS} chunks of {chunk_rows}; "
+                "raise prepare.chunk_rows"
+            )
         for index in range(chunk_count(rows, chunk_rows)):
             name = chunk_name(path, index)
             if name in chunks:
