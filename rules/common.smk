@@ -6,6 +6,7 @@
 # stale. Nothing here imports torch: every Slurm job parses this file again.
 
 import json
+import shlex
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -33,6 +34,8 @@ def check_config(values):
 
 
 CONFIG, CHUNKS = check_config(config)
+# Captions of the report read `config`: give them every key, defaults included.
+config.update(CONFIG.model_dump(mode="json"))
 RESULTS = CONFIG.results.rstrip("/")
 
 
@@ -51,3 +54,29 @@ def section(stage):
 def of_chunks(pattern):
     """Return the files that `pattern` (with {chunk}) names, one a chunk."""
     return expand(f"{RESULTS}/{pattern}", chunk=CHUNKS)
+
+
+DATASETS = {dataset.name: dataset for dataset in CONFIG.evaluate.datasets}
+
+
+def encoder_files(wildcards):
+    """Return what the features of a model are computed from, beside the pictures."""
+    return {
+        "trained": [f"{RESULTS}/train/encoder.safetensors", f"{RESULTS}/train/encoder.json"],
+        "random": [f"{RESULTS}/train/encoder.json"],
+    }.get(wildcards.model, [])
+
+
+def features_section(wildcards):
+    """Return the keys that features depend on: another probe option leaves them alone."""
+    section = CONFIG.evaluate.model_dump(mode="json")
+    kept = {"seed": section["seed"], "datasets": []}
+    for dataset in section["datasets"]:
+        if dataset["name"] == wildcards.dataset:
+            kept["datasets"].append(dataset)
+    return json.dumps(kept, sort_keys=True)
+
+
+def as_options(files):
+    """Return '--name file file …' for each kind of input of a part."""
+    return " ".join(f"--{name} {shlex.join(paths)}" for name, paths in files.items())

@@ -5,26 +5,6 @@
 #                  results/evaluate/{model}.json                    metrics of a model
 #                  results/evaluate/summary.csv, .md, .svg          all models side by side
 
-DATASETS = {dataset.name: dataset for dataset in CONFIG.evaluate.datasets}
-
-
-def encoder_files(wildcards):
-    """Return what the features of a model are computed from, beside the pictures."""
-    return {
-        "trained": [f"{RESULTS}/train/encoder.safetensors", f"{RESULTS}/train/encoder.json"],
-        "random": [f"{RESULTS}/train/encoder.json"],
-    }.get(wildcards.model, [])
-
-
-def features_section(wildcards):
-    """Return the keys that features depend on: another probe option leaves them alone."""
-    section = CONFIG.evaluate.model_dump(mode="json")
-    kept = {"seed": section["seed"], "datasets": []}
-    for dataset in section["datasets"]:
-        if dataset["name"] == wildcards.dataset:
-            kept["datasets"].append(dataset)
-    return json.dumps(kept, sort_keys=True)
-
 
 rule evaluate_features:
     """Compute the features of {wildcards.model} on {wildcards.dataset}."""
@@ -49,7 +29,7 @@ rule evaluate_features:
         code=code_hash("evaluate"),
         frozen=lambda wildcards: section("embed") if wildcards.model == "frozen" else "",
         identity=lambda wildcards: file_identity(DATASETS[wildcards.dataset].path),
-        folder=f"{RESULTS}/train",
+        folder=lambda wildcards, input: str(Path(input.encoder[0]).parent) if input.encoder else "",
     shell:
         """
         mlcd evaluate --part features \

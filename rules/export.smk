@@ -26,8 +26,8 @@ rule export:
             {"formats": [wildcards.format], "tolerance": CONFIG.export.tolerance}
         ),
         code=code_hash("export"),
-        encoder=f"{RESULTS}/train",
-        folder=f"{RESULTS}/export",
+        encoder=subpath(input.weights, parent=True),
+        folder=subpath(output.check, ancestor=2),
     shell:
         """
         mlcd export \

@@ -8,6 +8,7 @@
 
 
 rule train:
+    """Train the encoder against the K centres."""
     input:
         labels=of_chunks("labels/{chunk}.h5"),
         embeddings=of_chunks("embeddings/{chunk}.h5"),
@@ -21,9 +22,7 @@ rule train:
         f"{RESULTS}/logs/train.log",
     benchmark:
         f"{RESULTS}/benchmarks/train.tsv"
-    """Train the encoder against the K centres."""
-
-    # On a cluster this rule waits on the login node while submitit's gang works.
+    # On a cluster this rule waits on the login node while the gang of ranks works.
     localrule: True
     conda:
         "../environment.yml"

@@ -1,0 +1,128 @@
+# report: one page for each part of the run, shown by Snakemake's HTML report (make report).
+#
+# REQUIRED INPUTS  the results of the other stages, each part its own: a new probe option redraws the
+#                  results and leaves the montages alone
+# OUTPUTS          results/report/{part}.html
+#                  results/report/config.yaml       the resolved config
+#                  results/report/provenance.json   versions, revision and hashes
+
+import yaml
+
+#: Part → category and title in the report, and the files it is drawn from.
+REPORT_PARTS = {
+    "download": (
+        "1 Data",
+        "Download outcomes",
+        {"images": of_chunks("images/{chunk}/manifest.json")},
+    ),
+    "cluster": (
+        "2 Clusters",
+        "Objective and sizes",
+        {"centroids": [f"{RESULTS}/clusters/centroids.h5"]},
+    ),
+    "montage": (
+        "2 Clusters",
+        "Pictures nearest to a centre",
+        {
+            "images": of_chunks("images/{chunk}/manifest.json"),
+            "embeddings": of_chunks("embeddings/{chunk}.h5"),
+            "labels": of_chunks("labels/{chunk}.h5"),
+            "centroids": [f"{RESULTS}/clusters/centroids.h5"],
+        },
+    ),
+    "label": (
+        "3 Labels",
+        "Label use and similarity",
+        {"summary": [f"{RESULTS}/labels/summary.json"]},
+    ),
+    "examples": (
+        "3 Labels",
+        "Pictures and their labels",
+        {
+            "images": of_chunks("images/{chunk}/manifest.json"),
+            "embeddings": of_chunks("embeddings/{chunk}.h5"),
+            "labels": of_chunks("labels/{chunk}.h5"),
+        },
+    ),
+    "train": (
+        "4 Training",
+        "Loss, similarity and throughput",
+        {"metrics": [f"{RESULTS}/train/metrics.jsonl"]},
+    ),
+    "results": (
+        "5 Results",
+        "All models on all data sets",
+        {"scores": [f"{RESULTS}/evaluate/summary.csv"]},
+    ),
+    "provenance": (
+        "6 Provenance",
+        "Config, versions and hashes",
+        {
+            "resolved": [f"{RESULTS}/report/config.yaml"],
+            "files": [
+                f"{RESULTS}/clusters/centroids.h5",
+                f"{RESULTS}/labels/summary.json",
+                f"{RESULTS}/train/encoder.safetensors",
+                f"{RESULTS}/train/metrics.jsonl",
+                f"{RESULTS}/evaluate/summary.csv",
+            ],
+        },
+    ),
+}
+REPORT_FILES = [f"{RESULTS}/report/{part}.html" for part in REPORT_PARTS]
+
+
+rule report_config:
+    """Store the resolved config, defaults included, beside the results."""
+    output:
+        f"{RESULTS}/report/config.yaml",
+    log:
+        f"{RESULTS}/logs/report/config.log",
+    localrule: True
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        text=yaml.safe_dump(CONFIG.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    shell:
+        "printf %s {params.text:q} > {output:q} 2> {log:q}"
+
+
+for part, (category, title, files) in REPORT_PARTS.items():
+
+    rule:
+        name:
+            f"report_{part}"
+        input:
+            **files,
+        output:
+            report(
+                f"{RESULTS}/report/{part}.html",
+                caption=f"../workflow/report/{part}.rst",
+                category=category,
+                labels={"page": title},
+            ),
+        log:
+            f"{RESULTS}/logs/report/{part}.log",
+        conda:
+            "../environment.yml"
+        threads: 1
+        resources:
+            mem_mb=4000,
+            runtime=60,
+        params:
+            part=f"--part {part}",
+            options=as_options(files),
+            # The other parts depend on no key of the section.
+            cfg=section("report") if part in ("montage", "examples") else "{}",
+            code=code_hash("report"),
+        shell:
+            """
+            mlcd report {params.part} {params.options} \
+                --output {output:q} \
+                --config {params.cfg:q} \
+                --log {log:q}
+            """
