@@ -49,7 +49,8 @@ class Task:
             self.folder / f"rank-{rank}.json",
             {"pid": process.pid, "created": process.create_time(), "host": socket.gethostname()},
         )
-        setup_logging(self.folder / RANK_LOG if rank == 0 else None)
+        stage = self.function.__module__.removeprefix("mlcd.").split(".")[0]
+        setup_logging(self.folder / RANK_LOG if rank == 0 else None, stage)
         threading.Thread(target=self._leave_with_others, daemon=True).start()
         try:
             result = self.function(**self.kwargs)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 import shutil
 import signal
@@ -176,7 +177,7 @@ def _submit(
             **resources.options,
         )
     task = Task(function, kwargs, folder, local=resources.launcher == "local")
-    with _environment(resources):
+    with _environment(resources), _stderr_to(folder / "controller.log"):
         submitted = executor.submit(task)
     kind = LocalJob if resources.launcher == "local" else SlurmJob
     job = kind.started(submitted.job_id, folder, resources.ranks)
@@ -244,7 +245,7 @@ def _story(job: Job, failure: dict[str, Any]) -> str:
 
 
 class _Tail:
-    """Copies what is appended to a file to stderr."""
+    """Copies what rank 0 appends to its log to where this process logs (it has its own times)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -258,8 +259,10 @@ class _Tail:
             # Whole lines only, so that a character is never cut in two.
             text = text[: text.rfind(b"\n") + 1]
             self._position += len(text)
-            sys.stderr.write(text.decode("utf-8", "replace"))
-            sys.stderr.flush()
+            for handler in LOGGER.handlers:
+                if isinstance(handler, logging.StreamHandler):
+                    handler.stream.write(text.decode("utf-8", "replace"))
+                    handler.flush()
 
 
 @contextmanager
@@ -280,6 +283,20 @@ def _environment(resources: Resources) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Send what submitit's controller process says to a file: an interrupt is a traceback to it."""
+    sys.stderr.flush()
+    with path.open("wb") as handle:
+        before = os.dup(2)
+        os.dup2(handle.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 @contextmanager

@@ -87,6 +87,26 @@ class Train(Section):
         description="DeepSpeed ZeRO stage of the encoder: 0 none, 1 optimiser, 2 + gradients, "
         "3 + parameters divided over the ranks.",
     )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Recompute the encoder's activations in the backward pass: a third more "
+        "arithmetic for a fraction of the memory. Same losses.",
+    )
+    compile: bool = Field(
+        False, description="Compile the encoder with torch.compile; the first step takes minutes."
+    )
+    shuffle_block: int = Field(
+        64,
+        gt=0,
+        description="Pictures that are neighbours in a tar and are shuffled as one block over all "
+        "chunks, so that reading is sequential. At scale 256 or more.",
+    )
+    shuffle_window: int = Field(
+        8192,
+        gt=0,
+        description="Pictures shuffled singly: an epoch's sequence of blocks is cut into windows "
+        "of this many, and each is shuffled.",
+    )
     log_every: int = Field(5, gt=0, description="Steps between lines of metrics.jsonl.")
     seed: int = Field(0, ge=0, description="Seed of weights, data order, crops and negatives.")
 

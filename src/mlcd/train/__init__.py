@@ -1,0 +1,94 @@
+"""Stage `train`: the driver. It checks the inputs, starts the ranks, and waits for them.
+
+The ranks' work is in :mod:`mlcd.train.loop`; nothing heavy is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from mlcd import launch
+from mlcd.config.train import Train
+from mlcd.errors import UserError
+from mlcd.files import atomic_path, sha256_json, state_dir
+from mlcd.progress import LOGGER
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Files, ranks, and how often to save."""
+    add = parser.add_argument
+    add("--labels", nargs="+", required=True, metavar="L.h5", help="labels of all chunks")
+    add("--embeddings", nargs="+", required=True, metavar="E.h5",
+        help="embeddings of the same chunks; they say where each picture lies")  # fmt: skip
+    add("--images", nargs="+", required=True, metavar="MANIFEST",
+        help="manifest.json (or folder) of the same chunks' pictures")  # fmt: skip
+    add("--centroids", required=True, metavar="C.h5", help="the centres behind the labels")
+    add("--output", required=True, metavar="DIR",
+        help="folder for encoder.safetensors, encoder.json, metrics.jsonl, tensorboard/ and "
+        "state/ (checkpoints)")  # fmt: skip
+    launch.add_arguments(parser, ranks_per_node=2)
+    add("--micro-batch", type=int, default=0, metavar="N",
+        help="pictures a rank takes at once; 0: its whole share of train.batch_size. Smaller ones "
+        "take less memory and give the same losses (but for batch norm's) [0]")  # fmt: skip
+    add("--workers", type=int, default=1, metavar="N",
+        help="processes a rank that read and decode pictures; 0: the rank itself [1]")  # fmt: skip
+    add("--checkpoint-every", type=int, default=100, metavar="N",
+        help="steps between checkpoints [100]")  # fmt: skip
+    add("--keep", type=int, default=2, metavar="N", help="checkpoints kept [2]")
+
+
+def run(arguments: argparse.Namespace, section: Train) -> None:
+    """Train on a gang of ranks; the same command goes on after any interruption."""
+    from mlcd.train import inputs
+    from mlcd.train.loop import train_rank
+
+    resources = launch.resources(arguments)
+    _check_batch(section, resources.ranks, arguments.micro_batch)
+    for option in ("checkpoint_every", "keep"):
+        if getattr(arguments, option) < 1:
+            raise UserError(f"--{option.replace('_', '-')}: expected ≥ 1")
+    sources = inputs.check(
+        arguments.labels, arguments.embeddings, arguments.images, arguments.centroids
+    )
+    output = Path(arguments.output)
+    identity = [section.model_dump(mode="json"), *sources.identity]
+    state = state_dir(output / "encoder.safetensors", *identity)
+    n = inputs.build_index(sources, state / "index")
+    if n < section.batch_size:
+        raise UserError(
+            f"train.batch_size: {section.batch_size} pictures a step, but only {n} have labels; "
+            "lower it"
+        )
+    rank_arguments = {
+        "section": section.model_dump(mode="json"),
+        "identity": sha256_json(identity),
+        "centroids": str(Path(arguments.centroids).resolve()),
+        "state": str(state.resolve()),
+        "output": str(output.resolve()),
+        "device": "cuda" if resources.gpus else "cpu",
+        "micro_batch": arguments.micro_batch,
+        "workers": arguments.workers,
+        "checkpoint_every": arguments.checkpoint_every,
+        "keep": arguments.keep,
+    }
+    result = launch.run_gang(train_rank, {"run": rank_arguments}, state, resources)
+    with atomic_path(output / "metrics.jsonl") as temporary:
+        shutil.copyfile(state / "metrics.jsonl", temporary)
+    LOGGER.info("trained %d steps; wrote %s", result["steps"], output / "encoder.safetensors")
+
+
+def _check_batch(section: Train, ranks: int, micro_batch: int) -> None:
+    """Refuse what does not divide: every rank takes the same number of pictures at each step."""
+    if section.batch_size % ranks:
+        raise UserError(
+            f"train.batch_size: {section.batch_size} does not divide by {ranks} ranks; "
+            "change it, or --ranks-per-node"
+        )
+    share = section.batch_size // ranks
+    if micro_batch < 0 or (micro_batch and share % micro_batch):
+        raise UserError(
+            f"--micro-batch: {micro_batch} does not divide a rank's {share} pictures a step; "
+            "choose a divisor, or 0"
+        )

@@ -1,0 +1,351 @@
+"""What every rank does: read, forward, backward, step, measure, checkpoint.
+
+All random numbers are functions of (seed, step, rank) or (seed, epoch, picture), so that a resumed
+run needs no saved state of any generator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mlcd.classifier import RowSparseAdamW, ShardedClassifier
+from mlcd.config.train import Train
+from mlcd.distributed import Place, all_sum, process_group
+from mlcd.encoders import trainable
+from mlcd.errors import UserError
+from mlcd.progress import LOGGER, progress
+from mlcd.stores.centroids import Centroids
+from mlcd.stores.checkpoints import Checkpoint, Snapshot, Writer, mean_buffers, newest, steps
+from mlcd.train.centres import initial_rows
+from mlcd.train.engine import EncoderEngine
+from mlcd.train.inputs import Index
+from mlcd.train.metrics import Metrics
+from mlcd.train.order import Order
+from mlcd.train.pictures import Augment, Batch, Steps, batches, tar_of
+from mlcd.train.schedule import factor
+
+_STEP = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One rank's arguments, plain values that travel to other machines.
+
+    `state`: folder of index, checkpoints and metrics; `output`: folder of the final files.
+    `micro_batch`: pictures a rank takes at once, 0 for its whole share of the batch.
+    """
+
+    section: dict[str, Any]
+    identity: str
+    centroids: str
+    state: str
+    output: str
+    device: str
+    micro_batch: int
+    workers: int
+    checkpoint_every: int
+    keep: int
+
+
+def train_rank(run: dict[str, Any]) -> dict[str, Any]:
+    """Train to the end as one rank of the process group that the environment describes.
+
+    `run`: the fields of :class:`Run`. Returns the number of steps and the last loss. Raises
+    :class:`UserError`; the final files are written by rank 0.
+    """
+    arguments = Run(**run)
+    with process_group(arguments.device) as place:
+        return _Training(arguments, place).run()
+
+
+class _Training:
+    """The parts of a run on one rank, from the newest checkpoint on."""
+
+    def __init__(self, run: Run, place: Place) -> None:
+        self.run_, self.place = run, place
+        self.section = section = Train(**run.section)
+        self.state = Path(run.state)
+        self.index = Index(self.state / "index")
+        self.order = Order(
+            tar_of(self.index),
+            batch=section.batch_size,
+            block=section.shuffle_block,
+            window=section.shuffle_window,
+            seed=section.seed,
+        )
+        self.total = section.epochs * self.order.steps_per_epoch
+        share = section.batch_size // place.world_size
+        self.micro_batch = run.micro_batch or share
+        self.micro_batches = share // self.micro_batch
+        found = self._newest()
+        self.step = found.step if found else 0
+        self._build(found)
+        self.writer = Writer(
+            self.state / "checkpoints",
+            run.identity,
+            rank=place.rank,
+            world_size=place.world_size,
+            keep=run.keep,
+            resumed=self.step,
+        )
+        dist.barrier()
+
+    def _newest(self) -> Checkpoint | None:
+        """Return the checkpoint to go on from: rank 0 checks them, all take its choice."""
+        folder = self.state / "checkpoints"
+        choice = [None]
+        if self.place.is_main:
+            found = newest(folder, self.run_.identity)
+            choice = [found.path.name if found else None]  # type: ignore[list-item]
+        dist.broadcast_object_list(choice, 0)
+        return Checkpoint(folder / choice[0], verify=False) if choice[0] else None
+
+    def _build(self, found: Checkpoint | None) -> None:
+        section, place = self.section, self.place
+        encoder = trainable.build(
+            section.model, section.embedding_dim, section.image_size, section.drop_path,
+            section.seed,
+        )  # fmt: skip
+        centroids = Centroids(self.run_.centroids)
+        self.classifier = ShardedClassifier(
+            centroids.K,
+            section.embedding_dim,
+            kind=section.loss,
+            scale=section.scale,
+            margin=section.margin,
+            margin_type=section.margin_type,
+            negative_ratio=section.negative_ratio,
+            seed=section.seed,
+            device=place.device,
+        )
+        start, stop = self.classifier.start, self.classifier.stop
+        self.optimizer = RowSparseAdamW(
+            self.classifier,
+            section.classifier_lr,
+            (section.beta1, section.beta2),
+            weight_decay=section.classifier_weight_decay,
+        )
+        with torch.no_grad():
+            if found is not None:
+                weights = found.encoder("weight/")
+                for name, weight in encoder.named_parameters():
+                    weight.copy_(weights[f"weight/{name}"])
+                self._set_buffers(encoder, found.buffers(place.rank, place.world_size))
+                rows = found.rows(start, stop)
+                self.classifier.weight.copy_(rows.pop("weight"))
+                self.optimizer.load_state_tensors(rows)
+            elif section.center_init == "centroids":
+                self.classifier.weight.copy_(
+                    initial_rows(
+                        centroids, section.embedding_dim, start, stop, section.seed, place.rank
+                    )
+                )
+        encoder.train()
+        self.engine = EncoderEngine(encoder, section, place, self.micro_batch)
+        if found is not None:
+            self.engine.restore(found.encoder("exp_avg"), found.step)
+            LOGGER.info("going on from step %d of %d", found.step, self.total)
+
+    def run(self) -> dict[str, Any]:
+        section, place = self.section, self.place
+        metrics = None
+        if place.is_main:
+            metrics = Metrics(
+                self.state / "metrics.jsonl", Path(self.run_.output) / "tensorboard", self.step
+            )
+            LOGGER.info(
+                "%d pictures, %d classes, %d steps of %d pictures on %d ranks (%s), %d at once",
+                self.order.n, self.classifier.num_classes, self.total, section.batch_size,
+                place.world_size, place.device.type, self.micro_batch,
+            )  # fmt: skip
+        data = self._data()
+        clock, waited, pictures, loss = time.monotonic(), 0.0, 0, math.nan
+        label = "train"
+        for step in progress(
+            range(self.step, self.total), total=self.total - self.step, label=label, unit="step"
+        ):
+            rates = factor(step, self.total, section.warmup_steps, section.schedule)
+            record, wait = self._step(step, data, rates)
+            loss = record["loss"]
+            waited += wait
+            pictures += section.batch_size
+            self.step = step + 1
+            last = self.step == self.total
+            if self.step % section.log_every == 0 or last:
+                elapsed = time.monotonic() - clock
+                (waited,) = all_sum([waited], place.device)
+                if metrics:
+                    record["images_per_s"] = round(pictures / elapsed, 2)
+                    record["data_wait_share"] = round(waited / elapsed / place.world_size, 4)
+                    metrics.write(record)
+                clock, waited, pictures = time.monotonic(), 0.0, 0
+            if last or self.step % self.run_.checkpoint_every == 0:
+                self.writer.save(self._snapshot())
+        self.writer.wait()
+        # Every rank's piece is whole before rank 0 says that training is done.
+        dist.barrier()
+        if metrics:
+            metrics.close()
+        self._finish()
+        return {"steps": self.step, "loss": None if math.isnan(loss) else loss}
+
+    def _data(self) -> Iterator[Batch]:
+        section, place = self.section, self.place
+        dataset = Steps(
+            self.index,
+            self.order,
+            Augment(section.image_size, section.crop_min_area, section.flip, section.seed),
+            rank=place.rank,
+            world_size=place.world_size,
+            micro_batches=self.micro_batches,
+        )
+        return batches(
+            dataset,
+            self.step * self.micro_batches,
+            self.total * self.micro_batches,
+            workers=self.run_.workers,
+            pin=place.device.type == "cuda",
+        )
+
+    def _step(self, step: int, data: Iterator[Batch], rate: float) -> tuple[dict[str, Any], float]:
+        """Take one optimiser step; return its record and the seconds spent waiting for data."""
+        section, place = self.section, self.place
+        lr, classifier_lr = section.lr * rate, section.classifier_lr * rate
+        logged = (step + 1) % section.log_every == 0 or step + 1 == self.total
+        waited, loss, norm = 0.0, 0.0, None
+        sums = dict.fromkeys(
+            ("positive_term", "negative_term", "positive_similarity", "negative_similarity",
+             "feature_cosine"), 0.0)  # fmt: skip
+        for part in range(self.micro_batches):
+            before = time.monotonic()
+            batch = next(data)
+            waited += time.monotonic() - before
+            torch.manual_seed(_draw(section.seed, _STEP, step, part, place.rank))
+            embedding = self.engine.forward(batch.images)
+            value = self.classifier(embedding, batch.labels.to(place.device), step)
+            loss += value.item() / self.micro_batches
+            if not math.isfinite(loss):
+                self._stop(step, "the loss")
+            if logged:
+                for name, statistic in self.classifier.statistics.items():
+                    sums[name] += float(statistic) / self.micro_batches
+                sums["feature_cosine"] += feature_cosine(embedding) / self.micro_batches
+            self.engine.backward(value)
+            norm = self.engine.step(lr)
+        classifier_norm = self._classifier_step(classifier_lr)
+        assert norm is not None
+        if not (math.isfinite(norm) and math.isfinite(classifier_norm)) or norm < 0:
+            self._stop(step, "a gradient")
+        if logged:
+            (cosine,) = all_sum([sums["feature_cosine"]], place.device)
+            sums["feature_cosine"] = cosine / place.world_size
+        record = {
+            "step": step + 1,
+            "epoch": step // self.order.steps_per_epoch,
+            "loss": loss,
+            "positive_term": sums["positive_term"],
+            "negative_term": sums["negative_term"],
+            "lr": lr,
+            "classifier_lr": classifier_lr,
+            "grad_norm": norm,
+            "classifier_grad_norm": classifier_norm,
+            "positive_similarity": sums["positive_similarity"],
+            "negative_similarity": sums["negative_similarity"],
+            "feature_cosine": sums["feature_cosine"],
+        }
+        return {name: _plain(number) for name, number in record.items()}, waited
+
+    def _classifier_step(self, lr: float) -> float:
+        """Average the centres' gradient over micro-batches, clip it, step; return its norm."""
+        clip = self.section.clip_norm
+        norm = self.optimizer.clip(clip) if clip else self.optimizer.grad_norm()
+        self.optimizer.step(lr)
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def _stop(self, step: int, what: str) -> None:
+        """Raise :class:`UserError`; every rank does, because the loss is the same on all."""
+        self.writer.wait()
+        saved = [path.name for path in steps(self.state / "checkpoints")]
+        good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written"
+        raise UserError(
+            f"train: {what} is not finite at step {step + 1}; {good} in "
+            f"{self.state / 'checkpoints'}; lower train.lr or train.scale, or set train.clip_norm"
+        )
+
+    def _snapshot(self) -> Snapshot:
+        """Copy to main memory all that the checkpoint holds; the whole stop that it costs."""
+        encoder: dict[str, torch.Tensor] | None = {} if self.place.is_main else None
+        for name, tensor in self.engine.state():
+            if encoder is not None:
+                encoder[name] = _copy(tensor)
+        rows = {"weight": self.classifier.weight.detach(), **self.optimizer.state_tensors()}
+        return Snapshot(
+            self.step,
+            self.classifier.start,
+            {name: _copy(tensor) for name, tensor in rows.items()},
+            {name: _copy(tensor) for name, tensor in self.engine.encoder.named_buffers()},
+            encoder,
+        )
+
+    def _finish(self) -> None:
+        """Rank 0 writes the final files from the last checkpoint: equal however it was reached."""
+        if not self.place.is_main:
+            return
+        section, last = self.section, newest(self.state / "checkpoints", self.run_.identity)
+        if last is None or last.step != self.total:
+            raise UserError(f"{self.state}: the last checkpoint is gone; rerun the same command")
+        encoder = trainable.build(
+            section.model, section.embedding_dim, section.image_size, section.drop_path
+        )
+        weights = last.encoder("weight/")
+        with torch.no_grad():
+            for name, weight in encoder.named_parameters():
+                weight.copy_(weights[f"weight/{name}"])
+            buffers = [last.buffers(rank, len(last.pieces)) for rank in range(len(last.pieces))]
+            self._set_buffers(encoder, mean_buffers(buffers))
+        trainable.save(
+            encoder,
+            self.run_.output,
+            {"steps": self.total, "num_classes": last.num_classes, "section": self.run_.section},
+        )
+
+    @staticmethod
+    def _set_buffers(encoder: trainable.Encoder, buffers: dict[str, torch.Tensor]) -> None:
+        for name, buffer in encoder.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+@torch.no_grad()
+def feature_cosine(embedding: torch.Tensor) -> float:
+    """Return the mean cosine between different rows of [B, d]; 1 means that all are alike."""
+    rows = torch.nn.functional.normalize(embedding.detach().double())
+    n = len(rows)
+    if n < 2:
+        return 0.0
+    return float((rows.sum(0).square().sum() - n) / (n * (n - 1)))
+
+
+def _draw(*identity: int) -> int:
+    """Return a 63-bit seed that is a function of the numbers alone."""
+    return int(np.random.SeedSequence(identity).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _plain(number: Any) -> Any:
+    """Return a JSON number: floats with the 9 digits that tell any two float32 values apart."""
+    if isinstance(number, int):
+        return number
+    return float(f"{number:.9g}") if math.isfinite(number) else None

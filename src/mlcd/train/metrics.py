@@ -1,0 +1,58 @@
+"""metrics.jsonl and TensorBoard, written by rank 0; a resumed run's file has no seam."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlcd.files import write_text
+from mlcd.progress import LOGGER
+
+#: Fields that depend on the machine; they come last in every line.
+TIMING = ("images_per_s", "data_wait_share")
+#: Mean cosine between features of different pictures above which they have all but collapsed.
+_COLLAPSE = 0.95
+
+
+class Metrics:
+    """Appends lines to `path` and scalars to a TensorBoard folder.
+
+    Lines of steps after `resume_step` (number of finished steps) are cut away: they are about to be
+    written again. TensorBoard is told to forget them too.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path, resume_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = path
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                # A kill may have cut the last line short.
+                if not line.endswith("}") or json.loads(line)["step"] > resume_step:
+                    break
+                kept.append(line + "\n")
+        write_text(path, "".join(kept))
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(tensorboard), purge_step=resume_step + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one line. `record` holds ``step`` (finished steps) and floats."""
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if name != "step" and value is not None:
+                self._board.add_scalar(f"train/{name}", value, record["step"])
+        if record["feature_cosine"] > _COLLAPSE:
+            LOGGER.warning(
+                "step %d: features of different pictures have a mean cosine of %.3f: the encoder "
+                "collapses; lower train.lr or train.scale",
+                record["step"],
+                record["feature_cosine"],
+            )
+
+    def close(self) -> None:
+        """Close both files."""
+        self._file.close()
+        self._board.close()

@@ -1,0 +1,94 @@
+"""The order of pictures: a pure function of (seed, epoch, step), global yet mostly sequential.
+
+Pictures lie in tars; a uniform shuffle over all of them would make every read a random one. So each
+tar is cut into blocks of neighbours; an epoch shuffles all blocks of all chunks, cuts the sequence
+into windows of many blocks, and shuffles the pictures inside each window. A reader that fetches a
+window's blocks reads long runs, and any two pictures of the set may meet in a batch.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+#: Distinguishes the streams of random numbers that one seed feeds.
+_BLOCKS, _WINDOW = 1, 2
+
+
+class Order:
+    """Which pictures step t of an epoch sees.
+
+    `tar_of` is a non-decreasing int array [N] that gives each picture's tar (numbered over all
+    chunks); `block` and `window` are in pictures; `batch` is the global batch. The last
+    N mod `batch` pictures of an epoch's order are left out; they differ from epoch to epoch.
+    """
+
+    def __init__(self, tar_of: np.ndarray, *, batch: int, block: int, window: int, seed: int):
+        self.n = len(tar_of)
+        self.batch = batch
+        self.steps_per_epoch = self.n // batch
+        self._seed = seed
+        self._window = window
+        # A block starts wherever a new tar does, and after every `block` pictures of one tar.
+        tar_starts = np.flatnonzero(np.diff(tar_of, prepend=-1))
+        within = np.arange(self.n) - np.repeat(tar_starts, np.diff(tar_starts, append=self.n))
+        self._starts = np.flatnonzero(within % block == 0)
+        self._lengths = np.diff(self._starts, append=self.n)
+
+    def indices(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """Return the indices int64 [batch / world_size] of the pictures that a rank sees.
+
+        The ranks' parts, put together in order, are the step's global batch, which does not depend
+        on `world_size`.
+        """
+        share = self.batch // world_size
+        start = step * self.batch + rank * share
+        return self._positions(epoch, start, start + share)
+
+    def window_of(self, step: int) -> int:
+        """Return the window in which a step of an epoch starts."""
+        return step * self.batch // self._window
+
+    def runs(self, epoch: int, window: int) -> list[tuple[int, int]]:
+        """Return (first, last + 1) of the pictures of each block that a window takes from."""
+        blocks = self._blocks_of(epoch, window)
+        return [(int(self._starts[b]), int(self._starts[b] + self._lengths[b])) for b in blocks]
+
+    def _positions(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        parts = []
+        while start < stop:
+            window, first = divmod(start, self._window)
+            last = min(self._window, first + stop - start)
+            parts.append(self._shuffled(epoch, window)[first:last])
+            start += last - first
+        return np.concatenate(parts)
+
+    # Several windows: one step may end in the next window, and neighbours alternate in workers.
+    @functools.lru_cache(maxsize=4)  # noqa: B019 (an Order lives as long as its process)
+    def _shuffled(self, epoch: int, window: int) -> np.ndarray:
+        """Return the pictures of a window, shuffled."""
+        order, ends = self._epoch(epoch)
+        blocks = self._blocks_of(epoch, window)
+        members = np.concatenate([self._starts[b] + np.arange(self._lengths[b]) for b in blocks])
+        # The first and last block may lie partly in the neighbouring windows.
+        first_block = np.searchsorted(ends, window * self._window, side="right")
+        before = ends[first_block] - self._lengths[order[first_block]]
+        cut = window * self._window - before
+        members = members[cut : cut + self._window]
+        rng = np.random.default_rng([self._seed, _WINDOW, epoch, window])
+        return members[rng.permutation(len(members))]
+
+    def _blocks_of(self, epoch: int, window: int) -> np.ndarray:
+        """Return the blocks that hold a window's pictures, in the epoch's order."""
+        order, ends = self._epoch(epoch)
+        first = np.searchsorted(ends, window * self._window, side="right")
+        last = np.searchsorted(ends, min((window + 1) * self._window, self.n), side="left")
+        return order[first : last + 1]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the epoch's order of blocks and the position after each."""
+        rng = np.random.default_rng([self._seed, _BLOCKS, epoch])
+        order = rng.permutation(len(self._starts))
+        return order, np.cumsum(self._lengths[order])
