@@ -60,6 +60,13 @@ class ImageStore:
         """Return all rows of the chunk, arrived or not; columns as in docs/formats.md."""
         return pd.read_parquet(self.folder / TABLE)
 
+    def captions(self, keys: list[str]) -> dict[str, str]:
+        """Return key → caption of these rows; the table is filtered as it is read."""
+        frame = pd.read_parquet(
+            self.folder / TABLE, columns=["key", "caption"], filters=[("key", "in", keys)]
+        )
+        return dict(zip(frame["key"], frame["caption"], strict=True))
+
     def read(self, tar: int, offset: int, size: int) -> bytes:
         """Return one member's bytes from tar number `tar`."""
         return read_at(self.tars[tar], offset, size)

@@ -1,0 +1,163 @@
+"""Part `results`: every model on every data set, from evaluate's summary.csv."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mlcd.config import Report
+from mlcd.errors import UserError
+from mlcd.report import style
+from mlcd.report.page import Drawing, table, text
+
+_COLUMNS = ["model", "dataset", "metric", "value", "seed"]
+#: Order of rows and bars, with the name people read and the colour.
+_MODELS = {
+    "pixels": ("raw pixels", "#C3C9D0"),
+    "random": ("random weights", style.GREY),
+    "trained": ("trained encoder", style.BLUE),
+    "frozen": ("frozen (made the clusters)", style.ORANGE),
+}
+
+
+def draw(section: Report, scores: str) -> Drawing:
+    """Draw table and bars, from `scores` (summary.csv)."""
+    frame = _read(scores)
+    means = frame.groupby(["dataset", "metric", "model"], sort=False)["value"].agg(
+        ["mean", "std", "count"]
+    )
+    datasets = list(dict.fromkeys(frame["dataset"]))
+    models = sorted(set(frame["model"]), key=_rank)
+    body = "".join(
+        f"<h2>{text(dataset)}</h2>" + _table(means.loc[dataset], models) for dataset in datasets
+    )
+    seeds = frame["seed"].nunique()
+    lead = "Higher is better everywhere. " + (
+        f"Means over {seeds} seeds, ± one standard deviation."
+        if seeds > 1
+        else "One seed: differences of a few points may be chance."
+    )
+    with style.style():
+        chart = _chart(means, datasets, models)
+    return Drawing(_finding(means, datasets), lead, body, chart)
+
+
+def _read(path: str) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path, dtype={"model": str, "dataset": str, "metric": str})
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage evaluate first") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"{path}: not readable as CSV ({line}); rerun evaluate") from None
+    if missing := [column for column in _COLUMNS if column not in frame]:
+        raise UserError(f"{path}: lacks the column {missing[0]}; rerun evaluate")
+    frame["value"] = pd.to_numeric(frame["value"], errors="coerce")
+    frame = frame.dropna(subset=["value"])
+    if frame.empty:
+        raise UserError(f"{path}: holds no value; rerun evaluate")
+    return frame
+
+
+def _rank(model: str) -> tuple[int, str]:
+    known = list(_MODELS)
+    return (known.index(model) if model in known else len(known), model)
+
+
+def _name(model: str) -> str:
+    return _MODELS.get(model, (model, ""))[0]
+
+
+def _number(value: float, scale: float) -> str:
+    """Return three digits after the point for shares, one for percentages."""
+    return f"{value:.3f}" if scale <= 1 else f"{value:.1f}"
+
+
+def _table(means: pd.DataFrame, models: Sequence[str]) -> str:
+    """Return one data set's table: a row a model, a column a metric, the best of each in bold."""
+    metrics = list(dict.fromkeys(means.index.get_level_values("metric")))
+    rows, best = [], []
+    for model in models:
+        row = [_name(model)]
+        for metric in metrics:
+            if (metric, model) not in means.index:
+                row.append("–")
+                continue
+            cell, top = means.loc[(metric, model)], means.loc[metric]["mean"].max()
+            spread = f" ± {_number(cell['std'], top)}" if cell["count"] > 1 else ""
+            row.append(_number(cell["mean"], top) + spread)
+            if cell["mean"] == top:
+                best.append((len(rows), len(row) - 1))
+        rows.append(row)
+    return table(
+        ["model", *metrics], rows, numbers=tuple(range(1, len(metrics) + 1)), best=tuple(best)
+    )
+
+
+def _finding(means: pd.DataFrame, datasets: Sequence[str]) -> str:
+    """Say in one sentence whether anything was learned."""
+    metrics = [
+        (d, m) for d in datasets for m in dict.fromkeys(means.loc[d].index.get_level_values(0))
+    ]
+    gains = {
+        (dataset, metric): (values["trained"], values["random"], values.get("pixels"))
+        for dataset, metric in metrics
+        if {"trained", "random"} <= set(values := means.loc[dataset].loc[metric]["mean"].to_dict())
+    }
+    if not gains:
+        return f"{len(metrics)} metrics on {len(datasets)} data sets"
+    won = sum(t > r and (p is None or t > p) for t, r, p in gains.values())
+    (_, metric), (trained, random, _) = next(iter(gains.items()))
+    against = (
+        "random weights and raw pixels"
+        if any(g[2] is not None for g in gains.values())
+        else "random weights"
+    )
+    return (
+        f"The trained encoder beats {against} on {won} of {len(gains)} metrics "
+        f"({metric}: {_number(trained, trained)} against {_number(random, trained)} at random "
+        "weights)"
+    )
+
+
+def _chart(means: pd.DataFrame, datasets: Sequence[str], models: Sequence[str]) -> Figure:
+    """Draw one panel of bars a data set and metric."""
+    panels = [
+        (d, m) for d in datasets for m in dict.fromkeys(means.loc[d].index.get_level_values(0))
+    ]
+    across = 2 if len(panels) == 4 else min(3, len(panels))
+    rows = math.ceil(len(panels) / across)
+    chart = style.figure(height=rows * (0.95 + 0.36 * len(models)))
+    chart.get_layout_engine().set(h_pad=0.1)
+    grid = chart.subplots(rows, across, squeeze=False, sharey=True).ravel()
+    for axes, (dataset, metric) in zip(grid, panels, strict=False):
+        _bars(axes, means.loc[dataset].loc[metric], models)
+        axes.set_title(f"{dataset}: {metric}" if len(datasets) > 1 else metric)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    return chart
+
+
+def _bars(axes: Axes, means: pd.DataFrame, models: Sequence[str]) -> None:
+    top = float(means["mean"].max())
+    for place, model in enumerate(models):
+        if model not in means.index:
+            continue
+        value, spread, count = means.loc[model, ["mean", "std", "count"]]
+        colour = _MODELS.get(model, ("", style.GREEN))[1]
+        error = spread if count > 1 else None
+        axes.barh(place, value, height=0.68, color=colour, xerr=error, ecolor=style.MUTED)
+        axes.annotate(
+            _number(value, top), (value + (error or 0), place), xytext=(5, 0),
+            textcoords="offset points", va="center", fontsize=9,
+            fontweight="bold" if model == "trained" else "normal",
+        )  # fmt: skip
+    axes.set_yticks(range(len(models)), [_name(model) for model in models])
+    axes.set_ylim(len(models) - 0.5, -0.5)
+    axes.set_xlim(0, top * 1.25 if top > 0 else 1)
+    axes.locator_params(axis="x", nbins=4)
+    style.grid_only(axes, "x")

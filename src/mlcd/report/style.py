@@ -1,0 +1,120 @@
+"""The look of all charts: one palette, one type size, equal bytes for equal input.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers (Color Universal Design, 2008).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PURPLE, YELLOW, GREY = "#56B4E9", "#CC79A7", "#F0E442", "#8A8F98"
+INK, MUTED, GRID = "#1F2933", "#5B6570", "#E3E7EB"
+#: In the order in which series take them.
+PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW, GREY)
+
+_RC = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
+    "font.size": 10,
+    "text.color": INK,
+    # Chunk names and reasons are strangers' text: a dollar sign is no formula.
+    "text.parse_math": False,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9.5,
+    "axes.edgecolor": "#B8C0C8",
+    "axes.linewidth": 0.8,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "mlcd",
+    "svg.fonttype": "path",
+}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Draw inside this block, so that a user's matplotlibrc changes nothing."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)
+        yield
+
+
+def figure(width: float = 9.4, height: float = 3.6) -> Figure:
+    """Return an empty figure of `width` × `height` inches that fits a report's page."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def rendered(chart: Figure, kind: str) -> bytes:
+    """Return the chart as svg, png or pdf, without times or versions in it."""
+    buffer = io.BytesIO()
+    silent = {
+        "svg": {"Date": None, "Creator": None},
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
+    with style():
+        chart.savefig(buffer, format=kind, dpi=144, metadata=silent[kind])
+    return buffer.getvalue()
+
+
+def legend_above(axes: Axes) -> None:
+    """Put the legend between title and axes, where it hides no line."""
+    axes.set_title(axes.get_title(loc="left"), pad=26)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.3, borderpad=0,
+        handlelength=1.4, columnspacing=1.3,
+    )  # fmt: skip
+
+
+def plain_log(axes: Axes, axis: str) -> None:
+    """Make axis `x` or `y` logarithmic with ticks at 1, 2, 5 written as plain numbers."""
+    line = axes.xaxis if axis == "x" else axes.yaxis
+    (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
+    line.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    line.set_major_formatter(lambda value, _: f"{value:,.15g}")
+    line.set_minor_locator(NullLocator())
+
+
+def grid_only(axes: Axes, axis: str) -> None:
+    """Keep grid lines of one axis: `x` or `y`."""
+    axes.grid(False, axis="x" if axis == "y" else "y")
+
+
+def thousands(value: float) -> str:
+    """Return a count with thin separators: 12,345."""
+    return f"{value:,.0f}"
+
+
+def human_bytes(count: float) -> str:
+    """Return a byte count with a decimal unit: 12.3 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
