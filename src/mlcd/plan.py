@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import IO
 from mlcd.errors import UserError
 
 FORMATS = ("parquet", "csv", "tsv", "txt", "csv.gz", "tsv.gz", "txt.gz")
+#: What reading a damaged or vanished text list raises.
+READ_ERRORS = (OSError, EOFError, zlib.error)
 _BLOCK = 1 << 20
 # Chunk names have five digits; a graph of so many jobs would not be usable anyway.
 _MOST_CHUNKS = 100_000
@@ -137,7 +140,7 @@ def csv_records(path: str | Path, handle: Iterable[bytes]) -> Iterator[list[str]
             f"{path}: line {reader.line_num}: not readable as csv ({error}); is a quote before "
             "it never closed?"
         ) from None
-    except (OSError, EOFError) as error:
+    except READ_ERRORS as error:
         raise damaged(path, error) from None
 
 
@@ -163,7 +166,7 @@ def _blocks(handle: IO[bytes]) -> Iterator[bytes]:
     try:
         while block := handle.read(_BLOCK):
             yield block
-    except (OSError, EOFError) as error:
+    except READ_ERRORS as error:
         raise damaged(getattr(handle, "name", "list"), error) from None
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from mlcd.errors import UserError
-from mlcd.plan import csv_records, damaged, list_format, open_parquet, open_text
+from mlcd.plan import READ_ERRORS, csv_records, damaged, list_format, open_parquet, open_text
 
 #: One row: the bytes of the columns asked for; None where the row has no value.
 Row = tuple[bytes | None, ...]
@@ -124,7 +124,7 @@ def _lines(path: str | Path, handle: Iterator[bytes]) -> Iterator[bytes]:
     try:
         for line in handle:
             yield line.rstrip(b"\r\n")
-    except (OSError, EOFError) as error:
+    except READ_ERRORS as error:
         raise damaged(path, error) from None
 
 
