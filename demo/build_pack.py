@@ -26,6 +26,7 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageChops
+from server import PORT, PREFIX
 from split import assign_split, group_near
 
 from mlcd.errors import UserError
@@ -44,8 +45,6 @@ PUBLIC_DOMAIN = (
     "http://web.resource.org/cc/PublicDomain",
     "http://creativecommons.org/licenses/publicdomain/",
 )
-URL = "http://127.0.0.1:{port}/openclipart/{key}.jpg"
-PORT = 18765
 
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _DC = "{http://purl.org/dc/elements/1.1/}"
@@ -266,7 +265,7 @@ def write_list(path: Path, pictures: list[dict[str, Any]]) -> None:
     """Write a URL list: url, caption, sha256 of the picture's bytes."""
     table = pa.table(
         {
-            "url": [URL.format(port=PORT, key=picture["key"]) for picture in pictures],
+            "url": [f"http://127.0.0.1:{PORT}{PREFIX}{picture['key']}.jpg" for picture in pictures],
             "caption": [caption(picture["fields"]) for picture in pictures],
             "sha256": [hashlib.sha256(picture["jpeg"]).hexdigest() for picture in pictures],
         }
