@@ -1,0 +1,463 @@
+"""Stage cluster, held to plain float64 versions of spherical k-means."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import builders
+import h5py
+import numpy as np
+import pytest
+
+from mlcd import cli
+from mlcd.cluster import checkpoint, initial
+from mlcd.cluster.kmeans import run_kmeans
+from mlcd.cluster.sums import ClusterSums
+from mlcd.cluster.update import move_centres, repair_empty
+from mlcd.config import Cluster
+from mlcd.neighbours.rows import Rows
+from mlcd.stores.centroids import Centroids
+from mlcd.stores.embeddings import Embeddings, open_all
+
+
+def files_of(folder: Path, vectors: np.ndarray, parts: int = 1, **keys) -> list[Path]:
+    """Write `vectors` as `parts` embeddings files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        builders.embeddings_file(folder / f"e{index}.h5", part, **keys)
+        for index, part in enumerate(np.array_split(vectors, parts))
+    ]
+
+
+def run(files: list[Path], output: Path, *options: object) -> int:
+    words = ["cluster", "--embeddings", *files, "--output", output, *options]
+    return cli.main([str(word) for word in words])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    """Check that the last run said one line on stderr with all `words`, and no traceback."""
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert sum(all(word in line for word in words) for line in said.splitlines()) == 1, said
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def stored(files: list[Path]) -> np.ndarray:
+    """Return what the files hold as float64 unit rows."""
+    return unit(np.concatenate([h5py.File(path)["embedding"][:] for path in files]).astype(float))
+
+
+def plain_lloyd(rows: np.ndarray, centres: np.ndarray, iterations: int):
+    """Spherical k-means in float64; returns centres, sizes and objective of each iteration."""
+    objective = []
+    for _ in range(iterations):
+        scores = rows @ centres.T
+        nearest = scores.argmax(axis=1)
+        objective.append(scores.max(axis=1).mean())
+        sizes = np.bincount(nearest, minlength=len(centres))
+        sums = np.zeros_like(centres)
+        np.add.at(sums, nearest, rows)
+        centres = np.where(sizes[:, None] > 0, unit(sums + 1e-300), centres)
+    return centres, sizes, np.array(objective)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_equals_plain_lloyd_from_the_same_centres(tmp_path: Path, parts: int) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(900, 24, groups=12), parts)
+    rows = Rows(open_all(files), 128)
+    section = Cluster(k=12, iterations=6, seed=3)
+    start = initial.random_rows(rows, 12, 3)
+    state = run_kmeans(rows, section, start.copy)
+    centres, sizes, objective = plain_lloyd(stored(files), start.astype(float), 6)
+    assert sizes.min() > 0, "the plain version does not repair: choose a case without empties"
+    np.testing.assert_array_equal(state.size, sizes)
+    np.testing.assert_allclose(state.centres, centres, atol=2e-7)
+    np.testing.assert_allclose([r["objective"] for r in state.records], objective, atol=1e-7)
+
+
+def test_output_and_record(tmp_path: Path) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(400, 16, groups=8), 2)
+    assert run(files, tmp_path / "out/c.h5", "--k", 8, "--iterations", 5, "--seed", 1) == 0
+    result = Centroids(tmp_path / "out/c.h5")
+    assert (result.K, result.d) == (8, 16)
+    assert result.sizes.sum() == 400
+    np.testing.assert_allclose(np.linalg.norm(result.array, axis=1), 1, atol=1e-6)
+    assert json.loads(result.model) == {"name": "test", "dim": 16}
+    assert json.loads(result.embeddings) == [Embeddings(path).fingerprint for path in files]
+    assert json.loads(result.section)["k"] == 8
+    lines = (tmp_path / "out/iterations.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["iteration"] for record in records] == [1, 2, 3, 4, 5]
+    assert [record["objective"] for record in records] == result.objective.tolist()
+    assert [record["empty"] for record in records] == result.empty.tolist()
+    assert records[-1]["largest"] == result.sizes.max()
+    objective = result.objective[np.flatnonzero(result.empty == 0)]
+    assert (np.diff(objective) >= -1e-7).all()
+
+
+@pytest.mark.parametrize("init", ["random", "kmeans++"])
+def test_same_bytes_for_any_blocks_files_limit_and_threads(tmp_path: Path, init: str) -> None:
+    vectors = builders.unit_vectors(3000, 40, groups=30)
+    vectors[500:520] = vectors[3]  # copies make exact ties
+    options = ["--k", 64, "--iterations", 4, "--init", init, "--seed", 5]
+    one = files_of(tmp_path / "one", vectors)
+    many = files_of(tmp_path / "many", vectors, 7)
+    runs = [
+        (one, ["--memory-limit", "4GiB", "--threads", 1]),
+        (many, ["--memory-limit", "4GiB", "--threads", 2]),
+        (many, ["--memory-limit", "700MiB", "--threads", 1]),
+    ]
+    texts, arrays = [], []
+    for index, (files, more) in enumerate(runs):
+        output = tmp_path / f"out{index}/c.h5"
+        assert run(files, output, *options, *more) == 0
+        texts.append(output.with_name("iterations.jsonl").read_bytes())
+        arrays.append(Centroids(output).array.tobytes())
+    assert len(set(texts)) == len(set(arrays)) == 1
+    whole = [(tmp_path / f"out{index}/c.h5").read_bytes() for index in (1, 2)]
+    assert whole[0] == whole[1]
+
+
+@pytest.mark.parametrize("rows_a_block", [7, 64, 5000])
+def test_same_bits_for_any_block_kept_or_streamed(tmp_path: Path, rows_a_block: int) -> None:
+    files = open_all(files_of(tmp_path, builders.unit_vectors(300, 24, groups=9), 3))
+    section = Cluster(k=20, iterations=2)
+    results = []
+    for rows in (Rows(files, 100), Rows(files, rows_a_block), Rows(files, rows_a_block, keep=True)):
+        state = run_kmeans(rows, section, lambda rows=rows: initial.random_rows(rows, 20, 0))
+        results.append((state.centres.tobytes(), state.size.tobytes(), json.dumps(state.records)))
+    assert len(set(results)) == 1
+
+
+def test_sums_do_not_depend_on_the_order_of_rows() -> None:
+    rng = np.random.default_rng(0)
+    rows, cluster = builders.unit_vectors(2000, 17), rng.integers(0, 9, 2000)
+    totals = []
+    for order in (np.arange(2000), rng.permutation(2000)):
+        sums = ClusterSums(9, 17, 2000)
+        for part in np.array_split(order, 13):
+            sums.add(rows[part], cluster[part])
+        totals.append(sums.total)
+    np.testing.assert_array_equal(*totals)
+    plain = np.zeros((9, 17))
+    np.add.at(plain, cluster, rows.astype(float))
+    np.testing.assert_allclose(sums.mean_direction(0, 9)[0], plain, atol=1e-7)
+    np.testing.assert_array_equal(sums.size, np.bincount(cluster))
+
+
+def test_sums_of_many_rows_do_not_overflow() -> None:
+    sums = ClusterSums(1, 1, 700_000_000)
+    sums.total[0, 0] = 699_999_999 << sums.bits
+    sums.add(np.ones((1, 1), np.float32), np.zeros(1, np.int64))
+    assert sums.mean_direction(0, 1)[0].item() == 700_000_000
+
+
+def test_empty_clusters_are_repaired(tmp_path: Path) -> None:
+    # Two far groups, and all four centres start in one: three of them share it, then one is empty.
+    rng = np.random.default_rng(0)
+    axis = np.eye(16)[:2]
+    group = np.repeat([0, 1], [300, 100])
+    files = files_of(tmp_path, unit(axis[group] + 0.05 * rng.standard_normal((400, 16))))
+    away = unit(np.concatenate([axis, -axis])).astype(np.float32)
+    state = run_kmeans(Rows(open_all(files), 64), Cluster(k=4, iterations=6), away.copy)
+    assert [record["empty"] for record in state.records][:3] == [2, 0, 0]
+    assert (state.size > 20).all(), state.size
+    assert state.records[-1]["objective"] > state.records[0]["objective"] + 1e-3
+
+
+def test_repair_splits_the_greatest_spread_first_and_never_copies() -> None:
+    # Cluster 0: many copies of one row; 1: a wide one; 2: a narrow one; 3 and 4: empty.
+    rng = np.random.default_rng(1)
+    wide = unit(np.eye(8)[1] + 0.3 * rng.standard_normal((50, 8)))
+    narrow = unit(np.eye(8)[2] + 0.05 * rng.standard_normal((60, 8)))
+    rows = np.concatenate([np.tile(np.eye(8)[0], (500, 1)), wide, narrow]).astype(np.float32)
+    sums = ClusterSums(5, 8, len(rows))
+    sums.add(rows, np.repeat([0, 1, 2], [500, 50, 60]))
+    centres = unit(rng.standard_normal((5, 8))).astype(np.float32)
+    before = centres.copy()
+    _, _, spread = move_centres(centres, sums)
+    np.testing.assert_array_equal(centres[3:], before[3:])
+    old = centres.copy()
+    assert repair_empty(centres, sums.size, spread, [0, 1]) == 2
+    np.testing.assert_array_equal(centres[[0, 2]], old[[0, 2]])
+    for j in (1, 3, 4):
+        assert not (centres[j] == old[j]).all()
+        assert centres[j] @ old[1] > 0.999
+    assert len(np.unique(centres, axis=0)) == 5
+    only_copies = np.zeros(5)
+    untouched = centres.copy()
+    assert repair_empty(centres, sums.size, only_copies, [0, 1]) == 2
+    np.testing.assert_array_equal(centres, untouched)
+
+
+def test_fewer_distinct_rows_than_clusters(tmp_path: Path) -> None:
+    files = files_of(tmp_path, np.repeat(builders.unit_vectors(3, 8), 20, axis=0))
+    for init in ("random", "kmeans++"):
+        assert run(files, tmp_path / "c.h5", "--k", 5, "--iterations", 4, "--init", init) == 0
+        result = Centroids(tmp_path / "c.h5")
+        assert sorted(result.sizes.tolist()) in ([0, 0, 20, 20, 20], [0, 0, 0, 20, 40])
+        if init == "kmeans++":
+            assert result.objective[-1] == pytest.approx(1, abs=1e-6)
+
+
+def test_k_1_and_k_n(tmp_path: Path) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(30, 8), 2)
+    assert run(files, tmp_path / "c1.h5", "--k", 1, "--iterations", 2) == 0
+    rows = stored(files)
+    mean = rows.sum(axis=0)
+    one = Centroids(tmp_path / "c1.h5")
+    np.testing.assert_allclose(one.array[0], mean / np.linalg.norm(mean), atol=1e-6)
+    assert one.objective[-1] == pytest.approx(np.linalg.norm(mean) / 30, abs=1e-7)
+    assert run(files, tmp_path / "cn.h5", "--k", 30, "--iterations", 2) == 0
+    every = Centroids(tmp_path / "cn.h5")
+    assert every.sizes.tolist() == [1] * 30
+    assert every.objective[-1] == pytest.approx(1, abs=1e-7)
+
+
+def test_random_rows_depend_on_seed_and_n_only(tmp_path: Path) -> None:
+    vectors = builders.unit_vectors(1000, 8)
+    one = Rows(open_all(files_of(tmp_path / "a", vectors)), 1000)
+    many = Rows(open_all(files_of(tmp_path / "b", vectors, 6)), 13)
+    first = initial.random_rows(one, 50, 7)
+    np.testing.assert_array_equal(first, initial.random_rows(many, 50, 7))
+    assert len(np.unique(first, axis=0)) == 50
+    assert (first != initial.random_rows(one, 50, 8)).any()
+
+
+def test_kmeans_plus_plus_draws_by_squared_distance() -> None:
+    # Three groups of copies: after a first row, the next is drawn by distance to it.
+    points = np.repeat(unit(np.array([[1.0, 0, 0], [0.8, 0.6, 0], [0, 0, 1]])), [5, 10, 5], axis=0)
+    points = points.astype(np.float32)
+    pairs = np.zeros((3, 3))
+    for seed in range(3000):
+        first, second = initial.choose(points, 2, np.random.default_rng(seed))
+        pairs[
+            np.searchsorted([5, 15], first, "right"), np.searchsorted([5, 15], second, "right")
+        ] += 1
+    share = np.array([5, 10, 5]) / 20
+    distance = 1 - points[[0, 5, 15]] @ points[[0, 5, 15]].T.astype(float)
+    weight = distance * [5, 10, 5]
+    expected = share[:, None] * weight / weight.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(pairs / 3000, expected, atol=0.035)
+
+
+def test_kmeans_plus_plus_equals_the_plain_distances_and_spreads() -> None:
+    points = builders.unit_vectors(2000, 16, groups=40, seed=2)
+    chosen = initial.choose(points, 120, np.random.default_rng(0))
+    assert len(set(chosen.tolist())) == 120
+    spread = (points @ points[chosen].T).max(axis=1).mean()
+    random = np.random.default_rng(0).choice(2000, 120, replace=False)
+    assert spread > (points @ points[random].T).max(axis=1).mean()
+
+
+def test_stops_by_tolerance_but_not_while_repairing(tmp_path: Path) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(500, 16, groups=5))
+    assert run(files, tmp_path / "c.h5", "--k", 5, "--iterations", 50, "--tolerance", 1e-4) == 0
+    result = Centroids(tmp_path / "c.h5")
+    gains = np.diff(result.objective) / result.objective[:-1]
+    assert len(result.objective) < 50
+    assert gains[-1] < 1e-4
+    quiet = result.empty[1:] + result.empty[:-1] == 0
+    assert not (gains[:-1][quiet[:-1]] < 1e-4).any()
+
+
+SLOW = """
+import sys, time
+from mlcd import cli
+from mlcd.cluster import checkpoint
+save = checkpoint.save
+def slow(folder, state):
+    save(folder, state)
+    print("saved", len(state.records), flush=True)
+    time.sleep(0.2)
+checkpoint.save = slow
+raise SystemExit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(1200, 24, groups=20), 2)
+    options = ["--k", "40", "--iterations", "8", "--threads", "1"]
+    assert run(files, tmp_path / "whole/c.h5", *options) == 0
+    words = ["cluster", "--embeddings", *map(str, files), "--output", str(tmp_path / "cut/c.h5")]
+    for after in (2, 3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW, *words, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        )
+        for _ in range(after):
+            assert process.stdout.readline().startswith("saved")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    states = sorted((tmp_path / "cut/state").glob("*/iteration-*.h5"))
+    assert [path.name for path in states] == ["iteration-000004.h5", "iteration-000005.h5"]
+    assert run(files, tmp_path / "cut/c.h5", *options) == 0
+    for name in ("c.h5", "iterations.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list((tmp_path / "cut/state").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = Rows(open_all(files_of(tmp_path, builders.unit_vectors(300, 16, groups=9))), 300)
+    section = Cluster(k=9, iterations=4)
+    folder = tmp_path / "state"
+    folder.mkdir()
+    whole = run_kmeans(rows, section, lambda: initial.random_rows(rows, 9, 0), folder)
+    newest = max(folder.glob("*.h5"))
+    data = bytearray(newest.read_bytes())
+    if damage == "flip":
+        with h5py.File(newest) as file:
+            place = file["centroid"].id.get_chunk_info(0).byte_offset
+        data[place + 5] ^= 4
+    newest.write_bytes({"flip": data, "cut": data[: len(data) // 2], "empty": b""}[damage])
+    assert len(checkpoint.load(folder).records) == 3
+    again = run_kmeans(rows, section, lambda: pytest.fail("started anew"), folder)
+    assert again.centres.tobytes() == whole.centres.tobytes()
+    assert again.records == whole.records
+
+
+def test_changed_section_or_input_never_meets_an_old_state(tmp_path: Path) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(200, 8))
+    others = files_of(tmp_path / "other", builders.unit_vectors(200, 8, seed=1))
+    options = ["--k", 7, "--iterations", 3, "--seed"]
+    for name, (paths, seed) in {"a": (files, 0), "b": (files, 1), "c": (others, 0)}.items():
+        assert run(paths, tmp_path / name / "c.h5", *options, seed) == 0
+        # The same run where the others left states behind ends with the same bytes.
+        assert run(paths, tmp_path / "shared/c.h5", *options, seed) == 0
+        result = (tmp_path / name / "c.h5").read_bytes()
+        assert (tmp_path / "shared/c.h5").read_bytes() == result
+
+
+def test_float32_and_foreign_files(tmp_path: Path) -> None:
+    vectors = builders.unit_vectors(200, 12, groups=6)
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["embedding"] = vectors * np.arange(1, 201, dtype=np.float32)[:, None]
+    assert run([tmp_path / "f.h5"], tmp_path / "c.h5", "--k", 6, "--iterations", 3) == 0
+    result = Centroids(tmp_path / "c.h5")
+    centres, sizes, objective = plain_lloyd(
+        unit(vectors.astype(float)),
+        vectors[np.random.default_rng(0).choice(200, 6, replace=False, shuffle=False)],
+        3,
+    )
+    np.testing.assert_array_equal(result.sizes, sizes)
+    np.testing.assert_allclose(result.array, centres, atol=1e-6)
+    np.testing.assert_allclose(result.objective, objective, atol=1e-7)
+
+
+@pytest.mark.parametrize("limit", ["keep", "stream"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0])
+def test_nan_or_zero_row_is_refused_by_file_and_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: float, limit: str
+) -> None:
+    vectors = builders.unit_vectors(100, 8)
+    vectors[77] = value
+    files = files_of(tmp_path, vectors, 2)
+    options = [] if limit == "keep" else ["--memory-limit", "700MiB"]
+    assert run(files, tmp_path / "c.h5", "--k", 4, *options) == 2
+    refused(capsys, f"{tmp_path}/e1.h5: row 27")
+    assert not (tmp_path / "c.h5").exists()
+
+
+def test_unfitting_files_are_refused_before_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = files_of(tmp_path / "good", builders.unit_vectors(20, 8), 2)
+    wide = files_of(tmp_path / "wide", builders.unit_vectors(20, 9))
+    other = files_of(tmp_path / "other", builders.unit_vectors(20, 8), model="another")
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes(good[0].read_bytes()[:-3000])
+    cases = [
+        ([*good, *wide], 4, [str(wide[0]), "9 dimensions"]),
+        ([*good, *other], 4, [str(other[0]), "another model"]),
+        (good, 21, ["cluster.k", "21 clusters of 20 rows"]),
+        ([good[0], good[0]], 4, [str(good[0]), "twice"]),
+        ([*good, tmp_path / "none.h5"], 4, ["none.h5", "no such file"]),
+        ([*good, cut], 4, [str(cut), "not a whole HDF5"]),
+    ]
+    for files, k, words in cases:
+        assert run(files, tmp_path / "out/c.h5", "--k", k) == 2
+        refused(capsys, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_flipped_bit_is_refused_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(200, 8), 2)
+    with h5py.File(files[1]) as file:
+        place = file["embedding"].id.get_chunk_info(0).byte_offset
+    data = bytearray(files[1].read_bytes())
+    data[place + 100] ^= 1
+    files[1].write_bytes(data)
+    assert run(files, tmp_path / "c.h5", "--k", 4) == 2
+    refused(capsys, f"{files[1]}: damaged data")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--memory-limit", "10MB"], ["--memory-limit", "too little", "at least"]),
+        (["--memory-limit", "much"], ["--memory-limit", "'much' is no size"]),
+        (["--device", "cuda"], ["--device cuda", "no GPU"]),
+        (["--k", 0], ["cluster.k", "more than 0"]),
+    ],
+)
+def test_bad_options(tmp_path: Path, capsys, options: list, words: list[str]) -> None:
+    import faiss
+
+    if "cuda" in options and faiss.get_num_gpus():
+        pytest.skip("faiss sees a GPU")
+    files = files_of(tmp_path, builders.unit_vectors(20, 8))
+    assert run(files, tmp_path / "c.h5", "--k", 4, *options) == 2
+    refused(capsys, *words)
+
+
+def test_kmeans_plus_plus_never_samples_less_than_asked(tmp_path: Path) -> None:
+    from mlcd.errors import UserError
+
+    rows = Rows(open_all(files_of(tmp_path, builders.unit_vectors(100, 8))), 100)
+    with pytest.raises(UserError, match=r"cluster\.init: kmeans\+\+ holds 80 rows"):
+        initial.kmeans_plus_plus(rows, 4, 0, 80, room=100)
+
+
+MEASURE = """
+import resource, sys
+from mlcd import cli
+code = cli.main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+raise SystemExit(code)
+"""
+
+
+def test_peak_memory_stays_within_the_limit(tmp_path: Path) -> None:
+    # 120 MB of float16 rows, 240 MB as float32: does not fit in 400 MiB beside the program.
+    vectors = builders.unit_vectors(1000, 512)
+    with h5py.File(tmp_path / "e.h5", "w") as file:
+        rows = file.create_dataset("embedding", (120_000, 512), "f2", chunks=(1000, 512))
+        for start in range(0, 120_000, 1000):
+            rows[start : start + 1000] = vectors
+    words = ["cluster", "--embeddings", tmp_path / "e.h5", "--output", tmp_path / "c.h5"]
+    words += ["--k", 32, "--iterations", 2, "--memory-limit", "400MiB", "--threads", 1]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )
+    assert int(done.stdout) <= 400 << 20
+    shutil.rmtree(tmp_path / "state", ignore_errors=True)

@@ -1,0 +1,392 @@
+"""Stage label and the exact search, held to plain float64 versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import builders
+import h5py
+import numpy as np
+import pytest
+
+from mlcd import cli
+from mlcd.neighbours import exact
+from mlcd.neighbours.exact import ExactSearch
+from mlcd.neighbours.memory import parse_size, plan_blocks
+from mlcd.stores import h5
+from mlcd.stores.centroids import Centroids
+from mlcd.stores.labels import Labels
+
+
+def run(*words: object) -> int:
+    return cli.main(["label", *map(str, words)])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    """Check that the last run said one line on stderr with all `words`, and no traceback."""
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert sum(all(word in line for word in words) for line in said.splitlines()) == 1, said
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def plain_top(rows: np.ndarray, centres: np.ndarray, l: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and similarities of the `l` nearest in float64, ties by lower id."""
+    scores = rows.astype(float) @ centres.astype(float).T
+    # The last bits of a product depend on its shape; true ties differ by less than this.
+    ids = np.argsort(-np.round(scores, 13), axis=1, kind="stable")[:, :l]
+    return ids, np.take_along_axis(scores, ids, axis=1)
+
+
+def pair(folder: Path, n: int = 500, k: int = 60, d: int = 24) -> tuple[Path, Path]:
+    """Write embeddings and centroids with planted groups."""
+    rows = builders.unit_vectors(n, d, groups=15, seed=1)
+    embeddings = builders.embeddings_file(folder / "a-00000.h5", rows)
+    centres = unit(rows[:k] + 0.02 * builders.unit_vectors(k, d, seed=2))
+    return embeddings, builders.centroids_file(folder / "c.h5", centres)
+
+
+@pytest.mark.parametrize("l", [1, 3, 59, 60])
+def test_equals_plain_top_l(tmp_path: Path, l: int) -> None:
+    embeddings, centroids = pair(tmp_path)
+    assert run("--embeddings", embeddings, "--centroids", centroids, "--top", l,
+               "--output", tmp_path / "l.h5") == 0  # fmt: skip
+    rows = unit(h5py.File(embeddings)["embedding"][:].astype(float)).astype(np.float32)
+    ids, similarity = plain_top(rows, Centroids(centroids).array, l)
+    labels = Labels(tmp_path / "l.h5")
+    np.testing.assert_array_equal(labels.label(), ids)
+    np.testing.assert_array_equal(labels.similarity(), similarity.astype(np.float16))
+    assert labels.label().dtype == np.int32
+    assert (labels.chunk, labels.num_classes, labels.n, labels.l) == ("a-00000", 60, 500, l)
+    assert labels.embeddings == h5.fingerprint(embeddings)
+    assert labels.centroids == h5.fingerprint(centroids)
+    assert json.loads(labels.section) == {"top": l, "threshold": None}
+
+
+def hard_case(d: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and centres full of exact ties and of differences below float32's rounding."""
+    rng = np.random.default_rng(0)
+    base = builders.unit_vectors(40, d, seed=3)
+    copies = np.concatenate([base, base[:20], base[:10]])
+    close = base[:30].copy()
+    for row in close:
+        row[rng.integers(d)] = np.nextafter(row[rng.integers(d)], 2, dtype=np.float32)
+    centres = np.concatenate([copies, unit(base[:30] + 1e-7), base[5:15]]).astype(np.float32)
+    rows = np.concatenate([builders.unit_vectors(300, d, seed=4), base, centres])
+    return rows, centres[rng.permutation(len(centres))]
+
+
+@pytest.mark.parametrize("l", [1, 2, 8, 110])
+def test_close_calls_and_ties_are_settled_exactly(l: int) -> None:
+    rows, centres = hard_case()
+    search = ExactSearch(centres)
+    ids = search.nearest(rows, l)
+    every = exact.dots(rows, centres, *map(np.ravel, np.indices((len(rows), len(centres)))))
+    every = every.reshape(len(rows), len(centres))
+    np.testing.assert_array_equal(ids, np.argsort(-every, axis=1, kind="stable")[:, :l])
+    np.testing.assert_array_equal(
+        search.similarities(rows, ids), np.take_along_axis(every, ids, axis=1)
+    )
+    plain = np.take_along_axis(rows.astype(float) @ centres.astype(float).T, ids, axis=1)
+    np.testing.assert_allclose(search.similarities(rows, ids), plain, atol=1e-14)
+
+
+def test_close_calls_happen_and_a_plain_search_would_fail_them() -> None:
+    import faiss
+
+    rows, centres = hard_case()
+    _, ids = faiss.knn(rows, centres, 8, metric=faiss.METRIC_INNER_PRODUCT)
+    assert (ids != ExactSearch(centres).nearest(rows, 8)).any()
+
+
+@pytest.mark.parametrize("l", [1, 4])
+def test_same_ids_for_any_block_and_threads(l: int) -> None:
+    rows, centres = hard_case()
+    whole = ExactSearch(centres, threads=1).nearest(rows, l)
+    for threads in (1, 2):
+        search = ExactSearch(centres, threads=threads)
+        for step in (3, 19, 64):
+            parts = [search.nearest(rows[i : i + step], l) for i in range(0, len(rows), step)]
+            np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_an_engine_with_any_error_below_the_bound_changes_nothing() -> None:
+    # What another BLAS or a GPU may do: the worst errors that the bound allows.
+    rows, centres = hard_case()
+    search = ExactSearch(centres)
+    expected = search.nearest(rows, 5)
+    rng = np.random.default_rng(0)
+
+    def noisy(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        scores = queries.astype(float) @ centres.T.astype(float)
+        scores += rng.choice([-1, 1], scores.shape) * exact.error_bound(centres.shape[1]) * 0.5
+        ids = np.argsort(-scores, axis=1)[:, :k]
+        return np.take_along_axis(scores, ids, axis=1).astype(np.float32), ids
+
+    search._search = noisy
+    for _ in range(5):
+        np.testing.assert_array_equal(search.nearest(rows, 5), expected)
+
+
+@pytest.mark.gpu
+def test_gpu_gives_the_same_ids() -> None:
+    import faiss
+
+    if not faiss.get_num_gpus():
+        pytest.skip("faiss sees no GPU")
+    rows, centres = hard_case()
+    found = ExactSearch(centres, device="cuda").nearest(rows, 8)
+    np.testing.assert_array_equal(found, ExactSearch(centres).nearest(rows, 8))
+
+
+def test_error_bound_holds() -> None:
+    for d in (2, 17, 768):
+        rows, centres = builders.unit_vectors(500, d), builders.unit_vectors(200, d, seed=1)
+        error = np.abs(rows @ centres.T - rows.astype(float) @ centres.T.astype(float)).max()
+        assert error < exact.error_bound(d) < 2e-7 * d
+
+
+def test_same_bytes_for_any_limit_and_threads(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = builders.unit_vectors(40_000, 16, groups=300)
+    vectors[rng.integers(0, 40_000, 5000)] = vectors[7]
+    embeddings = builders.embeddings_file(tmp_path / "e.h5", vectors)
+    centroids = builders.centroids_file(tmp_path / "c.h5", vectors[::400])
+    results = set()
+    for index, options in enumerate(
+        (["--threads", 1], ["--threads", 2], ["--memory-limit", "1GiB"])
+    ):
+        output = tmp_path / f"l{index}.h5"
+        assert run("--embeddings", embeddings, "--centroids", centroids, "--top", 5,
+                   "--output", output, *options) == 0  # fmt: skip
+        results.add(output.read_bytes())
+    assert len(results) == 1
+
+
+def test_blocks_of_files_larger_than_one_block(tmp_path: Path, monkeypatch) -> None:
+    from mlcd.neighbours import memory
+
+    embeddings, centroids = pair(tmp_path)
+    words = ["--embeddings", embeddings, "--centroids", centroids, "--top", 4, "--output"]
+    assert run(*words, tmp_path / "one.h5") == 0
+    monkeypatch.setattr(memory, "_LEAST_ROWS", 37)
+    monkeypatch.setattr(memory, "_MOST_ROWS", 37)
+    assert run(*words, tmp_path / "many.h5") == 0
+    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "many.h5").read_bytes()
+
+
+def test_threshold_keeps_the_nearest_and_pads(tmp_path: Path) -> None:
+    embeddings, centroids = pair(tmp_path)
+    words = ["--embeddings", embeddings, "--centroids", centroids, "--top", 6, "--output"]
+    assert run(*words, tmp_path / "all.h5") == 0
+    assert run(*words, tmp_path / "near.h5", "--threshold", 0.9) == 0
+    rows = unit(h5py.File(embeddings)["embedding"][:].astype(float)).astype(np.float32)
+    ids, similarity = plain_top(rows, Centroids(centroids).array, 6)
+    near = Labels(tmp_path / "near.h5")
+    keep = similarity >= 0.9
+    assert not keep[:, 0].all(), "some rows must have no centre over the threshold"
+    keep[:, 0] = True
+    np.testing.assert_array_equal(near.label(), np.where(keep, ids, -1))
+    np.testing.assert_array_equal(near.similarity() == 0, ~keep)
+    numbers = np.bincount((near.label() >= 0).sum(axis=1))
+    assert (numbers > 0).sum() > 2
+    assert run(*words, tmp_path / "s.h5", "--threshold", "none") == 0
+    assert (tmp_path / "s.h5").read_bytes() == (tmp_path / "all.h5").read_bytes()
+
+
+def test_chunk_without_pictures_has_no_labels(tmp_path: Path) -> None:
+    _, centroids = pair(tmp_path)
+    empty = builders.embeddings_file(tmp_path / "empty.h5", np.zeros((0, 24)))
+    output = tmp_path / "l.h5"
+    assert run("--embeddings", empty, "--centroids", centroids, "--top", 4, "--output", output) == 0
+    assert Labels(output).label().shape == (0, 4)
+
+
+def test_foreign_float32_rows_are_normalised(tmp_path: Path) -> None:
+    _, centroids = pair(tmp_path)
+    rows = builders.unit_vectors(50, 24, seed=9)
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["embedding"] = rows * np.arange(1, 51, dtype=np.float32)[:, None]
+    output = tmp_path / "l.h5"
+    assert run("--embeddings", tmp_path / "f.h5", "--centroids", centroids, "--output", output) == 0
+    ids, similarity = plain_top(rows, Centroids(centroids).array, 4)
+    np.testing.assert_array_equal(Labels(output).label(), ids)
+    np.testing.assert_allclose(Labels(output).similarity(), similarity, atol=1e-3)
+    assert Labels(output).chunk == "f"
+
+
+def test_unfitting_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    embeddings, centroids = pair(tmp_path)
+    rows = builders.unit_vectors(50, 24)
+    wide = builders.embeddings_file(tmp_path / "wide.h5", builders.unit_vectors(50, 25))
+    other = builders.embeddings_file(tmp_path / "other.h5", rows, model="another")
+    rows[33] = 0
+    zero = builders.embeddings_file(tmp_path / "zero.h5", rows)
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes(centroids.read_bytes()[:-3000])
+    long = builders.centroids_file(tmp_path / "long.h5", 2 * builders.unit_vectors(9, 24))
+    cases = [
+        (wide, centroids, [], [str(wide), "25 dimensions", str(centroids)]),
+        (other, centroids, [], [str(other), "another model"]),
+        (zero, centroids, [], [f"{zero}: row 33", "all zeros"]),
+        (embeddings, centroids, ["--top", 61], ["label.top", "only 60 centres"]),
+        (embeddings, cut, [], [str(cut), "not a whole HDF5"]),
+        (embeddings, long, [], [f"{long}: centre 0 is not a unit vector"]),
+        (embeddings, embeddings, [], [str(embeddings), "expected a file of centroids"]),
+        (tmp_path / "none.h5", centroids, [], ["none.h5: no such file"]),
+        (embeddings, centroids, ["--memory-limit", "9MB"], ["--memory-limit", "too little"]),
+        (embeddings, centroids, ["--threshold", 2], ["label.threshold", "at most 1"]),
+    ]
+    for rows_file, centres_file, options, words in cases:
+        output = tmp_path / "l.h5"
+        assert run("--embeddings", rows_file, "--centroids", centres_file, "--output", output,
+                   *options) == 2  # fmt: skip
+        refused(capsys, *words)
+        assert not output.exists()
+
+
+def test_labels_out_of_range_are_refused(tmp_path: Path, capsys) -> None:
+    embeddings, centroids = pair(tmp_path, k=5)
+    bad = builders.labels_file(tmp_path / "l.h5", np.array([[0, 5]]), 5, embeddings)
+    assert run("--summarise", bad, "--centroids", centroids, "--output", tmp_path / "s.json") == 2
+    refused(capsys, f"{bad}: a label lies outside 0 … 4")
+
+
+def summary_of(tmp_path: Path, *files: Path, centroids: Path) -> dict:
+    output = tmp_path / "summary.json"
+    assert run("--summarise", *files, "--centroids", centroids, "--output", output) == 0
+    return json.loads(output.read_text())
+
+
+def test_summary_counts(tmp_path: Path) -> None:
+    embeddings, _ = pair(tmp_path)
+    centroids = builders.centroids_file(tmp_path / "c.h5", builders.unit_vectors(40, 24))
+    first = np.array([[0, 1, 2], [0, 3, -1], [0, -1, -1]])
+    second = np.full((50, 3), [7, 0, 1])
+    files = [
+        builders.labels_file(tmp_path / f"l{index}.h5", rows, 40, embeddings)
+        for index, rows in enumerate((first, second))
+    ]
+    summary = summary_of(tmp_path, *files, centroids=centroids)
+    assert summary["pictures"] == 53
+    assert (summary["num_classes"], summary["labels_a_picture"]) == (40, 3)
+    assert summary["pictures_by_number_of_labels"] == {"1": 1, "2": 1, "3": 51}
+    use = summary["use_as_any_label"]
+    counts = np.zeros(40, int)
+    counts[[0, 1, 2, 3, 7]] = [53, 51, 1, 1, 50]
+    assert use["mean"] == counts.mean()
+    assert use["unused"] == 35
+    assert use["quantiles"]["0.5"] == 0
+    assert use["quantiles"]["1.0"] == 53
+    assert use["huge"]["classes"] == 3
+    assert use["huge"]["largest"] == [[0, 53], [1, 51], [7, 50]]
+    bins = {(b["from"], b["to"]): b["classes"] for b in use["histogram"] if b["classes"]}
+    assert bins == {(0, 0): 35, (1, 1): 2, (32, 63): 3}
+    assert summary["use_as_first_label"]["huge"]["largest"] == [[7, 50]]
+    assert summary["similarity_of_last_label"]["mean"] == 0.5
+    assert summary["cluster_sizes"]["mean"] == 1
+    assert summary["near_duplicate_centres"]["centres"] == 0
+
+
+def test_summary_of_similarities_equals_numpy(tmp_path: Path) -> None:
+    embeddings, centroids = pair(tmp_path)
+    run("--embeddings", embeddings, "--centroids", centroids, "--top", 5, "--threshold", 0.3,
+        "--output", tmp_path / "l.h5")  # fmt: skip
+    labels = Labels(tmp_path / "l.h5")
+    similarity, number = labels.similarity().astype(float), (labels.label() >= 0).sum(axis=1)
+    summary = summary_of(tmp_path, labels.path, centroids=centroids)
+    columns = {"first": similarity[:, 0], "last": similarity[np.arange(500), number - 1]}
+    for name, values in columns.items():
+        found = summary[f"similarity_of_{name}_label"]
+        assert found["mean"] == pytest.approx(values.mean(), abs=1e-12)
+        for q, value in found["quantiles"].items():
+            assert value == np.quantile(values, float(q), method="lower")
+
+
+def test_summary_finds_near_duplicate_centres(tmp_path: Path) -> None:
+    centres = builders.unit_vectors(30, 24)
+    centres[20] = unit(centres[4:5] + 0.001 * builders.unit_vectors(1, 24, seed=1))[0]
+    centres[[25, 26, 27]] = centres[6]
+    centroids = builders.centroids_file(tmp_path / "c.h5", centres)
+    embeddings = builders.embeddings_file(tmp_path / "e.h5", centres)
+    labels = builders.labels_file(tmp_path / "l.h5", np.zeros((30, 2)), 30, embeddings)
+    found = summary_of(tmp_path, labels, centroids=centroids)["near_duplicate_centres"]
+    assert found["centres"] == 6
+    pairs = {centre: other for centre, other, _ in found["nearest"]}
+    assert pairs == {4: 20, 20: 4, 6: 25, 25: 6, 26: 6, 27: 6}
+    assert all(cosine > 0.999 for _, _, cosine in found["nearest"])
+
+
+def test_summary_refuses_labels_of_other_centroids(tmp_path: Path, capsys) -> None:
+    embeddings, centroids = pair(tmp_path)
+    run("--embeddings", embeddings, "--centroids", centroids, "--output", tmp_path / "l.h5")
+    changed = Centroids(centroids).array[::-1]
+    builders.centroids_file(tmp_path / "c2.h5", changed)
+    builders.centroids_file(tmp_path / "c3.h5", changed[:9])
+    short = builders.labels_file(tmp_path / "s.h5", np.zeros((5, 2)), 60, embeddings)
+    for files, centres, words in [
+        (["l.h5"], "c2.h5", ["l.h5: made with other centroids"]),
+        (["l.h5"], "c3.h5", ["l.h5: labels of 60 classes", "has 9"]),
+        (["l.h5", short.name], "c.h5", ["s.h5: 2 labels a picture", "has 4"]),
+    ]:
+        paths = [tmp_path / name for name in files]
+        output = tmp_path / "s.json"
+        assert (
+            run("--summarise", *paths, "--centroids", tmp_path / centres, "--output", output) == 2
+        )
+        refused(capsys, *words)
+
+
+def test_sizes_are_read() -> None:
+    from mlcd.errors import UserError
+
+    assert [parse_size(text) for text in ("1GiB", "500MB", "1.5 gb", "8000", "2K")] == [
+        1 << 30, 500_000_000, 1_500_000_000, 8000, 2000,
+    ]  # fmt: skip
+    for text in ("", "GiB", "-1GB", "0", "1XB", "1 2"):
+        with pytest.raises(UserError, match="is no size"):
+            parse_size(text)
+
+
+def test_blocks_follow_the_limit() -> None:
+    small, large = (plan_blocks(limit << 20, 10**7, 512, 8, 0) for limit in (700, 1400))
+    assert 256 <= small.rows < large.rows <= 32768 or large.rows == 32768
+    assert not small.keep
+    assert plan_blocks(4 << 30, 10**5, 512, 8, 0).keep
+
+
+MEASURE = """
+import resource, sys
+from mlcd import cli
+code = cli.main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+raise SystemExit(code)
+"""
+
+
+def test_peak_memory_stays_within_the_limit(tmp_path: Path) -> None:
+    vectors = builders.unit_vectors(1000, 512)
+    with h5py.File(tmp_path / "e.h5", "w") as file:
+        rows = file.create_dataset("embedding", (120_000, 512), "f2", chunks=(1000, 512))
+        for start in range(0, 120_000, 1000):
+            rows[start : start + 1000] = vectors
+    centroids = builders.centroids_file(tmp_path / "c.h5", vectors[:64], model="")
+    with h5py.File(centroids, "r+") as file:
+        file.attrs["model"] = ""
+    words = ["label", "--embeddings", tmp_path / "e.h5", "--centroids", centroids]
+    words += ["--output", tmp_path / "l.h5", "--memory-limit", "400MiB", "--threads", 1]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )
+    assert int(done.stdout) <= 400 << 20
