@@ -168,6 +168,9 @@ if (!canvas || !canvas.width) return false;
 const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
 return data.some((value, index) => index % 4 == 3 && value > 0);
 """
+#: Links of the workflow's description to categories.
+_LINKED = "[...document.querySelectorAll('.prose a[href^=\\'javascript:\\']')]"
+_LINKS = f"return {_LINKED}.map(link => link.innerText)"
 #: Click the item of the menu with this text; the click handlers are the report's own.
 _MENU = """
 const items = [...document.querySelectorAll('li > a')].filter(a => a.innerText == arguments[0]);
@@ -208,6 +211,10 @@ def check_report(path: Path, screenshots: Path | None = None) -> tuple[list[Figu
             problems.append("the workflow has no description")
         keep(browser, "0 workflow")
         categories = browser.run("return categories")
+        for number, category in enumerate(browser.run(_LINKS)):
+            browser.run(f"{_LINKED}[arguments[0]].click()", number)
+            if not browser.wait("return app.state.category == arguments[0]", category):
+                problems.append(f"the description's link to {category} leads nowhere")
         results = browser.run("return results")
         if not results:
             problems.append("the report has no figure")
@@ -276,11 +283,13 @@ def _caption(
     browser: Browser, figure: Figure, row: int, results: dict[str, Any], problems: list[str]
 ) -> None:
     """Click a row's description and see that the caption is on the screen, without template."""
-    browser.run(_BUTTON, row, 1)
-    caption = "return document.querySelector('li.prose, .prose-invert')?.innerText"
-    said = browser.wait(caption) or ""
-    if not said.strip():
+    if not results.get(figure.path, {}).get("caption"):
         problems.append(f"{figure.path}: has no caption")
+        return
+    browser.run(_BUTTON, row, 1)
+    said = browser.wait("return document.querySelector('.prose-invert')?.innerText") or ""
+    if not said.strip():
+        problems.append(f"{figure.path}: its caption does not show")
     if "{{" in said or "System Message" in said:
         problems.append(f"{figure.path}: its caption was not rendered")
 

@@ -22,8 +22,9 @@ from mlcd.stores.embeddings import Embeddings
 from mlcd.stores.images import ImageStore
 from mlcd.stores.labels import Labels
 
-#: Bytes a tile may have: all tiles of the largest page then stay under a browser's 2 MB.
-_TILE_BYTES = 3600
+#: Bytes that a tile of 104 × 104 pixels may have: the largest page then keeps to page.LIMIT.
+_TILE_BYTES = 3000
+_CAPTION = 120
 
 
 @dataclass(frozen=True, order=True)
@@ -146,11 +147,11 @@ def tile(data: bytes, caption: str, side: int, *, max_pixels: int) -> str:
     except BadImage as error:
         return f'<div class="tile lost" style="{box}">{text(error.reason)}</div>'
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    about = text(caption or "no caption")
-    source = data_uri("image/webp", _webp(picture, _TILE_BYTES * (side / 96) ** 2))
-    return (
-        f'<div class="tile" style="{box}" title="{about}"><img src="{source}" alt="{about}"></div>'
-    )
+    said = " ".join(caption.split()) or "no caption"
+    about = text(said if len(said) <= _CAPTION else said[: _CAPTION - 1] + "…")
+    budget = max(0.6 * _TILE_BYTES, _TILE_BYTES * (side / 104) ** 2)
+    image = f'<img src="{data_uri("image/webp", _webp(picture, budget))}" alt="{about}"'
+    return f'<div class="tile" style="{box}">{image} title="{about}"></div>'
 
 
 def _webp(picture: Image.Image, budget: float) -> bytes:

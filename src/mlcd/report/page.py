@@ -13,8 +13,13 @@ from matplotlib.figure import Figure
 
 from mlcd.errors import UserError
 from mlcd.files import atomic_path, write_json, write_text
+from mlcd.progress import LOGGER
 from mlcd.report import style
 from mlcd.report.css import CSS
+
+#: Bytes of a page. Snakemake embeds pages as data URIs, which Chromium cuts off at 2 MiB, and
+#: base64 makes four characters of three bytes.
+LIMIT = 1_500_000
 
 _CHARTS = (".svg", ".png", ".pdf")
 _KINDS = (".html", *_CHARTS, ".json")
@@ -65,7 +70,13 @@ def write(outputs: Sequence[str], drawing: Drawing) -> None:
     for output in outputs:
         suffix = Path(output).suffix
         if suffix == ".html":
-            write_text(output, drawing.html())
+            page = drawing.html()
+            if (size := len(page.encode())) > LIMIT:
+                LOGGER.warning(
+                    "%s: %d bytes, over %d: embedded in a report, browsers may show nothing; show "
+                    "fewer clusters or pictures (config section report)", output, size, LIMIT,
+                )  # fmt: skip
+            write_text(output, page)
         elif suffix == ".json":
             if drawing.numbers is None:
                 raise UserError(f"{output}: this part has no numbers; ask for .html")

@@ -1,0 +1,125 @@
+"""One small run's stores, as every part of the report reads them; shared by two test files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from builders import embeddings_file, image_store, jpeg, unit_vectors
+
+from mlcd.cli import main
+from mlcd.stores import h5
+
+CHUNKS = ("first-00000", "first-00001", "second-00000")
+N, K, L = 10, 4, 3
+#: What a stranger may write into a caption.
+HOSTILE = "<script>alert('x')</script> \"&amp; $\\alpha$ {{ 7 * 7 }}"
+
+
+class Stores:
+    """Files of a run with three chunks of ten pictures, below `folder`."""
+
+    def __init__(self, folder: Path, pictures: list[bytes] | None = None) -> None:
+        self.folder = folder
+        pictures = pictures or [jpeg(i) for i in range(len(CHUNKS) * N)]
+        rows = unit_vectors(len(pictures), 8, groups=K, seed=3)
+        centres = unit_vectors(K, 8, seed=5)
+        cosine = rows @ centres.T
+        top = np.argsort(-cosine, axis=1, kind="stable")[:, :L].astype(np.int32)
+        self.similarity = np.take_along_axis(cosine, top, axis=1).astype(np.float16)
+        self.label = top
+        self.captions = [f"picture {i}" for i in range(len(pictures))]
+        self.captions[0] = HOSTILE
+        self.centroids = folder / "clusters" / "centroids.h5"
+        datasets = {
+            "centroid": centres,
+            "size": np.bincount(top[:, 0], minlength=K).astype(np.int64),
+            "objective": np.array([0.4, 0.6, 0.61]),
+            "empty": np.array([1, 0, 0]),
+        }
+        model = json.dumps({"name": "test", "dim": 8})
+        attributes = {"model": model, "embeddings": "[]", "section": "{}"}
+        h5.write(self.centroids, "centroids", datasets, attributes)
+        self.images, self.embeddings, self.labels = [], [], []
+        for index, chunk in enumerate(CHUNKS):
+            part = slice(index * N, (index + 1) * N)
+            manifest = image_store(
+                folder / "images" / chunk, pictures[part], captions=self.captions[part]
+            )
+            embeddings = embeddings_file(
+                folder / "embeddings" / f"{chunk}.h5", rows[part], manifest=manifest
+            )
+            labels = folder / "labels" / f"{chunk}.h5"
+            h5.write(
+                labels,
+                "labels",
+                {"label": top[part], "similarity": self.similarity[part]},
+                {
+                    "chunk": chunk,
+                    "num_classes": K,
+                    "embeddings": h5.fingerprint(embeddings),
+                    "centroids": h5.fingerprint(self.centroids),
+                    "section": "{}",
+                },
+            )
+            self.images.append(manifest)
+            self.embeddings.append(embeddings)
+            self.labels.append(labels)
+        self.summary = folder / "labels" / "summary.json"
+        assert not main(
+            ["label", "--summarise", *map(str, self.labels), "--centroids", str(self.centroids),
+             "--device", "cpu", "--threads", "1", "--output", str(self.summary)]
+        )  # fmt: skip
+        self.metrics = folder / "train" / "metrics.jsonl"
+        self.metrics.parent.mkdir()
+        self.metrics.write_text("".join(f"{json.dumps(step(i))}\n" for i in range(10, 210, 10)))
+        self.scores = folder / "evaluate" / "summary.csv"
+        self.scores.parent.mkdir()
+        lines = ["model,dataset,metric,value,seed"]
+        for model, base in (("trained", 0.3), ("pixels", 0.1), ("random", 0.2), ("frozen", 0.5)):
+            for metric in ("knn_10", "probe"):
+                lines += [
+                    f"{model},few,{metric},{base + 0.01 * seed:.3f},{seed}" for seed in (0, 1)
+                ]
+        self.scores.write_text("\n".join(lines) + "\n")
+        self.resolved = folder / "report" / "config.yaml"
+        self.resolved.parent.mkdir()
+        self.resolved.write_text("cluster: {k: 4}\nlabel: {top: 3}\n")
+
+    def options(self, part: str) -> list[str]:
+        """Return the command line of `mlcd report` for a part, without its output."""
+        images, embeddings, labels = (
+            ["--images", *map(str, self.images)],
+            ["--embeddings", *map(str, self.embeddings)],
+            ["--labels", *map(str, self.labels)],
+        )
+        inputs = {
+            "download": images,
+            "cluster": ["--centroids", str(self.centroids)],
+            "label": ["--summary", str(self.summary)],
+            "montage": [*images, *embeddings, *labels, "--centroids", str(self.centroids)],
+            "examples": [*images, *embeddings, *labels],
+            "train": ["--metrics", str(self.metrics)],
+            "results": ["--scores", str(self.scores)],
+            "provenance": ["--resolved", str(self.resolved), "--files", str(self.centroids),
+                           str(self.scores)],
+        }  # fmt: skip
+        return ["report", "--part", part, *inputs[part]]
+
+    def draw(self, part: str, *outputs: Path, extra: tuple[str, ...] = ()) -> str:
+        """Run `mlcd report`; return the first output's text."""
+        status = main([*self.options(part), "--output", *map(str, outputs), *extra])
+        assert status == 0
+        return outputs[0].read_text(encoding="utf-8", errors="replace")
+
+
+def step(number: int) -> dict[str, float]:
+    """Return one line of metrics.jsonl."""
+    return {
+        "step": number, "epoch": number // 100, "loss": 8 - number / 50,
+        "positive_term": 5 - number / 100, "negative_term": 3 - number / 100,
+        "lr": 1e-3, "classifier_lr": 1e-3, "grad_norm": 1.0 + number / 100,
+        "classifier_grad_norm": 0.1, "images_per_s": 100.0, "data_wait_share": 0.05,
+        "positive_similarity": number / 400, "negative_similarity": 0.0, "feature_cosine": 0.2,
+    }  # fmt: skip

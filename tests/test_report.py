@@ -1,0 +1,490 @@
+"""The report's pages: right numbers, the nearest pictures, nothing unescaped, equal bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import logging
+import re
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from builders import image_store
+from PIL import Image
+from report_stores import CHUNKS, HOSTILE, K, L, N, Stores, step
+
+from mlcd.cli import main
+from mlcd.config import Report
+from mlcd.errors import UserError
+from mlcd.files import read_json, sha256_json, write_json
+from mlcd.progress import LOGGER
+from mlcd.report import PARTS, download, gallery, montage, page, provenance, results, train
+
+CHARTED = ("download", "cluster", "label", "train", "results")
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    return Stores(tmp_path_factory.mktemp("run"))
+
+
+class Outline(HTMLParser):
+    """What a browser would find in a page: tags, addresses, text, alternative texts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.addresses, self.alts, self.words = [], [], [], []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+        for name, value in attributes:
+            assert not name.startswith("on")
+            if name in ("src", "href", "srcset", "data", "action"):
+                self.addresses.append(value)
+            if name == "alt":
+                self.alts.append(value)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_page_is_whole_self_contained_and_the_same_again(stores, tmp_path, part):
+    html = stores.draw(part, tmp_path / "a.html")
+    outline = Outline(html)
+    assert not outline.open
+    assert all(address.startswith("data:image/") for address in outline.addresses)
+    assert "script" not in outline.tags and "link" not in outline.tags and "@import" not in html
+    assert outline.tags.count("h1") == 1
+    assert ("img" in outline.tags) == (part != "provenance")
+    assert stores.draw(part, tmp_path / "b.html") == html
+    assert str(stores.folder) not in html
+
+
+@pytest.mark.parametrize("part", CHARTED)
+def test_charts_are_equal_bytes_without_a_date(stores, tmp_path, part):
+    for suffix in ("svg", "png", "pdf"):
+        outputs = [tmp_path / f"{name}.{suffix}" for name in "ab"]
+        for output in outputs:
+            stores.draw(part, output)
+        first, second = (output.read_bytes() for output in outputs)
+        assert first == second
+        assert b"dc:date" not in first and b"CreationDate" not in first
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > 1200 and picture.getextrema() != ((255, 255),) * 4
+
+
+def test_a_users_matplotlibrc_changes_nothing(stores, tmp_path):
+    import matplotlib
+
+    plain = stores.draw("train", tmp_path / "a.svg")
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30}):
+        assert stores.draw("train", tmp_path / "b.svg") == plain
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+@pytest.mark.parametrize("part", ["montage", "examples"])
+def test_captions_are_text_not_markup(stores, tmp_path, part):
+    extra = ("--montage-clusters", "4", "--montage-pictures", "12", "--label-examples", "12")
+    html = "".join(
+        stores.draw(part, tmp_path / f"{seed}.html", extra=(*extra, "--seed", str(seed)))
+        for seed in range(4)
+    )
+    assert HOSTILE in Outline(html).alts
+    assert "<script" not in html
+
+
+def test_hostile_words_elsewhere_are_escaped(tmp_path):
+    manifest = image_store(tmp_path / "images" / "a-00000", 3)
+    values = read_json(manifest)
+    values["counts"]["<b>odd</b> $x^$"] = 2
+    values["rows"] = 5
+    values["chunk"] = "<i>chunk</i>$_$"
+    write_json(manifest, values)
+    html = download.draw(Report(), [str(manifest)]).html()
+    assert "<b>odd" not in html and "&lt;b&gt;odd" in html and "<i>chunk" not in html
+    scores = tmp_path / "summary.csv"
+    scores.write_text("model,dataset,metric,value,seed\n<u>m</u>,<s>d</s>,$\\frac,0.5,0\n")
+    html = results.draw(Report(), str(scores)).html()
+    assert "<u>" not in html and "<s>" not in html
+
+
+def manifests(folder: Path, arrived: list[int], rows: int = 20) -> list[str]:
+    """Write manifests without tars: the download page reads nothing else."""
+    paths = []
+    for index, success in enumerate(arrived):
+        counts = {"success": success, "not_found": (rows - success) // 2}
+        counts["timeout"] = rows - sum(counts.values())
+        path = folder / f"c-{index:05d}" / "manifest.json"
+        tars = [{"name": "00000.tar", "sha256": "", "bytes": 1000, "pictures": success}]
+        write_json(path, {"chunk": path.parent.name, "rows": rows, "counts": counts, "tars": tars})
+        paths.append(str(path))
+    return paths
+
+
+def cells(html: str) -> list[list[str]]:
+    """Return the text of all table rows."""
+    return [
+        re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr.*?</tr>", html)
+    ]
+
+
+def test_download_totals_are_the_sums_over_chunks(tmp_path):
+    drawing = download.draw(Report(), manifests(tmp_path, [20, 10, 6]))
+    assert drawing.title == "36 of 60 pictures arrived (60.0%)"
+    rows = cells(drawing.body)
+    assert ["success", "36", "60.00%"] in rows
+    assert ["not_found", "12", "20.00%"] in rows and ["timeout", "12", "20.00%"] in rows
+    assert ["all", "60", "36", "60.00%", "3.0 kB"] in rows
+
+
+def test_many_chunks_show_the_worst_and_all_in_the_totals(tmp_path):
+    arrived = [20] * 100
+    arrived[77], arrived[5] = 1, 3
+    drawing = download.draw(Report(), manifests(tmp_path, arrived))
+    rows = cells(drawing.body)
+    chunks = [row[0] for row in rows if row[0].startswith("c-")]
+    assert chunks[:2] == ["c-00077", "c-00005"] and len(chunks) == 40
+    assert rows[-1][:3] == ["all", "2,000", "1,964"]
+    assert len(drawing.html()) < 300_000
+
+
+def test_a_foreign_manifest_is_refused(tmp_path):
+    write_json(tmp_path / "manifest.json", {"rows": 3})
+    with pytest.raises(UserError, match=r"manifest\.json: not a manifest"):
+        download.draw(Report(), [str(tmp_path / "manifest.json")])
+
+
+def opened(stores: Stores, **keys: int) -> gallery.Gallery:
+    paths = [[str(p) for p in group] for group in (stores.images, stores.embeddings, stores.labels)]
+    return gallery.Gallery(Report(**keys), *paths)
+
+
+def test_members_equal_a_plain_search_over_everything(stores):
+    members = opened(stores).members(range(K))
+    for cluster in range(K):
+        plain = [i for i in range(len(CHUNKS) * N) if stores.label[i, 0] == cluster]
+        plain.sort(key=lambda i: (-float(stores.similarity[i, 0]), i))
+        assert members[cluster].tolist() == plain
+
+
+def test_a_montage_shows_the_nearest_pictures_in_order(stores, tmp_path):
+    html = stores.draw(
+        "montage", tmp_path / "m.html", extra=("--montage-clusters", "4", "--montage-pictures", "3")
+    )
+    members = opened(stores).members(range(K))
+    sizes = np.bincount(stores.label[:, 0], minlength=K)
+    sections = re.findall(r"<section>.*?</section>", html, re.DOTALL)
+    assert len(sections) == np.count_nonzero(sizes)
+    for section in sections:
+        cluster = int(re.search(r"Cluster (\d+)", section)[1])
+        assert f"{sizes[cluster]} pictures" in section
+        shown = [stores.captions[i] for i in members[cluster][:3]]
+        assert Outline(section).alts == shown
+        mean = np.float32(stores.similarity[members[cluster], 0]).mean()
+        assert f"{mean:.3f}" in section
+
+
+def test_a_tile_is_the_picture_at_that_place(stores):
+    view = opened(stores)
+    place = gallery.Place(1, 7)  # in the second tar of the second chunk
+    html = view.tiles([place], 48)[place]
+    assert Outline(html).alts == [stores.captions[N + 7]]
+    shown = picture_of(html)
+    from builders import jpeg
+
+    original = Image.open(io.BytesIO(jpeg(N + 7)))
+    difference = np.asarray(shown, float) - np.asarray(original, float)
+    others = Image.open(io.BytesIO(jpeg(N + 6)))
+    assert np.abs(difference).mean() < 12
+    assert np.abs(np.asarray(shown, float) - np.asarray(others, float)).mean() > 40
+
+
+def picture_of(html: str) -> Image.Image:
+    import base64
+
+    data = re.search(r"base64,([^\"]+)", html)[1]
+    return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+
+
+def test_an_example_is_no_evidence_for_itself(stores, tmp_path):
+    html = stores.draw("examples", tmp_path / "e.html", extra=("--label-examples", "12"))
+    sections = re.findall(r'<section class="example">.*?</section>', html, re.DOTALL)
+    assert len(sections) == 12
+    for section in sections:
+        picture, *others = Outline(section).alts
+        index = stores.captions.index(picture)
+        assert picture not in others
+        named = [int(c) for c in re.findall(r"cluster (\d+)<br>", section)]
+        assert named == stores.label[index].tolist()
+        written = re.findall(r"similarity (-?\d\.\d{3})", section)
+        assert written == [f"{float(s):.3f}" for s in stores.similarity[index]]
+
+
+def test_only_the_configured_number_of_chunks_is_read(tmp_path):
+    stores = Stores(tmp_path / "run")
+    # With two of three, evenly spread, the middle one is not looked at: damage shows it.
+    stores.labels[1].write_bytes(b"junk")
+    stores.embeddings[1].write_bytes(b"junk")
+    assert opened(stores, scan_chunks=2).chunks == [CHUNKS[0], CHUNKS[2]]
+    html = stores.draw("montage", tmp_path / "m.html", extra=("--scan-chunks", "2"))
+    assert "2 of 3 chunks" in html
+    with pytest.raises(UserError, match="first-00001"):
+        opened(stores, scan_chunks=3)
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    stores = Stores(tmp_path / "run")
+    good = stores.embeddings[0].read_bytes()
+    stores.embeddings[0].write_bytes(stores.embeddings[1].read_bytes())
+    with pytest.raises(UserError, match=r"made from other embeddings.*rerun label"):
+        opened(stores)
+    stores.embeddings[0].write_bytes(good)
+    values = read_json(stores.images[0])
+    write_json(stores.images[0], {**values, "fingerprint": sha256_json("another")})
+    with pytest.raises(UserError, match=r"made from other pictures.*rerun embed"):
+        opened(stores)
+    stores.images.pop(0)
+    with pytest.raises(UserError, match="--images: chunk first-00000"):
+        opened(stores)
+
+
+def test_the_choice_of_clusters_has_extremes_and_chance():
+    rng = np.random.default_rng(0)
+    nearest = rng.choice(90, 4000, p=rng.dirichlet(np.ones(90))).astype(np.int32)
+    sizes = np.bincount(nearest, minlength=100)  # ten clusters are empty
+    present = np.flatnonzero(sizes)
+    chosen = montage.choose(sizes, nearest, 12, 0)
+    clusters = [cluster for cluster, _ in chosen]
+    assert len(set(clusters)) == 12 and set(clusters) <= set(present)
+    assert sizes[clusters[0]] == sizes.max() and sizes[clusters[-1]] == sizes[present].min()
+    assert sorted(sizes[clusters])[::-1] == sizes[clusters].tolist()
+    assert montage.choose(sizes, nearest, 12, 0) == chosen != montage.choose(sizes, nearest, 12, 1)
+    for count in (1, 2, 3):
+        assert len(montage.choose(sizes, nearest, count, 0)) == count
+    few = np.array([3, 3, 0], np.int32)
+    assert [c for c, _ in montage.choose(np.array([1, 0, 0, 2]), few, 12, 0)] == [3, 0]
+    one = np.array([2], np.int32)
+    assert [c for c, _ in montage.choose(np.array([0, 0, 1]), one, 12, 0)] == [2]
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_picture_that_cannot_be_decoded_is_a_grey_tile():
+    white = png(np.full((40, 40, 3), 255, np.uint8))
+    for data, pixels, reason in (
+        (b"", 10**6, "empty"),
+        (b"<html>", 10**6, "not_an_image"),
+        (white[:60], 10**6, "damaged"),
+        (white, 100, "too_large"),
+    ):
+        html = gallery.tile(data, "caption", 48, max_pixels=pixels)
+        assert f">{reason}<" in html and "img" not in html
+
+
+def test_the_largest_page_keeps_to_the_limit_of_browsers():
+    # Noise is the worst case for any codec, quotes for escaping.
+    rng = np.random.default_rng(0)
+    noise = png(rng.integers(0, 256, (300, 300, 3), dtype=np.uint8))
+    most = {field: Report.model_fields[field].metadata for field in Report.model_fields}
+    clusters, pictures = (
+        next(m.le for m in most[name] if hasattr(m, "le"))
+        for name in ("montage_clusters", "montage_pictures")
+    )
+    tile = gallery.tile(noise, '"a photograph" ' * 100, 104, max_pixels=10**6)
+    assert clusters * pictures * len(tile) + 20_000 < page.LIMIT
+    assert picture_of(tile).size == (104, 104)
+
+
+def test_a_page_over_the_limit_is_written_with_a_warning(tmp_path, caplog):
+    drawing = page.Drawing("title", "lead", "x" * page.LIMIT)
+    LOGGER.addHandler(caplog.handler)
+    with caplog.at_level(logging.WARNING):
+        page.write([str(tmp_path / "a.html")], drawing)
+    LOGGER.removeHandler(caplog.handler)
+    assert "browsers may show nothing" in caplog.text
+    assert (tmp_path / "a.html").stat().st_size > page.LIMIT
+
+
+def test_metrics_of_a_killed_and_resumed_run(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": 10, "loss": 9.0}, {"step": 20, "loss": 8.0}, {"step": 20, "loss": 7.5},
+             {"step": 30, "loss": 7.0, "feature_cosine": 0.5}]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 40, "lo')
+    values = train.read_metrics(str(path))
+    assert values["step"].tolist() == [10, 20, 30]
+    assert values["loss"].tolist() == [9.0, 7.5, 7.0]
+    assert np.isnan(values["feature_cosine"][:2]).all() and values["feature_cosine"][2] == 0.5
+    path.write_text('{"step": 10}\nnonsense\n{"step": 20}\n')
+    with pytest.raises(UserError, match="line 2"):
+        train.read_metrics(str(path))
+    path.write_text("")
+    with pytest.raises(UserError, match="holds no step"):
+        train.read_metrics(str(path))
+
+
+def test_training_says_what_happened_and_warns(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(step(i)) + "\n" for i in range(10, 410, 10)))
+    drawing = train.draw(Report(), str(path))
+    assert drawing.title == "Loss fell from 7.700 to 0.100 in 400 steps" and not drawing.warnings
+    assert "100 pictures/s" in drawing.lead and "5.0%" in drawing.lead
+    sick = [{**step(i), "feature_cosine": 0.97, "loss": float("nan") if i == 30 else 5.0}
+            for i in range(10, 60, 10)]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in sick))
+    drawing = train.draw(Report(), str(path))
+    assert len(drawing.warnings) == 2
+    assert "step 30" in drawing.warnings[0] and "collapse" in drawing.warnings[1]
+    assert drawing.warnings[1] in Outline(drawing.html()).words
+
+
+def test_a_long_run_is_drawn_small(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(step(i)) + "\n" for i in range(1, 20_001)))
+    assert len(train.draw(Report(), str(path)).html()) < 600_000
+
+
+def test_a_run_of_one_logged_step_is_drawn(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1, "loss": 3.0}) + "\n")
+    assert "data:image/svg" in train.draw(Report(), str(path)).html()
+
+
+def test_results_are_means_over_seeds(stores):
+    drawing = results.draw(Report(), str(stores.scores))
+    frame = pd.read_csv(stores.scores)
+    rows = {row[0]: row[1:] for row in cells(drawing.body)}
+    for model, name in (("trained", "trained encoder"), ("pixels", "raw pixels")):
+        values = frame[(frame.model == model) & (frame.metric == "knn_10")]["value"]
+        assert rows[name][0] == f"{values.mean():.3f} ± {values.std():.3f}"
+    assert list(rows)[1:] == [
+        "raw pixels", "random weights", "trained encoder", "frozen (made the clusters)",
+    ]  # fmt: skip
+    assert "beats random weights and raw pixels on 2 of 2 metrics" in drawing.title
+    assert drawing.body.count('class="number best"') == 2
+
+
+def test_results_that_learned_nothing_say_so(tmp_path):
+    path = tmp_path / "summary.csv"
+    path.write_text(
+        "model,dataset,metric,value,seed\nrandom,d,knn,0.4,0\ntrained,d,knn,0.3,0\n"
+        "trained,e,map,55.25,0\n"
+    )
+    drawing = results.draw(Report(), str(path))
+    assert "beats random weights on 0 of 1 metrics" in drawing.title
+    assert "may be chance" in drawing.lead
+    assert ["trained encoder", "55.2"] in cells(drawing.body)
+    assert ["random weights", "–"] in cells(drawing.body)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "not readable as CSV"), ("model,dataset\na,b\n", "lacks the column metric"),
+     ("model,dataset,metric,value,seed\n", "holds no value")],
+)  # fmt: skip
+def test_results_of_another_shape_are_refused(tmp_path, text, message):
+    (tmp_path / "summary.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        results.draw(Report(), str(tmp_path / "summary.csv"))
+
+
+def test_provenance_has_config_versions_and_true_hashes(stores, tmp_path, monkeypatch):
+    monkeypatch.chdir(stores.folder)
+    status = main(["report", "--part", "provenance", "--resolved", "report/config.yaml", "--files",
+                   "evaluate/summary.csv", "clusters/centroids.h5",
+                   "--output", str(tmp_path / "p.json"), str(tmp_path / "p.html")])  # fmt: skip
+    assert status == 0
+    values = read_json(tmp_path / "p.json")
+    table, centroids = values["files"]
+    assert table["file"] == "evaluate/summary.csv"
+    assert table["hash"] == hashlib.sha256(stores.scores.read_bytes()).hexdigest()
+    assert centroids["kind"] == "content (fingerprint)" and len(centroids["hash"]) == 64
+    assert values["config"] == {"cluster": {"k": 4}, "label": {"top": 3}}
+    assert values["packages"]["numpy"] == importlib.metadata.version("numpy")
+    assert list(values["packages"]) == sorted(values["packages"])
+    html = (tmp_path / "p.html").read_text()
+    assert table["hash"] in html and values["packages"]["torch"] in html
+    assert str(stores.folder) not in html + json.dumps(values)
+
+
+def test_the_revision_is_read_from_git_and_knows_changes(tmp_path):
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        done = subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True,
+                              capture_output=True, text=True)  # fmt: skip
+        return done.stdout.strip()
+
+    package = tmp_path / "src" / "mlcd"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    assert provenance.revision(package) is None
+    git("init", "-q")
+    (tmp_path / "other").write_text("")
+    git("add", "other")
+    git("commit", "-qm", "other")
+    # A checkout that does not hold the package says nothing about it.
+    assert provenance.revision(package) is None
+    git("add", "src")
+    git("commit", "-qm", "one")
+    assert provenance.revision(package) == {"commit": git("rev-parse", "HEAD"), "modified": False}
+    (package / "__init__.py").write_text("changed = True\n")
+    assert provenance.revision(package)["modified"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--part", "cluster", "--output", "a.html"], "--centroids: needed for --part cluster"),
+        (["--part", "train", "--metrics", "m", "--output", "a.gif"], "a.gif: end it with one of"),
+        (["--part", "train", "--metrics", "none.jsonl", "--output", "a.html"], "none.jsonl: no"),
+    ],
+)
+def test_a_users_mistake_is_one_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said and "\n" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_without_a_chart_or_numbers_say_so(stores, tmp_path, capsys):
+    for part, suffix in (("montage", "svg"), ("train", "json")):
+        words = [*stores.options(part), "--output", str(tmp_path / f"a.{suffix}")]
+        assert main(words) == 2
+        assert "ask for .html" in capsys.readouterr().err
+
+
+def test_label_page_follows_the_summary(stores, tmp_path):
+    html = stores.draw("label", tmp_path / "l.html")
+    summary = read_json(stores.summary)
+    mean = summary["use_as_any_label"]["mean"]
+    assert mean == len(CHUNKS) * N * L / K and f"{mean:,.1f} pictures on average" in html
+    write_json(tmp_path / "s.json", {"num_classes": 3})
+    assert main(["report", "--part", "label", "--summary", str(tmp_path / "s.json"),
+                 "--output", str(tmp_path / "x.html")]) == 2  # fmt: skip
+
+
+def test_cluster_page_counts_and_warns_of_empty_clusters(stores, tmp_path):
+    html = stores.draw("cluster", tmp_path / "c.html")
+    assert f"{len(CHUNKS) * N} pictures in {K} clusters" in html
+    assert ["objective, first → last", "0.4000 → 0.6100"] in cells(html)
+    empty = int((np.bincount(stores.label[:, 0], minlength=K) == 0).sum())
+    assert ("clusters are empty" in html) == bool(empty)
