@@ -1,0 +1,154 @@
+"""The child process of a pass: img2dataset's downloader over the shards that have no proof yet.
+
+    python -m mlcd.download.fetch PASS_FOLDER JOB     (JOB is JSON, see :class:`Job`)
+
+img2dataset's `Downloader`, `Resizer` and `WebDatasetSampleWriter` do the work. Its own `download`
+is left out: it starts a logger process and workers that each import everything again (five to ten
+seconds of processor time for a chunk of any size) and starts new workers every five shards. Here
+the workers are forked after one import.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from mlcd.config import Download
+from mlcd.download import shards, transport
+from mlcd.download.reasons import OWN
+from mlcd.images import BadImage, decode
+
+# webdataset would import torch for its data loaders, which takes as long as all the rest. Here
+# nothing loads data, and img2dataset neither needs torch nor depends on it.
+_HIDE_TORCH = "torch" not in sys.modules
+if _HIDE_TORCH:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+from img2dataset.downloader import Downloader  # noqa: E402
+from img2dataset.resizer import Resizer  # noqa: E402
+from img2dataset.writer import WebDatasetSampleWriter  # noqa: E402
+
+if _HIDE_TORCH:
+    del sys.modules["torch"]
+
+_ROBOTS = ["noai", "noimageai", "noindex", "noimageindex"]
+#: Digits of img2dataset's shard names.
+_DIGITS = 5
+
+
+class CheckedResizer(Resizer):
+    """Decodes every picture whole before it counts, then keeps its bytes or lets it be resized.
+
+    OpenCV fills a truncated JPEG with grey and decodes before it knows the size; re-encoded, such
+    a picture could not be told from a sound one.
+    """
+
+    def __init__(self, section: Download) -> None:
+        self.keep = section.image_size is None
+        self.max_pixels = section.max_pixels
+        super().__init__(
+            image_size=section.image_size or 0,
+            resize_mode="no" if self.keep else section.resize_mode,
+            resize_only_if_bigger=False,
+            encode_quality=section.encode_quality,
+            min_image_size=section.min_image_size,
+        )
+
+    def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: Any = None) -> tuple[Any, ...]:
+        data = img_stream.getvalue()
+        try:
+            width, height = decode(data, max_pixels=self.max_pixels).size
+        except BadImage as error:
+            return (*[None] * 5, OWN + error.reason)
+        if min(width, height) < self.min_image_size:
+            return (*[None] * 5, f"{OWN}too_small")
+        if self.keep:
+            return data, width, height, width, height, None
+        img_stream.seek(0)
+        return super().__call__(img_stream, blurring_bbox_list)
+
+
+class Fetcher:
+    """Fetches shards of one pass into its folder. Picklable: workers receive it by fork."""
+
+    def __init__(self, folder: Path, section: Download, threads: int, rows_per_shard: int) -> None:
+        self.folder = folder
+        self.section = section
+        self.downloader = Downloader(
+            sample_writer_class=WebDatasetSampleWriter,
+            resizer=CheckedResizer(section),
+            thread_count=threads,
+            save_caption=False,
+            extract_exif=False,
+            output_folder=str(folder / "shards"),
+            column_list=["row", "expected", "url"],
+            timeout=section.timeout,
+            number_sample_per_shard=rows_per_shard,
+            oom_shard_count=_DIGITS,
+            compute_hash="sha256",
+            verify_hash_type=None,
+            encode_format="jpg",
+            retries=0,
+            user_agent_token=section.user_agent_token,
+            disallowed_header_directives=_ROBOTS if section.respect_opt_out else None,
+        )
+
+    def __call__(self, index: int) -> None:
+        """Fetch shard `index` and prove it; a tar that is not whole is fetched once more."""
+        for last in (False, True):
+            shards.discard(self.folder, index)
+            # img2dataset removes the list that it was given.
+            given = self.folder / "shards" / f"{index:05d}.arrow"
+            shutil.copyfile(shards.input_path(self.folder, index), given)
+            self.downloader.download_shard((index, str(given)))
+            try:
+                return shards.prove(self.folder, index, as_served=self.section.image_size is None)
+            except shards.DamagedShard as damage:
+                if last:
+                    raise
+                print(f"fetched again: {damage}", flush=True)
+
+
+def _die_with_parent() -> None:
+    """End the whole process group when the parent is gone: its end of our stdin then closes."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.killpg(0, signal.SIGKILL)
+
+    # Only as the leader of a group of our own: by hand, the group would be the user's shell.
+    if os.getpgrp() == os.getpid():
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def main(folder: Path, job: dict[str, Any]) -> None:
+    """Fetch every shard of the pass in `folder` that has no proof yet."""
+    section = Download.model_validate(job["section"])
+    transport.install(
+        transport.Limits(section.transfer_timeout, section.max_bytes, until=job["until"])
+    )
+    pending = shards.unproven(folder)
+    rows_per_shard = max(2, (shards.planned(folder) or {})["rows"])
+    fetcher = Fetcher(folder, section, job["threads"], rows_per_shard)
+    processes = min(job["processes"], len(pending))
+    if processes <= 1:
+        for index in pending:
+            fetcher(index)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
+        for done in as_completed([pool.submit(fetcher, index) for index in pending]):
+            done.result()
+
+
+if __name__ == "__main__":
+    _die_with_parent()
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
