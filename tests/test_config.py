@@ -49,7 +49,7 @@ def test_every_key_is_described_by_a_sentence():
             {"evaluate": {"datasets": [{"name": "x", "path": "y", "lable_field": "z"}]}},
             "did you mean evaluate.datasets.0.label_field?",
         ),
-        ({"metadata": ["a/x.csv", "b/x.parquet"]}, "metadata: two lists are called 'x'"),
+        ({"metadata": []}, "metadata: expected List should have at least 1 item"),
     ],
 )
 def test_mistakes_are_one_line_with_the_key_and_the_mend(values, message):

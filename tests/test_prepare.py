@@ -324,6 +324,10 @@ def test_plan_names_chunks_in_order_and_refuses_what_is_empty(tmp_path):
     # One more list leaves the others' chunks alone.
     third = str(parquet(tmp_path / "c.parquet", {"url": urls(1)}))
     assert plan([third, *lists], 2).items() >= plan(lists, 2).items()
+    # A pattern names its files in sorted order.
+    assert plan([f"{tmp_path}/[bc].parquet"], 2) == plan([lists[0], third], 2)
+    with pytest.raises(UserError, match=r"none-\*\.csv: no file is called so"):
+        plan([f"{tmp_path}/none-*.csv"], 2)
     with pytest.raises(UserError, match=r"gone\.parquet: no such file"):
         plan([*lists, str(tmp_path / "gone.parquet")], 2)
     empty = parquet(tmp_path / "empty.parquet", {"url": pa.array([], pa.string())})

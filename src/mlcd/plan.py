@@ -8,6 +8,7 @@ hundreds of millions of rows take parquet.
 from __future__ import annotations
 
 import csv
+import glob
 import gzip
 import re
 import zlib
@@ -72,12 +73,27 @@ def count_rows(path: str | Path) -> int:
     return rows if kind.startswith("txt") else max(0, rows - 1)
 
 
+def expand_lists(metadata: list[str]) -> list[str]:
+    """Return the lists that `metadata` names, patterns such as lists/*.parquet in sorted order.
+
+    Raises :class:`UserError` if a pattern matches nothing.
+    """
+    found: list[str] = []
+    for name in metadata:
+        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        if not matches:
+            raise UserError(f"{name}: no file is called so; check the config key metadata")
+        found += matches
+    return found
+
+
 def plan(metadata: list[str], chunk_rows: int) -> dict[str, tuple[str, int]]:
     """Return chunk name → (list, index of the chunk in it), in the order of the lists.
 
-    Raises :class:`UserError` if a list is missing, empty, damaged or of unknown kind, or if two
+    `metadata` holds paths and patterns, see :func:`expand_lists`. Raises :class:`UserError` if a list is missing, empty, damaged or of unknown kind, or if two
     lists would give their chunks the same names.
     """
+    metadata = expand_lists(metadata)
     # Opening is waiting where the lists lie on a network disk, so several are opened at a time.
     with ThreadPoolExecutor(max_workers=8) as pool:
         counts = list(pool.map(count_rows, metadata))

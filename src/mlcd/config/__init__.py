@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from mlcd.config.base import Section, validate
 from mlcd.config.cluster import Cluster
@@ -38,8 +38,8 @@ class Config(Section):
         ["demo/metadata/openclipart-a.parquet", "demo/metadata/openclipart-b.parquet"],
         min_length=1,
         description="URL lists: parquet, csv or tsv with a column of URLs (and captions), or txt "
-        "with one URL a line. Paths are relative to the working directory. More lists add chunks "
-        "and leave the chunks of the others alone.",
+        "with one URL a line. Paths are relative to the working directory; patterns such as "
+        "lists/*.parquet are expanded. More lists add chunks and leave those of the others alone.",
     )
     results: str = Field(
         "results", min_length=1, description="Folder that all stages write to, created if missing."
@@ -53,17 +53,6 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     report: Report = Report()
-
-    @field_validator("metadata")
-    @classmethod
-    def _stems_are_unique(cls, paths: list[str]) -> list[str]:
-        stems = [Path(path).name.split(".")[0] for path in paths]
-        for stem in stems:
-            if stems.count(stem) > 1:
-                raise ValueError(
-                    f"two lists are called {stem!r}; chunks are named after them: rename one"
-                )
-        return paths
 
 
 #: Section name → model, in the order of the data.
