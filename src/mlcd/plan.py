@@ -80,7 +80,8 @@ def expand_lists(metadata: list[str]) -> list[str]:
     """
     found: list[str] = []
     for name in metadata:
-        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        # Path.glob takes no absolute pattern.
+        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]  # noqa: PTH207
         if not matches:
             raise UserError(f"{name}: no file is called so; check the config key metadata")
         found += matches
@@ -90,8 +91,9 @@ def expand_lists(metadata: list[str]) -> list[str]:
 def plan(metadata: list[str], chunk_rows: int) -> dict[str, tuple[str, int]]:
     """Return chunk name → (list, index of the chunk in it), in the order of the lists.
 
-    `metadata` holds paths and patterns, see :func:`expand_lists`. Raises :class:`UserError` if a list is missing, empty, damaged or of unknown kind, or if two
-    lists would give their chunks the same names.
+    `metadata` holds paths and patterns, see :func:`expand_lists`. Raises :class:`UserError` if a
+    list is missing, empty, damaged or of unknown kind, or if two lists would give their chunks the
+    same names.
     """
     metadata = expand_lists(metadata)
     # Opening is waiting where the lists lie on a network disk, so several are opened at a time.
