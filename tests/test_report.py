@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ import re
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -20,7 +22,7 @@ from PIL import Image
 from report_stores import CHUNKS, HOSTILE, K, L, N, Stores, step
 
 from mlcd.cli import main
-from mlcd.config import Report
+from mlcd.config import SECTIONS, Report
 from mlcd.errors import UserError
 from mlcd.files import read_json, sha256_json, write_json
 from mlcd.progress import LOGGER
@@ -488,3 +490,15 @@ def test_cluster_page_counts_and_warns_of_empty_clusters(stores, tmp_path):
     assert ["objective, first → last", "0.4000 → 0.6100"] in cells(html)
     empty = int((np.bincount(stores.label[:, 0], minlength=K) == 0).sum())
     assert ("clusters are empty" in html) == bool(empty)
+
+
+def test_the_picture_of_the_pipeline_is_drawn_by_its_script():
+    docs = Path(__file__).parent.parent / "docs"
+    spec = importlib.util.spec_from_file_location("draw_pipeline", docs / "draw_pipeline.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert (docs / "pipeline.svg").read_text(encoding="utf-8") == script.draw()
+    assert {stage[0] for stage in script.STAGES} == set(SECTIONS)
+    picture = ElementTree.fromstring(script.draw())
+    words = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
+    assert set(SECTIONS) <= words
