@@ -41,7 +41,8 @@ class Task:
 
     def __call__(self) -> None:
         rank = self._take_place()
-        (self.folder / f"rank-{rank}.done").unlink(missing_ok=True)
+        for word in ("done", "left"):
+            (self.folder / f"rank-{rank}.{word}").unlink(missing_ok=True)
         if rank == 0:
             (self.folder / REQUEUED).unlink(missing_ok=True)
         process = psutil.Process()
@@ -51,7 +52,7 @@ class Task:
         )
         stage = self.function.__module__.removeprefix("mlcd.").split(".")[0]
         setup_logging(self.folder / RANK_LOG if rank == 0 else None, stage)
-        threading.Thread(target=self._leave_with_others, daemon=True).start()
+        threading.Thread(target=self._leave_with_others, args=(rank,), daemon=True).start()
         try:
             result = self.function(**self.kwargs)
         except UserError as error:
@@ -101,12 +102,17 @@ class Task:
                 os.link(temporary, self.folder / FAILED)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        self._leave(rank)
 
-    def _leave_with_others(self) -> None:
+    def _leave_with_others(self, rank: int) -> None:
         """End this process when another rank has failed, whatever call it is blocked in."""
         while not (self.folder / FAILED).exists():
             time.sleep(1)
+        self._leave(rank)
+
+    def _leave(self, rank: int) -> None:
+        """End this process, saying so: a rank that is gone without a word was killed."""
+        (self.folder / f"rank-{rank}.left").touch()
         os._exit(1)
 
 

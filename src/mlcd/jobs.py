@@ -41,6 +41,10 @@ class Job(ABC):
         """True if the rank's function has returned."""
         return (self.folder / f"rank-{rank}.done").exists()
 
+    def left(self, rank: int) -> bool:
+        """True if the rank failed, or ended because another had."""
+        return (self.folder / f"rank-{rank}.left").exists()
+
     def output(self, rank: int) -> str:
         """Return what the rank wrote to stdout and stderr, or its end if that is long."""
         path = self.folder / f"{self.job_id}_{rank}_log.out"
@@ -57,7 +61,7 @@ class Job(ABC):
             time.sleep(0.05)
 
     def dead_ranks(self) -> list[int]:
-        """Return ranks that are gone without having said how, where the driver can see them."""
+        """Return ranks that are gone without a word, where the driver can see that."""
         return []
 
     @abstractmethod
@@ -95,7 +99,7 @@ class LocalJob(Job):
         return [
             rank
             for rank, (pid, created) in self._processes().items()
-            if not _alive(pid, created) and not self.done(rank)
+            if not _alive(pid, created) and not self.done(rank) and not self.left(rank)
         ]
 
     def end(self) -> None:

@@ -207,16 +207,18 @@ def _watch(job: Job) -> Any:
     while True:
         # Asked before the files are read: a rank writes its files before it ends.
         alive = job.alive()
-        dead = job.dead_ranks() if alive else []
+        failed = (job.folder / FAILED).exists()
+        dead = job.dead_ranks()
         log.show()
-        if (job.folder / FAILED).exists():
+        if dead and (alive or failed):
+            # Before the failures of the others, which lost their peer.
+            raise UserError(_story(job, {"rank": dead[0], "kind": "killed"}))
+        if failed:
             raise UserError(_story(job, json.loads((job.folder / FAILED).read_text())))
         done = [rank for rank in range(job.ranks) if job.done(rank)]
         if len(done) == job.ranks:
             job.wait_end(_GRACE)
             return json.loads((job.folder / "rank-0.done").read_text())["result"]
-        if dead:
-            raise UserError(_story(job, {"rank": dead[0], "kind": "killed"}))
         if not alive:
             missing = next(rank for rank in range(job.ranks) if rank not in done)
             raise UserError(_story(job, {"rank": missing, "kind": "ended"}))

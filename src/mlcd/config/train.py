@@ -111,6 +111,12 @@ class Train(Section):
     seed: int = Field(0, ge=0, description="Seed of weights, data order, crops and negatives.")
 
     @model_validator(mode="after")
+    def _sums_of_exponentials_stay_finite(self) -> Train:
+        if self.scale * (1 + self.margin) > 600:
+            raise ValueError("scale · (1 + margin) is over 600; lower scale")
+        return self
+
+    @model_validator(mode="after")
     def _arcface_needs_room(self) -> Train:
         if self.margin_type == "arcface" and self.margin > 3.14159:
             raise ValueError("margin is an angle in radians under arcface; expected at most π")

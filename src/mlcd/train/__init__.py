@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 from mlcd import launch
 from mlcd.config.train import Train
@@ -41,10 +42,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, section: Train) -> None:
     """Train on a gang of ranks; the same command goes on after any interruption."""
-    from mlcd.train import inputs
     from mlcd.train.loop import train_rank
 
     resources = launch.resources(arguments)
+    rank_arguments = plan(arguments, section, resources)
+    output, state = Path(arguments.output), Path(rank_arguments["state"])
+    result = launch.run_gang(train_rank, {"run": rank_arguments}, state, resources)
+    with atomic_path(output / "metrics.jsonl") as temporary:
+        shutil.copyfile(state / "metrics.jsonl", temporary)
+    LOGGER.info("trained %d steps; wrote %s", result["steps"], output / "encoder.safetensors")
+
+
+def plan(
+    arguments: argparse.Namespace, section: Train, resources: launch.Resources
+) -> dict[str, Any]:
+    """Check all inputs, lay out the index, and return the fields of :class:`mlcd.train.loop.Run`.
+
+    Raises :class:`UserError` for anything that does not fit, before any rank starts.
+    """
+    from mlcd.train import inputs
+
     _check_batch(section, resources.ranks, arguments.micro_batch)
     for option in ("checkpoint_every", "keep"):
         if getattr(arguments, option) < 1:
@@ -61,7 +78,7 @@ def run(arguments: argparse.Namespace, section: Train) -> None:
             f"train.batch_size: {section.batch_size} pictures a step, but only {n} have labels; "
             "lower it"
         )
-    rank_arguments = {
+    return {
         "section": section.model_dump(mode="json"),
         "identity": sha256_json(identity),
         "centroids": str(Path(arguments.centroids).resolve()),
@@ -73,10 +90,6 @@ def run(arguments: argparse.Namespace, section: Train) -> None:
         "checkpoint_every": arguments.checkpoint_every,
         "keep": arguments.keep,
     }
-    result = launch.run_gang(train_rank, {"run": rank_arguments}, state, resources)
-    with atomic_path(output / "metrics.jsonl") as temporary:
-        shutil.copyfile(state / "metrics.jsonl", temporary)
-    LOGGER.info("trained %d steps; wrote %s", result["steps"], output / "encoder.safetensors")
 
 
 def _check_batch(section: Train, ranks: int, micro_batch: int) -> None:

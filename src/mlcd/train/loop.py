@@ -64,7 +64,12 @@ def train_rank(run: dict[str, Any]) -> dict[str, Any]:
     """
     arguments = Run(**run)
     with process_group(arguments.device) as place:
-        return _Training(arguments, place).run()
+        return train(arguments, place)
+
+
+def train(run: Run, place: Place) -> dict[str, Any]:
+    """As :func:`train_rank`, in a process group that is there already."""
+    return _Training(run, place).run()
 
 
 class _Training:
@@ -275,6 +280,8 @@ class _Training:
     def _stop(self, step: int, what: str) -> None:
         """Raise :class:`UserError`; every rank does, because the loss is the same on all."""
         self.writer.wait()
+        # The last checkpoint is whole when all ranks have written their part of it.
+        dist.barrier()
         saved = [path.name for path in steps(self.state / "checkpoints")]
         good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written"
         raise UserError(
