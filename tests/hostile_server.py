@@ -2,7 +2,8 @@
 
 Paths (N is any word, `.jpg` is a name only):
 
-    /ok/N.jpg        a JPEG           /png/N.png, /webp/N.webp, /gif/N.gif   the other formats
+    /ok/N.jpg        a JPEG           /png/N.png, /webp/N.webp, /gif/N.gif   other formats
+    /phone/N.jpg     a JPEG with a second picture behind it
     /moved/N.jpg     302 to /ok       /loop/N.jpg       302 to itself
     /file/N.jpg      302 to a file:// address
     /missing/N.jpg   404              /forbidden/N.jpg  403         /busy/N.jpg  429
@@ -40,6 +41,14 @@ def picture(number: int, form: str = "PNG", size: tuple[int, int] = (40, 30)) ->
     """Return a small picture of one colour, which `number` decides."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (number % 256, number * 7 % 256, 80)).save(buffer, form)
+    return buffer.getvalue()
+
+
+def telephone(number: int) -> bytes:
+    """Return a JPEG with a second picture behind it, as telephones write them (MPO)."""
+    first, second = (Image.new("RGB", (40, 30), (number % 256, 9, shade)) for shade in (10, 200))
+    buffer = io.BytesIO()
+    first.save(buffer, "MPO", save_all=True, append_images=[second])
     return buffer.getvalue()
 
 
@@ -121,6 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             "ok": lambda: jpeg(number),
             "png": lambda: picture(number, "PNG"),
             "webp": lambda: picture(number, "WEBP"),
+            "phone": lambda: telephone(number),
             "gif": lambda: picture(number, "GIF"),
             "small": lambda: picture(number, "JPEG", (4, 4)),
             "large": lambda: picture(number, "JPEG", (64, 96)),

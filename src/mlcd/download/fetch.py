@@ -77,9 +77,9 @@ class CheckedResizer(Resizer):
 
 
 class Fetcher:
-    """Fetches shards of one pass into its folder. Picklable: workers receive it by fork."""
+    """Fetches shards of one pass into its folder. It is sent to the workers with each shard."""
 
-    def __init__(self, folder: Path, section: Download, threads: int, rows_per_shard: int) -> None:
+    def __init__(self, folder: Path, section: Download, threads: int, rows: int) -> None:
         self.folder = folder
         self.section = section
         self.downloader = Downloader(
@@ -91,7 +91,8 @@ class Fetcher:
             output_folder=str(folder / "shards"),
             column_list=["row", "expected", "url"],
             timeout=section.timeout,
-            number_sample_per_shard=rows_per_shard,
+            # Only the digits of img2dataset's keys follow from it.
+            number_sample_per_shard=max(2, rows),
             oom_shard_count=_DIGITS,
             compute_hash="sha256",
             verify_hash_type=None,
@@ -137,8 +138,7 @@ def main(folder: Path, job: dict[str, Any]) -> None:
         transport.Limits(section.transfer_timeout, section.max_bytes, until=job["until"])
     )
     pending = shards.unproven(folder)
-    rows_per_shard = max(2, (shards.planned(folder) or {})["rows"])
-    fetcher = Fetcher(folder, section, job["threads"], rows_per_shard)
+    fetcher = Fetcher(folder, section, job["threads"], shards.planned_rows(folder))
     processes = min(job["processes"], len(pending))
     if processes <= 1:
         for index in pending:

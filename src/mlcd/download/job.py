@@ -54,12 +54,19 @@ def download(
         if _complete(target, request):
             LOGGER.info("%s: complete, nothing to do", output)
         else:
-            width = processes or len(os.sched_getaffinity(0))
+            width = processes or _cores()
             passes = Passes(
                 state, source, section, processes=width, threads=threads, lock=held.fileno()
             )
             _fetch_and_seal(target, passes, request)
         _remove_states(state)
+
+
+def _cores() -> int:
+    """Return the number of cores this process may use; a batch system grants fewer than exist."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _fetch_and_seal(target: Path, passes: Passes, request: str) -> None:

@@ -111,7 +111,7 @@ class Passes:
         outcome = self.outcome()
         for number in range(1, earlier + self.section.passes + 1):
             folder = self.folder(number)
-            if shards.planned(folder) is None:
+            if not shards.is_planned(folder):
                 wanted = outcome.passing()
                 if not wanted.any() or self._remaining() <= 0:
                     break
@@ -127,14 +127,14 @@ class Passes:
 
     def fell_short(self) -> None:
         """Give the next run passes of its own: those of this one are used up."""
-        done = sum(shards.planned(path) is not None for path in self.state.glob("pass-*"))
+        done = sum(shards.is_planned(path) for path in self.state.glob("pass-*"))
         write_json(self.state / "round.json", {"passes_before": done})
 
     def outcome(self) -> Outcome:
         """Read the proofs of all passes. What has arrived once stays arrived."""
         known = Outcome.unknown(self.source.rows, self._unusable)
         number = 1
-        while shards.planned(self.folder(number)) is not None:
+        while shards.is_planned(self.folder(number)):
             for shard, proof in shards.proofs(self.folder(number)):
                 rows = proof["row"].to_numpy()
                 codes = np.array([_CODE[word] for word in proof["reason"].to_pylist()], np.uint8)
@@ -173,7 +173,7 @@ class Passes:
         :class:`UserError` with the end of its log.
         """
         folder = self.folder(number)
-        report = _Report(folder, number, f"{self.source.path.stem} pass {number}")
+        report = _Report(folder, f"{self.source.path.stem} pass {number}")
         LOGGER.info(
             "%s: %d rows; img2dataset writes its log to %s", report.label, report.rows, self.log
         )
@@ -214,9 +214,9 @@ class Passes:
 class _Report:
     """Progress from the proofs as they appear: a bar on a terminal, log lines elsewhere."""
 
-    def __init__(self, folder: Path, number: int, label: str) -> None:
+    def __init__(self, folder: Path, label: str) -> None:
         self.label = label
-        self.rows = (shards.planned(folder) or {"rows": 0})["rows"]
+        self.rows = shards.planned_rows(folder)
         self._folder = folder
         self._seen: set[str] = set()
         self._done = self._arrived = 0

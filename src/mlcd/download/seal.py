@@ -26,8 +26,10 @@ from mlcd.images import FORMATS
 from mlcd.progress import progress
 from mlcd.stores.images import FORMAT, MANIFEST, TABLE, key_of_row, tar_name
 
+# Pillow calls a JPEG with further pictures behind it, as telephones write them, MPO.
 _EXTENSIONS = {
-    "JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif",
+    "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp",
+    "TIFF": "tif",
 }  # fmt: skip
 _SCHEMA = pa.schema(
     [
@@ -154,7 +156,8 @@ def _digest(value: np.void) -> bytes:
 
 def _extension(data: bytes) -> str:
     """Return the file name's ending for a picture, by its header: it may be called otherwise."""
-    return _EXTENSIONS[Image.open(io.BytesIO(data), formats=FORMATS).format or "JPEG"]
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return _EXTENSIONS[image.format or "JPEG"]
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:

@@ -95,9 +95,14 @@ def _write_input(path: Path, rows: list[tuple[int, str, str]]) -> None:
         writer.write_table(pa.Table.from_pylist(lines, _INPUT))
 
 
-def planned(folder: Path) -> dict[str, int] | None:
-    """Return {"rows", "shards"} of a pass, or None if it has no plan yet."""
-    return read_json(folder / "plan.json") if (folder / "plan.json").exists() else None
+def is_planned(folder: Path) -> bool:
+    """True if the rows of the pass in `folder` are fixed."""
+    return (folder / "plan.json").exists()
+
+
+def planned_rows(folder: Path) -> int:
+    """Return the number of rows of a planned pass."""
+    return read_json(folder / "plan.json")["rows"]
 
 
 def unproven(folder: Path) -> list[int]:
