@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mlcd.config.base import Section
 
@@ -15,8 +15,19 @@ class Export(Section):
     formats: list[Literal["timm", "open_clip"]] = Field(
         ["timm"],
         min_length=1,
-        description="timm (any timm encoder) and open_clip (encoders named open_clip:…).",
+        description="timm (encoders with a timm name) and open_clip (encoders named open_clip:…; "
+        "the image tower, since no text tower was trained).",
     )
     tolerance: float = Field(
-        1e-5, gt=0, description="Largest difference allowed between outputs before and after."
+        1e-5,
+        gt=0,
+        description="Largest difference allowed between outputs before and after, as a share of "
+        "the largest output.",
     )
+
+    @field_validator("formats")
+    @classmethod
+    def _distinct(cls, values: list[str]) -> list[str]:
+        if len(set(values)) < len(values):
+            raise ValueError(f"a format stands twice in {values}; expected each once")
+        return values

@@ -1,0 +1,84 @@
+"""Export for open_clip: a config folder and the weights of the image tower.
+
+open_clip saves whole models. Only the image tower was trained, so its weights alone are written;
+open_clip loads them by `pretrained_image_path` into a model whose text tower is at random weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import mlcd.compat  # noqa: F401  (before open_clip)
+from mlcd.encoders.trainable import Encoder, open_clip_config, plain_state
+from mlcd.errors import UserError
+from mlcd.export import card
+from mlcd.files import atomic_path, write_json
+
+WEIGHTS = "image_tower.safetensors"
+#: Text tower of CLIP ViT-B, in place of one that open_clip would fetch from a hub to build.
+_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
+EXAMPLE = f"""
+import open_clip
+import torch
+from PIL import Image
+
+model, _, preprocess = open_clip.create_model_and_transforms(
+    "local-dir:.", load_weights=False, pretrained_image_path="{WEIGHTS}"
+)
+model.eval()
+picture = Image.open("picture.jpg").convert("RGB")
+with torch.inference_mode():
+    embedding = model.encode_image(preprocess(picture).unsqueeze(0))
+"""
+
+
+def write(encoder: Encoder, about: dict[str, Any], folder: Path) -> None:
+    """Write image_tower.safetensors, open_clip_config.json and README.md.
+
+    Raises :class:`UserError` if the encoder is no tower of open_clip's.
+    """
+    if not encoder.model.startswith("open_clip:"):
+        raise UserError(
+            f"export.formats: open_clip cannot load {encoder.model}; set export.formats to [timm]"
+        )
+    config = open_clip_config(encoder.model, encoder.embedding_dim, encoder.image_size)
+    if "hf_model_name" in config["text_cfg"]:
+        config["text_cfg"] = dict(_TEXT)
+    preprocess = {
+        "size": encoder.image_size,
+        "mode": "RGB",
+        "mean": list(encoder.mean),
+        "std": list(encoder.std),
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file(plain_state(encoder.trunk), temporary)
+    write_json(
+        folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess}
+    )
+    card.write(
+        folder,
+        about,
+        "open_clip",
+        EXAMPLE,
+        "The text tower was not trained and is at random weights: use `encode_image` only.",
+    )
+
+
+def load(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Load the folder as a user of open_clip would; return its `encode_image`."""
+    import open_clip
+
+    with torch.random.fork_rng(devices=[]):
+        model = open_clip.create_model(
+            f"local-dir:{folder}",
+            load_weights=False,
+            pretrained_image_path=str(folder / WEIGHTS),
+        )
+    return model.eval().encode_image
