@@ -1,0 +1,116 @@
+"""Stage `evaluate`: how good are the features? k-NN, linear probe and mAP on labelled pictures.
+
+Three parts, which Snakemake runs as jobs of their own and `--part all` runs in turn:
+
+    features   every picture of one data set through one model, cached once    {model}-{dataset}.h5
+    metrics    k-NN, linear probe, mean average precision on cached features   {model}.json
+    summary    all models side by side                         summary.csv, summary.md, summary.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlcd.errors import UserError
+
+if TYPE_CHECKING:
+    from mlcd.config import Evaluate
+
+PARTS = ("features", "metrics", "summary", "all")
+
+
+def add_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add the part, its files and how wide it runs."""
+    parser.add_argument(
+        "--part",
+        choices=PARTS,
+        default="all",
+        help="features: one model on one data set; metrics: one model on its features; summary: "
+        "all models; all: the three in turn, features that exist being used again [all]",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="PATH",
+        help="features: the .h5; metrics: the .json; summary: the .csv (.md and .svg beside it); "
+        "all: a folder",
+    )
+    parser.add_argument("--model", help="one of evaluate.models [features]")
+    parser.add_argument("--dataset", metavar="NAME", help="one of evaluate.datasets [features]")
+    parser.add_argument(
+        "--encoder", metavar="DIR", help="results/train, for random and trained [features, all]"
+    )
+    parser.add_argument(
+        "--embed-config",
+        default="",
+        metavar="FILE|JSON",
+        help="config.yaml or the section embed as JSON, for frozen [features, all]",
+    )
+    parser.add_argument(
+        "--features", nargs="+", metavar="H5", help="features of one model [metrics]"
+    )
+    parser.add_argument("--metrics", nargs="+", metavar="JSON", help="one a model [summary]")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="pictures a forward pass [64]"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, …; auto takes cuda if there is [auto]"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="CPU threads; 0: all [0]"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="decoding threads; 0: as --threads [0]"
+    )
+
+
+def run(arguments: argparse.Namespace, section: Evaluate) -> None:
+    """Run one part or all. Raises :class:`UserError` for what the user can mend."""
+    import os
+
+    import torch
+
+    from mlcd.encoders.frozen.base import pick_device
+    from mlcd.evaluate.parts import Resources, all_parts, features_part
+    from mlcd.evaluate.scores import metrics_part
+    from mlcd.evaluate.summary import summary_part
+
+    for option in ("batch_size", "threads", "workers"):
+        if getattr(arguments, option) < (option == "batch_size"):
+            raise UserError(
+                f"--{option.replace('_', '-')}: {getattr(arguments, option)} is too low"
+            )
+    threads = arguments.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    resources = Resources(
+        device=pick_device(arguments.device),
+        workers=arguments.workers or threads,
+        batch_size=arguments.batch_size,
+    )
+    if arguments.part == "features":
+        features_part(
+            section,
+            resources,
+            model=_needed(arguments, "model"),
+            dataset=_needed(arguments, "dataset"),
+            encoder=arguments.encoder,
+            embed_config=arguments.embed_config,
+            output=arguments.output,
+        )
+    elif arguments.part == "metrics":
+        metrics_part(section, _needed(arguments, "features"), arguments.output, resources.device)
+    elif arguments.part == "summary":
+        summary_part(_needed(arguments, "metrics"), arguments.output)
+    else:
+        all_parts(
+            section, resources, arguments.encoder, arguments.embed_config, Path(arguments.output)
+        )
+
+
+def _needed(arguments: argparse.Namespace, option: str) -> list[str]:
+    value = getattr(arguments, option)
+    if not value:
+        raise UserError(f"--{option}: needed for --part {arguments.part}; give it")
+    return value

@@ -1,0 +1,168 @@
+"""Features of one data set through one model, computed once and kept in HDF5."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mlcd.config import Evaluate
+from mlcd.config.evaluate import Dataset
+from mlcd.errors import UserError
+from mlcd.evaluate.datasets import Sample, samples
+from mlcd.evaluate.models import FeatureModel
+from mlcd.files import sha256_json
+from mlcd.images import BadImage, decode
+from mlcd.progress import LOGGER, progress
+from mlcd.sources import file_identity
+from mlcd.stores import h5
+
+KIND = "features"
+
+
+def identity(section: Evaluate, dataset: Dataset, model: FeatureModel) -> str:
+    """Return a hash of all that the features depend on: settings, model, the data set's file."""
+    settings = json.loads(section.for_features())
+    settings["datasets"] = dataset.model_dump(mode="json", exclude={"min_tag_count", "path"})
+    try:
+        data = file_identity(dataset.path)
+    except OSError as error:
+        raise UserError(f"evaluate.datasets: {dataset.path}: {error.strerror}") from None
+    return sha256_json([settings, model.identity, data])
+
+
+def extract(
+    section: Evaluate,
+    dataset: Dataset,
+    name: str,
+    model: FeatureModel,
+    output: str | os.PathLike[str],
+    *,
+    batch_size: int,
+    workers: int,
+) -> None:
+    """Write features of `dataset` through `model` (called `name`) to `output`; see docs/formats.md.
+
+    Pictures that cannot be decoded are counted by reason. Raises :class:`UserError` if their share
+    exceeds `max_failed`, if there are no pictures, or if a feature is not finite.
+    """
+    table = _Table()
+    attributes: dict[str, Any] = {
+        "model": name,
+        "dataset": dataset.name,
+        "seed": model.seed,
+        "identity": identity(section, dataset, model),
+    }
+    with h5.writing(output, KIND, attributes) as writer:
+        for batch in _batches(section, dataset, model, batch_size, workers, table):
+            rows = model.encode(batch)
+            if not np.isfinite(rows).all():
+                raise UserError(
+                    f"{name}: features that are not finite; look at the encoder's weights, or "
+                    "train again with a lower train.lr"
+                )
+            writer.append("feature", rows.astype(np.float32))
+        table.check(section, dataset)
+        for column, values in table.columns().items():
+            writer.append(column, values)
+
+
+class _Table:
+    """What is known about the pictures, in their order; failed ones apart."""
+
+    def __init__(self) -> None:
+        self.kept: list[Sample] = []
+        self.failed: list[tuple[str, str]] = []
+
+    def keeps(self, sample: Sample, done: np.ndarray | BadImage) -> bool:
+        """Note the outcome for one picture; True if it was decoded."""
+        if isinstance(done, BadImage):
+            self.failed.append((sample.key, done.reason))
+            return False
+        # Without its bytes: the table of a large data set must stay small.
+        self.kept.append(replace(sample, data=b""))
+        return True
+
+    def check(self, section: Evaluate, dataset: Dataset) -> None:
+        total = len(self.kept) + len(self.failed)
+        if not total:
+            raise UserError(f"{dataset.path}: no pictures; expected KEY.jpg with KEY.json")
+        if not self.failed:
+            return
+        reasons = Counter(reason for _, reason in self.failed)
+        words = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+        if len(self.failed) > section.max_failed * total:
+            raise UserError(
+                f"{dataset.path}: {len(self.failed)} of {total} pictures failed ({words}), the "
+                f"first {self.failed[0][0]}; mend them or raise evaluate.max_failed"
+            )
+        LOGGER.warning("%s: %d of %d pictures failed: %s", dataset.name, len(self.failed), total,
+                       words)  # fmt: skip
+
+    def columns(self) -> dict[str, np.ndarray]:
+        label, class_name = _numbered([sample.label for sample in self.kept])
+        group, _ = _numbered([sample.group for sample in self.kept])
+        tag_name = sorted({tag for sample in self.kept for tag in sample.tags})
+        number = {tag: index for index, tag in enumerate(tag_name)}
+        pairs = [(row, number[t]) for row, sample in enumerate(self.kept) for t in sample.tags]
+        return {
+            "key": _bytes([sample.key for sample in self.kept]),
+            "train": np.array([sample.train for sample in self.kept], bool),
+            "label": label,
+            "class_name": _bytes(class_name),
+            "tag": np.array(pairs, np.int32).reshape(-1, 2),
+            "tag_name": _bytes(tag_name),
+            "group": group,
+            "failed_key": _bytes([key for key, _ in self.failed]),
+            "failed_reason": _bytes([reason for _, reason in self.failed]),
+        }
+
+
+def _batches(
+    section: Evaluate,
+    dataset: Dataset,
+    model: FeatureModel,
+    size: int,
+    workers: int,
+    table: _Table,
+) -> Iterator[np.ndarray]:
+    """Yield uint8 batches in the data set's order; the next is decoded while one is encoded."""
+
+    def prepare(sample: Sample) -> np.ndarray | BadImage:
+        try:
+            return model.prepare(decode(sample.data, max_pixels=section.max_pixels))
+        except BadImage as error:
+            return error
+
+    found = iter(progress(samples(dataset), label=f"features of {dataset.name}", unit="pictures"))
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: list[tuple[Sample, Future[np.ndarray | BadImage]]] = []
+        while True:
+            block = list(itertools.islice(found, size))
+            following = [(sample, pool.submit(prepare, sample)) for sample in block]
+            pixels = [
+                done for sample, future in waiting if table.keeps(sample, done := future.result())
+            ]
+            if pixels:
+                yield np.stack(pixels)
+            if not block:
+                return
+            waiting = following
+
+
+def _numbered(values: list[str | None]) -> tuple[np.ndarray, list[str]]:
+    """Return int32 [n] places in the sorted distinct values (−1 where None), and those values."""
+    names = sorted({value for value in values if value is not None})
+    number = {name: index for index, name in enumerate(names)}
+    return np.array([number.get(value, -1) for value in values], np.int32), names
+
+
+def _bytes(words: list[str]) -> np.ndarray:
+    return np.array([word.encode() for word in words], dtype="S")

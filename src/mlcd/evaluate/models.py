@@ -1,0 +1,113 @@
+"""Whose features are judged: each a way from a picture to a row of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mlcd.config import Evaluate, parse_section
+from mlcd.encoders import frozen, trainable
+from mlcd.encoders.frozen.preprocess import Preprocess
+from mlcd.errors import UserError
+
+
+@dataclass
+class FeatureModel:
+    """From pictures to features, in two halves.
+
+    `prepare` makes uint8 pixels [h, w, 3] of an RGB picture, in decoding threads; `encode` makes
+    float32 features [B, d] of a uint8 batch [B, h, w, 3]. `identity` says what the features depend
+    on besides the pictures, `seed` which seed they come from.
+    """
+
+    prepare: Callable[[Image.Image], np.ndarray]
+    encode: Callable[[np.ndarray], np.ndarray]
+    identity: dict[str, Any]
+    seed: int
+
+
+def load(
+    name: str, section: Evaluate, encoder: str | None, embed_config: str, device: torch.device
+) -> FeatureModel:
+    """Load one of pixels, random, trained, frozen.
+
+    `encoder` is the folder of the stage train (random: its description; trained: its weights),
+    `embed_config` the section embed for frozen, as a config file or JSON. Raises
+    :class:`UserError` if the name is unknown or what the model needs is missing.
+    """
+    if name == "pixels":
+        return _pixels(section)
+    if name == "frozen":
+        return _frozen(section, embed_config, device)
+    if name not in ("random", "trained"):
+        raise UserError(f"--model: {name!r} is none of pixels, random, trained, frozen")
+    if not encoder:
+        raise UserError(f"--encoder: needed for the model {name}; give the folder of stage train")
+    return (_random if name == "random" else _trained)(section, encoder, device)
+
+
+def _pixels(section: Evaluate) -> FeatureModel:
+    """The picture itself, small; the mean of its values is taken away, so that cosines compare
+    structure and not brightness (on the demo's pictures this is the strongest simple variant).
+    """
+    side = section.pixel_side
+    pixels = Preprocess((side, side), (0.0,) * 3, (1.0,) * 3, resize_mode="squash")
+
+    def encode(batch: np.ndarray) -> np.ndarray:
+        rows = batch.reshape(len(batch), -1).astype(np.float32) / 255
+        return rows - rows.mean(1, keepdims=True)
+
+    return FeatureModel(pixels, encode, {"model": "pixels", "side": side}, section.seed)
+
+
+def _random(section: Evaluate, folder: str, device: torch.device) -> FeatureModel:
+    """The architecture of the trained encoder at weights of `evaluate.seed`."""
+    about = trainable.read_description(folder)
+    encoder = trainable.build(
+        about["model"], about["embedding_dim"], about["image_size"], seed=section.seed
+    )
+    keys = ("model", "embedding_dim", "image_size", "mean", "std")
+    identity = {"model": "random", "encoder": {key: about[key] for key in keys}}
+    return _of_encoder(encoder, identity, section.seed, device)
+
+
+def _trained(section: Evaluate, folder: str, device: torch.device) -> FeatureModel:
+    about = trainable.read_description(folder)
+    seed = about.get("seed", section.seed)
+    identity = {"model": "trained", "sha256": about["sha256"]}
+    return _of_encoder(trainable.load(folder), identity, seed, device)
+
+
+def _of_encoder(
+    encoder: trainable.Encoder, identity: dict[str, Any], seed: int, device: torch.device
+) -> FeatureModel:
+    encoder = encoder.eval().to(device)
+    side = encoder.image_size
+    pixels = Preprocess((side, side), encoder.mean, encoder.std)
+    mean = 255 * torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1)
+    std = 255 * torch.tensor(encoder.std, device=device).view(1, 3, 1, 1)
+
+    @torch.inference_mode()
+    def encode(batch: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float()
+        return encoder((images - mean) / std).float().cpu().numpy()
+
+    return FeatureModel(pixels, encode, identity, seed)
+
+
+def _frozen(section: Evaluate, embed_config: str, device: torch.device) -> FeatureModel:
+    embed = parse_section("embed", embed_config, {})
+    encoder = frozen.load(
+        embed.model, embed.pretrained, embed.image_size, str(device), embed.precision
+    )
+
+    def encode(batch: np.ndarray) -> np.ndarray:
+        return encoder.encode_images(torch.from_numpy(batch).permute(0, 3, 1, 2)).numpy()
+
+    identity = {"model": "frozen", "encoder": encoder.identity, "precision": embed.precision}
+    return FeatureModel(encoder.pixels, encode, identity, section.seed)

@@ -1,0 +1,95 @@
+"""The parts of the stage as jobs of their own, and all of them in one go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mlcd.config import Evaluate
+from mlcd.errors import UserError
+from mlcd.evaluate import datasets, features, models
+from mlcd.evaluate.scores import metrics_part
+from mlcd.evaluate.summary import summary_part
+from mlcd.progress import LOGGER
+from mlcd.stores import h5
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How wide the stage runs. No result depends on it, beyond the order of float sums."""
+
+    device: torch.device
+    workers: int
+    batch_size: int
+
+
+def features_part(
+    section: Evaluate,
+    resources: Resources,
+    *,
+    model: str,
+    dataset: str,
+    encoder: str | None,
+    embed_config: str,
+    output: str | Path,
+) -> None:
+    """Write the features of one data set through one model."""
+    chosen = datasets.find(section, dataset)
+    loaded = models.load(model, section, encoder, embed_config, resources.device)
+    features.extract(
+        section,
+        chosen,
+        model,
+        loaded,
+        output,
+        batch_size=resources.batch_size,
+        workers=resources.workers,
+    )
+
+
+def all_parts(
+    section: Evaluate,
+    resources: Resources,
+    encoder: str | None,
+    embed_config: str,
+    folder: Path,
+) -> None:
+    """Evaluate every model of the section on every data set into `folder`.
+
+    Features that lie there and depend on the same model, pictures and settings are used again.
+    """
+    if not encoder and {"random", "trained"} & set(section.models):
+        raise UserError("--encoder: needed for random and trained; give it or set evaluate.models")
+    metrics = []
+    for name in section.models:
+        model = models.load(name, section, encoder, embed_config, resources.device)
+        paths = []
+        for dataset in section.datasets:
+            path = folder / "features" / f"{name}-{dataset.name}.h5"
+            paths.append(str(path))
+            if path.exists() and _identity(path) == features.identity(section, dataset, model):
+                LOGGER.info("%s: features are up to date", path)
+                continue
+            features.extract(
+                section,
+                dataset,
+                name,
+                model,
+                path,
+                batch_size=resources.batch_size,
+                workers=resources.workers,
+            )
+        metrics.append(str(folder / f"{name}.json"))
+        metrics_part(section, paths, metrics[-1], resources.device)
+    summary_part(metrics, folder / "summary.csv")
+
+
+def _identity(path: Path) -> str | None:
+    """Return the identity in a features file; None if the file is damaged, to be made again."""
+    try:
+        with h5.reading(path, features.KIND) as file:
+            return file.attrs.get("identity")
+    except UserError:
+        return None
