@@ -16,6 +16,7 @@ import pytest
 from mlcd import cli
 from mlcd.neighbours import exact
 from mlcd.neighbours.exact import ExactSearch
+from mlcd.neighbours.heads import Heads, directions
 from mlcd.neighbours.memory import parse_size, plan_blocks
 from mlcd.stores import h5
 from mlcd.stores.centroids import Centroids
@@ -390,3 +391,44 @@ def test_peak_memory_stays_within_the_limit(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
     )
     assert int(done.stdout) <= 400 << 20
+
+
+def planted(
+    k: int, n: int = 1500, d: int = 64, noise: float = 3.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows around `k` centres, and those centres with some copies among them."""
+    rng = np.random.default_rng(5)
+    centres = unit(rng.standard_normal((k, d)))
+    centres[k // 2 : k // 2 + 20] = centres[:20]
+    rows = unit(noise * centres[rng.integers(0, k, n)] + unit(rng.standard_normal((n, d))))
+    return rows.astype(np.float32), centres.astype(np.float32)
+
+
+@pytest.mark.parametrize("noise", [0.5, 3.0])
+@pytest.mark.parametrize("l", [1, 4])
+def test_pruned_search_equals_the_full_one(l: int, noise: float) -> None:
+    rows, centres = planted(1200, noise=noise)
+    full = ExactSearch(centres, prune=False).nearest(rows, l)
+    pruned = ExactSearch(centres)
+    np.testing.assert_array_equal(pruned.nearest(rows, l), full)
+    basis = directions(centres)
+    for dims in (4, 16, 63):
+        heads = Heads(centres, basis, dims, exact._cpu_search)
+        ids, certain = pruned._nearest_by_heads(heads, rows, l)
+        np.testing.assert_array_equal(ids[certain], full[certain])
+    if l == 1 and noise == 3.0:
+        assert pruned._heads is not None
+        assert pruned._nearest_by_heads(pruned._heads, rows, l)[1].mean() > 0.5
+
+
+def test_bounds_of_heads_hold() -> None:
+    rows, centres = planted(1100)
+    true = rows.astype(float) @ centres.T.astype(float)
+    for dims in (1, 8, 40):
+        heads = Heads(centres, directions(centres), dims, exact._cpu_search)
+        bounds, ids = heads.search(rows, 20)
+        assert (bounds + heads.margin >= np.take_along_axis(true, ids, axis=1)).all()
+        # What is not returned has a lower bound than all that is.
+        others = true.copy()
+        np.put_along_axis(others, ids, -2, axis=1)
+        assert (others.max(axis=1) <= bounds[:, -1] + heads.margin).all()

@@ -9,16 +9,27 @@ by :func:`dots`, a float64 sum in a fixed order. Equal scores go to the lower id
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
+import faiss
 import numpy as np
+import threadpoolctl
 
 from mlcd.errors import UserError
+from mlcd.neighbours.heads import Heads, Search, directions
 
 #: Pairs scored at once by :func:`dots`: few enough that their float64 products stay in cache.
 _PAIRS = 256
 #: Candidates asked for beyond l. They settle nearly all close calls, and cost faiss nothing.
 _SPARE = 3
+#: Candidates beyond l in a search by bounds, which are looser than products.
+_CANDIDATES = 7
+#: Fewer centres than this are searched in full: trying would cost more than it saves.
+_LEAST_CENTRES = 1024
+#: Rows on which the shares of the dimensions that heads may take are tried, and those shares.
+_TRIED = 512
+_SHARES = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5)
+#: Heads must promise less than this part of the full work.
+_WORTH = 0.85
 #: Bytes of the scores of one block in :meth:`ExactSearch._scan`.
 _SCAN_BYTES = 32 << 20
 
@@ -53,20 +64,71 @@ def error_bound(d: int) -> float:
 class ExactSearch:
     """Exact search among `centres`, float32 [K, d] unit rows, on 'cpu', 'cuda' or 'auto'.
 
-    Raises :class:`UserError` if `device` is 'cuda' and faiss has no GPU.
+    On the CPU, where there are many centres, bounds from few dimensions spare most of the work
+    (:mod:`mlcd.neighbours.heads`); how many dimensions pay is tried on the first rows. `prune`
+    False never does. Raises :class:`UserError` if `device` is 'cuda' and faiss has no GPU.
     """
 
-    def __init__(self, centres: np.ndarray, *, device: str = "cpu", threads: int = 0) -> None:
+    def __init__(
+        self, centres: np.ndarray, *, device: str = "cpu", threads: int = 0, prune: bool = True
+    ) -> None:
         self.centres = np.ascontiguousarray(centres, np.float32)
         self.K, self.d = self.centres.shape
         self._bound = error_bound(self.d)
-        self._search = _searcher(self.centres, device, threads)
+        on_gpu = _on_gpu(device)
+        if not on_gpu:
+            # One limit for faiss and for numpy, whose BLAS is another.
+            threadpoolctl.threadpool_limits(threads or available_threads())
+        self._search = _gpu_search(self.centres) if on_gpu else _cpu_search(self.centres)
+        self._heads: Heads | None = None
+        self._untried = prune and not on_gpu and self.K >= _LEAST_CENTRES and self.d >= 64
 
     def nearest(self, rows: np.ndarray, l: int) -> np.ndarray:
         """Return the ids of the `l` ≤ K nearest centres of each row, int64 [n, l], nearest first.
 
         `rows` is float32 [n, d], unit rows. Nearest is the largest :func:`dots`, ties by lower id.
         """
+        if self._untried and len(rows) >= _TRIED:
+            self._untried = False
+            self._heads = self._best_heads(rows[:: len(rows) // _TRIED][:_TRIED], l)
+        if self._heads is None:
+            return self._nearest_in_full(rows, l)
+        ids, certain = self._nearest_by_heads(self._heads, rows, l)
+        rest = np.flatnonzero(~certain)
+        if len(rest):
+            ids[rest] = self._nearest_in_full(rows[rest], l)
+        return ids
+
+    def _best_heads(self, rows: np.ndarray, l: int) -> Heads | None:
+        """Return the heads that promise the least work on `rows`, or None for a full search."""
+        basis = directions(self.centres)
+        best, least = None, _WORTH
+        for share in _SHARES:
+            heads = Heads(self.centres, basis, int(self.d * share), _cpu_search)
+            _, certain = self._nearest_by_heads(heads, rows, l)
+            work = share + 1 - certain.mean()
+            if work < least:
+                best, least = heads, work
+        return best
+
+    def _nearest_by_heads(
+        self, heads: Heads, rows: np.ndarray, l: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids int64 [n, l] as :meth:`nearest`, and which rows they are certain for."""
+        k = min(self.K, l + _CANDIDATES)
+        bounds, ids = heads.search(rows, k)
+        scores = np.full(bounds.shape, -np.inf)
+        scores[:, :l] = self.similarities(rows, ids[:, :l])
+        # Candidates whose bound lies below all of the first l need no score.
+        row, column = np.nonzero(bounds[:, l:] + heads.margin >= scores[:, :l].min(axis=1)[:, None])
+        scores[row, l + column] = dots(rows, self.centres, row, ids[row, l + column])
+        order = np.lexsort((ids, -scores), axis=1)[:, :l]
+        lth = np.take_along_axis(scores, order[:, -1:], axis=1)[:, 0]
+        certain = bounds[:, -1] + heads.margin < lth
+        return np.take_along_axis(ids, order, axis=1), certain
+
+    def _nearest_in_full(self, rows: np.ndarray, l: int) -> np.ndarray:
+        """Do what :meth:`nearest` says from products over all dimensions."""
         wanted = min(self.K, l + _SPARE)
         scores, ids = self._search(rows, wanted)
         # Between neighbours further apart than twice the bound, the order is certain.
@@ -110,23 +172,24 @@ class ExactSearch:
         return out
 
 
-def _searcher(
-    centres: np.ndarray, device: str, threads: int
-) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
-    """Return search(rows, k) → (scores float32 [n, k] descending, ids int64 [n, k])."""
-    import faiss
-
+def _on_gpu(device: str) -> bool:
     gpus = faiss.get_num_gpus()
     if device == "cuda" and not gpus:
         raise UserError(
             "--device cuda: faiss sees no GPU here; install mlcd[gpu] on a machine that has one, "
             "or use --device cpu"
         )
-    faiss.omp_set_num_threads(threads or available_threads())
-    if device == "cpu" or not gpus:
-        return lambda rows, k: faiss.knn(rows, centres, k, metric=faiss.METRIC_INNER_PRODUCT)
-    resources = faiss.StandardGpuResources()
-    index = faiss.GpuIndexFlatIP(resources, centres.shape[1])
+    return device != "cpu" and gpus > 0
+
+
+def _cpu_search(centres: np.ndarray) -> Search:
+    """Return search(rows, k) → (scores float32 [n, k] falling, ids int64 [n, k])."""
+    return lambda rows, k: faiss.knn(rows, centres, k, metric=faiss.METRIC_INNER_PRODUCT)
+
+
+def _gpu_search(centres: np.ndarray) -> Search:
+    """Return the same as :func:`_cpu_search`, on the current GPU."""
+    index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), centres.shape[1])
     index.add(centres)
     return index.search
 
