@@ -92,12 +92,14 @@ class RowSparseAdamW:
             square.mul_(second_beta).addcmul_(value, value, value=1 - second_beta)
             self.exp_avg_sq.index_copy_(0, rows, square)
 
+            # lr · (m / c₁) / (√v / c₂ + eps) as lr · m / (√v · c₁ / c₂ + eps · c₁): fewer passes.
             count = count[:, None].double()
-            size = (lr / (1 - first_beta**count)).float()
-            correction = (1 - second_beta**count).sqrt().float()
-            root = square.sqrt_().div_(correction).add_(self.eps)
+            first = 1 - first_beta**count
+            ratio = (first / (1 - second_beta**count).sqrt()).to(value.dtype)
+            least = (self.eps * first).to(value.dtype)
+            root = square.sqrt_().mul_(ratio).add_(least)
             row = weight.index_select(0, rows).mul_(1 - lr * self.weight_decay)
-            row.sub_(average.div_(root).mul_(size))
+            row.addcdiv_(average, root, value=-lr)
             weight.index_copy_(0, rows, unit_rows(row) if self.renormalize else row)
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -122,7 +124,7 @@ class RowSparseAdamW:
 
     def _parts(self, count: int) -> Iterator[slice]:
         """Slices of rows: few enough that the working copies stay in a CPU's cache."""
-        size = 64 << 20 if self.classifier.weight.is_cuda else 1 << 20
+        size = 64 << 20 if self.classifier.weight.is_cuda else 512 << 10
         rows = max(1, size // (4 * self.classifier.dim))
         for first in range(0, count, rows):
             yield slice(first, first + rows)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 BLOCK = 4096
-_INDEX = np.uint64(BLOCK - 1)
+# Blocks worked on at a time: their keys stay in a CPU's cache.
+_GROUP = 32
 
 
 def generator(*identity: int) -> np.random.Generator:
@@ -48,20 +49,25 @@ class NegativeSampler:
         # "count" would need count steps, "marginals" needs one for each block.
         quota = random.multivariate_hypergeometric(self._sizes, self.count, method="marginals")
         first, last = start // BLOCK, -(-stop // BLOCK)
-        keys = self._keys(step, first, last)
-        # Each key carries its place in the block in its low bits: no two are equal.
-        keys = (keys & ~_INDEX) | np.arange(BLOCK, dtype=np.uint64)
-        keys.reshape(-1)[max(0, self.num_classes - first * BLOCK) :] = np.iinfo(np.uint64).max
-        ordered = np.sort(keys, axis=1)
-        quota = quota[first:last]
-        bound = np.take_along_axis(ordered, np.maximum(quota - 1, 0)[:, None], axis=1)
-        taken = (keys <= bound) & (quota > 0)[:, None]
-        classes = np.flatnonzero(taken) + first * BLOCK
+        key = np.random.SeedSequence((self.seed, step, 1)).generate_state(2, np.uint64)
+        parts = [
+            self._blocks(key, group, quota[group : min(group + _GROUP, last)])
+            for group in range(first, last, _GROUP)
+        ]
+        classes = np.concatenate(parts)
         return classes[np.searchsorted(classes, start) : np.searchsorted(classes, stop)]
 
-    def _keys(self, step: int, first: int, last: int) -> np.ndarray:
-        """Return random keys, uint64 [last − first, BLOCK], of the blocks first … last − 1."""
-        key = np.random.SeedSequence((self.seed, step, 1)).generate_state(2, np.uint64)
+    def _blocks(self, key: np.ndarray, first: int, quota: np.ndarray) -> np.ndarray:
+        """Return quota[i] classes of block first + i for every i: those of the lowest keys."""
         # A Philox counter yields four numbers.
         stream = np.random.Philox(key=key, counter=first * BLOCK // 4)
-        return stream.random_raw((last - first) * BLOCK).reshape(-1, BLOCK)
+        keys = stream.random_raw(len(quota) * BLOCK)
+        # Beyond the last class: never among the lowest.
+        keys[max(0, self.num_classes - first * BLOCK) :] = np.iinfo(np.uint64).max
+        keys = keys.reshape(-1, BLOCK)
+        # Each key carries its place in the block in its low bits: no two are equal.
+        keys &= ~np.uint64(BLOCK - 1)
+        keys |= np.arange(BLOCK, dtype=np.uint64)
+        bound = np.sort(keys, axis=1)[np.arange(len(quota)), np.maximum(quota - 1, 0)]
+        taken = (keys <= bound[:, None]) & (quota > 0)[:, None]
+        return np.flatnonzero(taken) + first * BLOCK

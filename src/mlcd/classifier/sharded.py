@@ -34,7 +34,8 @@ class ShardedClassifier(nn.Module):
     negatives at each step, one set for the whole batch, a function of (seed, step) alone.
     group: a process group, or None for all ranks (or for one process, where none is initialised).
 
-    memory_limit: bytes that the blocks of logits may take on this rank. compute_dtype: of the
+    memory_limit: bytes that a block of logits with its centres may take on this rank; None means
+    8 MiB on a CPU (its cache) and 256 MiB on a GPU. compute_dtype: of the
     matrix products and of the gathered embeddings; reduction is in float32 always. None means
     bfloat16 where a CUDA device has it, else float32. encoder_gradients: `averaged` where
     the encoder's gradients are averaged over ranks after the backward pass, as DeepSpeed and DDP
@@ -60,7 +61,7 @@ class ShardedClassifier(nn.Module):
         negative_ratio: float,
         seed: int,
         group: dist.ProcessGroup | None = None,
-        memory_limit: int = 64 << 20,
+        memory_limit: int | None = None,
         compute_dtype: torch.dtype | None = None,
         encoder_gradients: Literal["averaged", "summed"] = "averaged",
         device: torch.device | str | None = None,
@@ -138,7 +139,23 @@ class ShardedClassifier(nn.Module):
         """
         halves = self._product_dtype() == torch.bfloat16
         column = samples * (6 if halves else 4) + self.dim * (14 if halves else 12)
-        return max(1, self.memory_limit // column)
+        return max(1, self._block_bytes() // column)
+
+    def peak_memory(self, batch: int, labels: int) -> int:
+        """Return a bound in bytes on what forward and backward of [batch, d] embeddings with
+        [batch, labels] labels take on this rank, beyond its centres: the row gradient, a block,
+        and copies of the embeddings of the local and of the global batch.
+        """
+        samples, local = batch * self.exchange.world, self.stop - self.start
+        share = -(-self.sampler.count * local // self.num_classes)
+        touched = min(local, share + samples * labels)
+        copies = self.dim * (20 * samples + 48 * batch) + samples * (160 * labels + 100)
+        return touched * (4 * self.dim + 24) + self._block_bytes() + copies
+
+    def _block_bytes(self) -> int:
+        if self.memory_limit is not None:
+            return self.memory_limit
+        return 256 << 20 if self.weight.is_cuda else 8 << 20
 
     def forward(self, embedding: Tensor, labels: Tensor, step: int) -> Tensor:
         """Return the mean loss over the global batch, float32, the same value on every rank.

@@ -66,7 +66,8 @@ def cluster_loss(
     unit = unit_rows(embedding.double()).to(weight.dtype)
     if block is not None:
         return _Blocked.apply(unit, weight, objective, positives, sampled, block)
-    return _plain(unit, unit_rows(weight), objective, positives, sampled)
+    with torch.autocast(unit.device.type, enabled=False):
+        return _plain(unit, unit_rows(weight), objective, positives, sampled)
 
 
 def _plain(
@@ -82,7 +83,7 @@ def _plain(
     own.scatter_(1, positives.where(present, spare), True)
     logit = objective.scale * (unit @ centre[sampled].t())
     push = logit.masked_fill(own[:, sampled], -math.inf)
-    return objective.loss(pull.logsumexp(1), push.logsumexp(1)).mean()
+    return objective.loss(pull.logsumexp(1), push.logsumexp(1)).mean().to(unit.dtype)
 
 
 class _Blocked(torch.autograd.Function):

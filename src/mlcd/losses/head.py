@@ -15,8 +15,10 @@ the end of the forward pass, so that its exchange between ranks runs beside step
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +33,20 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     if left.is_cuda:
         return torch.mm(left, right, out_dtype=torch.float32)
     return torch.mm(left.float(), right.float(), out=out)
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _without_autocast(method: Method) -> Method:
+    """The products choose their own precision; autocast would halve it behind their back."""
+
+    @functools.wraps(method)
+    def wrapped(self: Head, *arguments: Any, **options: Any) -> Any:
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return method(self, *arguments, **options)
+
+    return wrapped  # type: ignore[return-value]
 
 
 class Head:
@@ -83,6 +99,7 @@ class Head:
         # One row of pairs takes three vectors of length d; a block of logits pays for it.
         self.pair_block = max(1, block * self.samples // (3 * max(1, unit.shape[1])))
 
+    @_without_autocast
     def evaluate(
         self,
         *,
@@ -141,6 +158,7 @@ class Head:
             self.embedding_gradient = mean
         return loss.detach()
 
+    @_without_autocast
     def row_gradient(self, upstream: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
         """Return the shard's touched rows, int64 [t], distinct, and their gradient [t, d].
 
