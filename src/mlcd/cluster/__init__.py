@@ -38,7 +38,9 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
         help="memory of this process besides the centres, such as 1GiB; rows that do not fit are "
         "read anew each iteration [half of what is free]",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, default=0, help="threads of faiss [all CPUs]")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads [OMP_NUM_THREADS, or all CPUs]"
+    )
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto",
         help="where to search; auto is cuda if faiss sees a GPU [auto]",
@@ -50,6 +52,7 @@ def run(arguments: argparse.Namespace, section: Cluster) -> None:
     from mlcd.cluster.initial import kmeans_plus_plus, random_rows
     from mlcd.cluster.kmeans import run_kmeans
     from mlcd.neighbours import memory
+    from mlcd.neighbours.exact import search_bytes
     from mlcd.neighbours.rows import Rows
     from mlcd.stores import centroids
     from mlcd.stores.embeddings import open_all
@@ -58,15 +61,16 @@ def run(arguments: argparse.Namespace, section: Cluster) -> None:
     n, d = _check(files, section.k)
     limit = memory.parse_size(arguments.memory_limit) if arguments.memory_limit else 0
     limit = limit or memory.default_limit()
-    # The integer sums are the one large thing besides the centres and the blocks.
-    plan = memory.plan_blocks(limit, n, d, 1, fixed=8 * section.k * (d + 6))
+    # Besides the centres and the blocks: the integer sums and what the search holds.
+    fixed = 8 * section.k * (d + 6) + search_bytes(section.k, d)
+    plan = memory.plan_blocks(limit, n, d, 1, fixed)
     rows = Rows(files, plan.rows, plan.keep)
 
     def initial():
         if section.init == "random":
             return random_rows(rows, section.k, section.seed)
         sample = section.init_sample * section.k
-        return kmeans_plus_plus(rows, section.k, section.seed, sample, limit // 2)
+        return kmeans_plus_plus(rows, section.k, section.seed, sample, memory.bytes_left(limit))
 
     fingerprints = [file.fingerprint for file in files]
     output = Path(arguments.output)

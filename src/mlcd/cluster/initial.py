@@ -30,9 +30,11 @@ def kmeans_plus_plus(rows: Rows, k: int, seed: int, sample: int, room: int) -> n
     silently give another result.
     """
     m = min(rows.n, max(sample, k))
-    if 4 * m * rows.d > room:
+    # The rows, their similarities to the candidates (twice while compared), distances, numbers.
+    need = m * (4 * rows.d + 8 * _MOST_CANDIDATES + 64)
+    if need > room:
         raise UserError(
-            f"cluster.init: kmeans++ holds {m} rows, {4 * m * rows.d >> 20} MiB, more than "
+            f"cluster.init: kmeans++ holds {m} rows in {(need >> 20) + 1} MiB, more than "
             "--memory-limit allows; raise it, lower cluster.init_sample, or use init random"
         )
     LOGGER.info("kmeans++ on %d of %d rows", m, rows.n)

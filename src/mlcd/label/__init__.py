@@ -35,7 +35,9 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
         "--memory-limit", metavar="SIZE",
         help="memory of this process besides the centres, such as 1GiB [half of what is free]",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, default=0, help="threads of faiss [all CPUs]")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads [OMP_NUM_THREADS, or all CPUs]"
+    )
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto",
         help="where to search; auto is cuda if faiss sees a GPU [auto]",

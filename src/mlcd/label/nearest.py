@@ -10,7 +10,7 @@ import numpy as np
 from mlcd.config import Label
 from mlcd.errors import UserError
 from mlcd.neighbours import memory
-from mlcd.neighbours.exact import ExactSearch
+from mlcd.neighbours.exact import ExactSearch, search_bytes
 from mlcd.neighbours.rows import Rows
 from mlcd.progress import progress
 from mlcd.stores import labels
@@ -36,8 +36,9 @@ def label_file(
     _check(embeddings, centroids)
     search = ExactSearch(centroids.array, device=device, threads=threads)
     # The centres are in memory already and do not count.
+    fixed = search_bytes(centroids.K, centroids.d)
     plan = memory.plan_blocks(
-        limit + search.centres.nbytes, embeddings.n, embeddings.d, section.top, fixed=0
+        limit + search.centres.nbytes, embeddings.n, embeddings.d, section.top, fixed
     )
     rows = Rows([embeddings], plan.rows)
     attributes = {

@@ -8,8 +8,6 @@ by :func:`dots`, a float64 sum in a fixed order. Equal scores go to the lower id
 
 from __future__ import annotations
 
-import os
-
 import faiss
 import numpy as np
 import threadpoolctl
@@ -64,6 +62,8 @@ def error_bound(d: int) -> float:
 class ExactSearch:
     """Exact search among `centres`, float32 [K, d] unit rows, on 'cpu', 'cuda' or 'auto'.
 
+    `threads` 0 leaves it to the libraries: all CPUs, or OMP_NUM_THREADS.
+
     On the CPU, where there are many centres, bounds from few dimensions spare most of the work
     (:mod:`mlcd.neighbours.heads`); how many dimensions pay is tried on the first rows. `prune`
     False never does. Raises :class:`UserError` if `device` is 'cuda' and faiss has no GPU.
@@ -76,9 +76,9 @@ class ExactSearch:
         self.K, self.d = self.centres.shape
         self._bound = error_bound(self.d)
         on_gpu = _on_gpu(device)
-        if not on_gpu:
+        if threads:
             # One limit for faiss and for numpy, whose BLAS is another.
-            threadpoolctl.threadpool_limits(threads or available_threads())
+            threadpoolctl.threadpool_limits(threads)
         self._search = _gpu_search(self.centres) if on_gpu else _cpu_search(self.centres)
         self._heads: Heads | None = None
         self._untried = prune and not on_gpu and self.K >= _LEAST_CENTRES and self.d >= 64
@@ -172,6 +172,12 @@ class ExactSearch:
         return out
 
 
+def search_bytes(k: int, d: int) -> int:
+    """Return the memory that a search among centres [k, d] may take besides them, in bytes."""
+    # Two shortened copies while the shares are tried.
+    return 8 * k * (int(d * max(_SHARES)) + 1) if k >= _LEAST_CENTRES else 0
+
+
 def _on_gpu(device: str) -> bool:
     gpus = faiss.get_num_gpus()
     if device == "cuda" and not gpus:
@@ -192,8 +198,3 @@ def _gpu_search(centres: np.ndarray) -> Search:
     index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), centres.shape[1])
     index.add(centres)
     return index.search
-
-
-def available_threads() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 #: Centres from which the directions are taken; more would not change them much.
-_SAMPLE = 16384
+_SAMPLE = 4096
 #: Covers norms that float32 rounds away from 1, squared norms taken in float32.
 _SLACK = 1e-5
 

@@ -32,6 +32,11 @@ def default_limit() -> int:
     return psutil.virtual_memory().available // 2
 
 
+def bytes_left(limit: int) -> int:
+    """Return how many of `limit` bytes are left now, working memory of the libraries deducted."""
+    return limit - psutil.Process().memory_info().rss - _WORKING_BYTES
+
+
 class Blocks(NamedTuple):
     """How to stream rows: `rows` in a block, and whether all rows stay in memory (`keep`)."""
 
@@ -46,7 +51,7 @@ def plan_blocks(limit: int, n: int, d: int, labels: int, fixed: int) -> Blocks:
     besides. Two blocks are in flight, one at work and one being read. No result depends on the
     choice. Raises :class:`UserError` if the limit is too small for the least blocks.
     """
-    base = psutil.Process().memory_info().rss + fixed + _WORKING_BYTES + 40 * TILE * d
+    base = limit - bytes_left(limit) + fixed + 40 * TILE * d
     # float32 rows twice, the file's own rows as they are read, ids and scores of candidates.
     row = 12 * d + 48 * (labels + 4)
     if base + _LEAST_ROWS * row > limit:
