@@ -20,6 +20,8 @@ from mlcd.files import read_json
 MANIFEST = "manifest.json"
 TABLE = "rows.parquet"
 FORMAT = 1
+#: Endings of pictures in webdataset tars.
+PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif"})
 
 
 def key_of_row(row: int) -> str:
@@ -82,7 +84,9 @@ def read_at(path: str | os.PathLike[str], offset: int, size: int) -> bytes:
 
 
 def labelled_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """Iterate over a webdataset tar of KEY.(jpg|png|webp) beside KEY.json: key, picture, fields.
+    """Iterate over a webdataset tar of KEY.(jpg|png|webp|gif|bmp|tif) beside KEY.json.
+
+    Yields key, the picture's bytes, and the JSON's fields.
 
     Raises :class:`UserError` with the tar's name if it is damaged or a picture has no JSON.
     """
@@ -99,7 +103,7 @@ def labelled_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, bytes,
                 data = tar.extractfile(member).read()  # type: ignore[union-attr]
                 if extension == "json":
                     fields[stem] = json.loads(data)
-                elif extension in ("jpg", "jpeg", "png", "webp"):
+                elif extension in PICTURES:
                     pictures[stem] = data
                 if stem in pictures and stem in fields:
                     yield stem, pictures.pop(stem), fields.pop(stem)
