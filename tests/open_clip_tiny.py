@@ -1,0 +1,28 @@
+"""A CLIP small enough for tests, registered with open_clip as `tiny-for-tests`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import mlcd.compat  # noqa: F401  (before open_clip)
+
+NAME = "tiny-for-tests"
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {
+        "image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8
+    },
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+}  # fmt: skip
+
+
+def register() -> None:
+    """Make the name known to open_clip in this process."""
+    import open_clip
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{NAME}.json"
+        path.write_text(json.dumps(CONFIG))
+        open_clip.add_model_config(path)

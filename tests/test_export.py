@@ -1,0 +1,153 @@
+"""Exports load in the other library alone, and give the encoder's outputs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from builders import jpeg
+from open_clip_tiny import register
+from safetensors.torch import load_file, save_file
+
+import mlcd.export
+from mlcd.cli import main
+from mlcd.config import parse_section
+from mlcd.encoders import trainable
+from mlcd.errors import UserError
+from mlcd.export import to_open_clip, to_timm
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    register()
+
+
+def trained(folder, model: str, dim: int, side: int) -> trainable.Encoder:
+    """Save an encoder with moved running statistics; return it in evaluation mode."""
+    encoder = trainable.build(model, dim, side, seed=2)
+    with torch.no_grad():
+        encoder(torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(1)))
+    trainable.save(encoder, folder, {"steps": 3})
+    return encoder.eval()
+
+
+def export(train, output, *formats: str, **keys) -> None:
+    section = parse_section("export", json.dumps({"formats": list(formats), **keys}), {})
+    mlcd.export.run(argparse.Namespace(encoder=str(train), output=str(output)), section)
+
+
+@pytest.mark.parametrize(
+    ("model", "side"),
+    [
+        ("resnet10t", 32),
+        ("test_vit", 48),
+        ("convnext_atto", 32),
+        ("deit_tiny_distilled_patch16_224", 32),
+    ],
+)
+def test_timm_gives_equal_outputs(tmp_path, model, side):
+    encoder = trained(tmp_path / "train", model, 12, side)
+    export(tmp_path / "train", tmp_path / "export", "timm")
+    check = json.loads((tmp_path / "export" / "timm" / "check.json").read_text())
+    assert check["largest_difference"] <= 1e-5
+    assert check["largest_output"] > 0
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        theirs = to_timm.load(tmp_path / "export" / "timm")(images)
+        assert torch.allclose(theirs, encoder(images), atol=1e-5)
+
+
+def test_open_clip_gives_equal_outputs(tmp_path):
+    encoder = trained(tmp_path / "train", "open_clip:tiny-for-tests", 8, 32)
+    export(tmp_path / "train", tmp_path / "export", "open_clip")
+    folder = tmp_path / "export" / "open_clip"
+    assert json.loads((folder / "check.json").read_text())["largest_difference"] <= 1e-5
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        assert torch.allclose(to_open_clip.load(folder)(images), encoder(images), atol=1e-6)
+
+
+def test_the_card_s_example_runs_outside_the_project(tmp_path):
+    encoder = trained(tmp_path / "train", "resnet10t", 12, 32)
+    export(tmp_path / "train", tmp_path / "export", "timm")
+    folder = tmp_path / "export" / "timm"
+    card = (folder / "README.md").read_text()
+    example = card.split("```python\n")[1].split("```")[0]
+    (tmp_path / "picture.jpg").write_bytes(jpeg(1))
+    # torchvision beside a foreign build of torch needs mlcd.compat; nothing else of mlcd is used.
+    script = "import mlcd.compat\n" + example.replace("picture.jpg", "../../picture.jpg")
+    script += "\nprint(embedding.tolist())"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = torch.tensor(json.loads(done.stdout))
+
+    import numpy as np
+    from PIL import Image
+
+    from mlcd.encoders.frozen.preprocess import Preprocess
+
+    with Image.open(tmp_path / "picture.jpg") as picture:
+        pixels = Preprocess((32, 32), encoder.mean, encoder.std)(picture.convert("RGB"))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.mean, encoder.std))
+    image = (torch.from_numpy(np.array(pixels)).permute(2, 0, 1) / 255 - mean) / std
+    with torch.no_grad():
+        assert torch.allclose(found, encoder(image[None]), atol=1e-4)
+
+
+def test_changed_weights_are_found_out(tmp_path, monkeypatch):
+    trained(tmp_path / "train", "test_vit", 8, 32)
+    write = to_timm.write
+
+    def spoiled(encoder, about, folder):
+        write(encoder, about, folder)
+        state = load_file(folder / "model.safetensors")
+        state["head.bias"] += 0.1
+        save_file(state, folder / "model.safetensors")
+
+    export(tmp_path / "train", tmp_path / "export", "timm")
+    monkeypatch.setattr(to_timm, "write", spoiled)
+    with pytest.raises(UserError, match="other outputs"):
+        export(tmp_path / "train", tmp_path / "export", "timm")
+    assert not (tmp_path / "export" / "timm" / "check.json").exists()
+
+
+def test_a_rerun_gives_the_same_bytes(tmp_path):
+    trained(tmp_path / "train", "test_vit", 8, 32)
+    for name in ("a", "b"):
+        export(tmp_path / "train", tmp_path / name, "timm")
+    files = sorted(path.name for path in (tmp_path / "a" / "timm").iterdir())
+    assert files == ["README.md", "check.json", "config.json", "model.safetensors"]
+    for name in files:
+        first, second = (tmp_path / run / "timm" / name for run in ("a", "b"))
+        assert first.read_bytes() == second.read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "format", "mend"),
+    [
+        ("test_vit", 32, "open_clip", "set export.formats to [timm]"),
+        ("open_clip:tiny-for-tests", 32, "timm", "set export.formats to [open_clip]"),
+    ],
+)
+def test_formats_that_do_not_fit_are_refused(tmp_path, capsys, model, side, format, mend):
+    trainable.save(trainable.build(model, 8, side), tmp_path / "train", {})
+    status = main(
+        ["export", "--encoder", str(tmp_path / "train"), "--output", str(tmp_path / "export"),
+         "--formats", format]
+    )  # fmt: skip
+    assert status == 2
+    expected = f"export.formats: {format} cannot load {model}; {mend}"
+    assert expected in capsys.readouterr().err
