@@ -1,5 +1,6 @@
 """The store of checkpoints: atomic, verified, and readable at any number of ranks."""
 
+import argparse
 import json
 import logging
 import threading
@@ -7,6 +8,7 @@ import threading
 import pytest
 import torch
 
+import mlcd.checkpoint
 from mlcd.errors import UserError
 from mlcd.progress import LOGGER
 from mlcd.stores.checkpoints import Checkpoint, Snapshot, Writer, newest, steps
@@ -35,7 +37,9 @@ def snapshot(step, world_size, rank):
 def write(folder, saved, world_size=3, *, keep=9, resumed=0):
     """Write checkpoints as `world_size` ranks (threads here) do."""
     writers = [
-        Writer(folder, "run", rank=rank, world_size=world_size, keep=keep, resumed=resumed)
+        Writer(
+            folder, "run", {"seed": 5}, rank=rank, world_size=world_size, keep=keep, resumed=resumed
+        )
         for rank in range(world_size)
     ]
     for step in saved:
@@ -137,8 +141,44 @@ def test_equal_states_give_equal_bytes(tmp_path):
 
 
 def test_an_error_in_writing_reaches_the_training_loop(tmp_path):
-    writer = Writer(tmp_path / "c", "run", rank=0, world_size=1, keep=1, resumed=0)
+    writer = Writer(tmp_path / "c", "run", {}, rank=0, world_size=1, keep=1, resumed=0)
     (tmp_path / "c").rmdir()
     writer.save(snapshot(10, 1, 0))
     with pytest.raises(FileNotFoundError):
         writer.wait()
+
+
+def command(*words):
+    parser = argparse.ArgumentParser()
+    mlcd.checkpoint.add_arguments(parser)
+    mlcd.checkpoint.run(parser.parse_args([str(word) for word in words]))
+
+
+def test_command_inspect(tmp_path, capsys):
+    write(tmp_path, [10, 20], 3)
+    command("inspect", tmp_path)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["checkpoint"], told["step"], told["ranks"]) == ("step_00000020", 20, 3)
+    assert told["rows_by_rank"] == [[0, 16], [16, 33], [33, 50]]
+    assert told["section"] == {"seed": 5}
+    assert told["tensors"]["rows/weight"] == "float32 [50, 4]"
+    assert told["tensors"]["weight/a"] == "float32 [2, 3]"
+
+
+def test_command_reshard_equals_what_those_ranks_write(tmp_path):
+    write(tmp_path / "three", [10], 3)
+    write(tmp_path / "two", [10], 2)
+    command("reshard", tmp_path / "three", "--ranks", 2, "--output", tmp_path / "new")
+    made = Checkpoint(tmp_path / "new" / "step_00000010", "run")
+    expected = Checkpoint(tmp_path / "two" / "step_00000010")
+    assert made.pieces == expected.pieces
+    for name in ("weight", "row_step"):
+        assert torch.equal(made.rows(0, 50)[name], expected.rows(0, 50)[name])
+    assert made.buffers(1, 2)["mean"].tolist() == [1, 1, 1]
+    with pytest.raises(UserError, match="is there already"):
+        command("reshard", tmp_path / "three", "--ranks", 2, "--output", tmp_path / "new")
+
+
+def test_command_refuses_an_empty_folder(tmp_path):
+    with pytest.raises(UserError, match="holds no whole checkpoint"):
+        command("inspect", tmp_path)

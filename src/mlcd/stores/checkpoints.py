@@ -4,7 +4,8 @@ of ranks.
     step_00000100/
       encoder.safetensors       weights and moments of the encoder, whole, float32 (rank 0)
       rank_00000.safetensors    a rank's rows of the centres and of their moments, and its buffers
-      complete.json             step, identity of the run, rows and SHA-256 of each file; last
+      complete.json             step, config section and identity of the run, rows of each piece,
+                                SHA-256 of each file; last
 
 A folder is written under a temporary name and renamed when its last file is there. Nothing in it is
 a pickle. Writing runs beside training: only the copy to main memory stops it.
@@ -61,26 +62,29 @@ class Snapshot:
 
 
 class Writer:
-    """Writes checkpoints of a run into `folder`, keeping the newest `keep`.
+    """Writes checkpoints of a run into `folder`, keeping the newest `keep` (None: all).
 
     Every rank makes one and calls :meth:`save` at the same steps. Ranks meet in the file system: a
     rank's file is there when it is whole, and rank 0 renames the folder when all are. On rank 0
     the constructor removes what a killed run left half-written and what lies after `resumed`, the
-    step that training goes on from (a broken checkpoint); no rank may save before that.
+    step that training goes on from (a broken checkpoint); no rank may save before that. `identity`
+    and `section` (the config) are recorded.
     """
 
     def __init__(
         self,
         folder: Path,
         identity: str,
+        section: dict[str, Any],
         *,
         rank: int,
         world_size: int,
-        keep: int,
-        resumed: int,
+        keep: int | None = None,
+        resumed: int | None = None,
     ) -> None:
         self.folder = folder
         self._identity = identity
+        self._section = section
         self._rank = rank
         self._world_size = world_size
         self._keep = keep
@@ -88,8 +92,10 @@ class Writer:
         self._error: BaseException | None = None
         folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
-            later = [path for path in steps(folder) if path.name > step_name(resumed)]
-            for path in [*folder.glob(".step_*"), *later]:
+            unwanted = list(folder.glob(".step_*"))
+            if resumed is not None:
+                unwanted += [path for path in steps(folder) if path.name > step_name(resumed)]
+            for path in unwanted:
                 shutil.rmtree(path)
 
     def save(self, snapshot: Snapshot) -> None:
@@ -137,14 +143,16 @@ class Writer:
             "format": FORMAT,
             "step": snapshot.step,
             "identity": self._identity,
+            "section": self._section,
             "pieces": pieces,
             "files": dict(sorted(files.items())),
         }
         write_json(temporary / RECORD, record)
         temporary.rename(final)
         fsync_directory(self.folder)
-        for path in steps(self.folder)[: -self._keep]:
-            shutil.rmtree(path)
+        if self._keep is not None:
+            for path in steps(self.folder)[: -self._keep]:
+                shutil.rmtree(path)
 
     def _said(self, path: Path) -> Any:
         end = time.monotonic() + _PATIENCE
@@ -181,9 +189,10 @@ def newest(folder: Path, identity: str | None = None) -> Checkpoint | None:
 class Checkpoint:
     """A whole checkpoint, opened by folder; all SHA-256 are checked unless `verify` is false.
 
-    Attributes: `path`, `step` (finished steps), `pieces` (a dict with the class range `start`,
-    `stop` for each rank that wrote it). Raises :class:`UserError` if a file is missing or damaged,
-    or if it belongs to a run of another `identity`.
+    Attributes: `path`, `step` (finished steps), `section` (the run's config), `identity`, `pieces`
+    (a dict with the class range `start`, `stop` for each rank that wrote it). Raises
+    :class:`UserError` if a file is missing or damaged, or if it belongs to a run of another
+    `identity`.
     """
 
     def __init__(self, path: Path, identity: str | None = None, *, verify: bool = True) -> None:
@@ -193,6 +202,7 @@ class Checkpoint:
             self.step: int = record["step"]
             self.pieces: list[dict[str, int]] = record["pieces"]
             self.identity: str = record["identity"]
+            self.section: dict[str, Any] = record["section"]
             if record["format"] != FORMAT:
                 raise UserError(f"{path}: a checkpoint of another version; remove it")
             for name, expected in record["files"].items() if verify else ():

@@ -24,9 +24,10 @@ from mlcd.encoders import trainable
 from mlcd.errors import UserError
 from mlcd.progress import LOGGER, progress
 from mlcd.stores.centroids import Centroids
-from mlcd.stores.checkpoints import Checkpoint, Snapshot, Writer, mean_buffers, newest, steps
+from mlcd.stores.checkpoints import Checkpoint, Snapshot, Writer, newest, steps
 from mlcd.train.centres import initial_rows
 from mlcd.train.engine import EncoderEngine
+from mlcd.train.final import set_buffers, write_encoder
 from mlcd.train.inputs import Index
 from mlcd.train.metrics import Metrics
 from mlcd.train.order import Order
@@ -97,6 +98,7 @@ class _Training:
         self.writer = Writer(
             self.state / "checkpoints",
             run.identity,
+            run.section,
             rank=place.rank,
             world_size=place.world_size,
             keep=run.keep,
@@ -144,7 +146,7 @@ class _Training:
                 weights = found.encoder("weight/")
                 for name, weight in encoder.named_parameters():
                     weight.copy_(weights[f"weight/{name}"])
-                self._set_buffers(encoder, found.buffers(place.rank, place.world_size))
+                set_buffers(encoder, found.buffers(place.rank, place.world_size))
                 rows = found.rows(start, stop)
                 self.classifier.weight.copy_(rows.pop("weight"))
                 self.optimizer.load_state_tensors(rows)
@@ -308,28 +310,10 @@ class _Training:
         """Rank 0 writes the final files from the last checkpoint: equal however it was reached."""
         if not self.place.is_main:
             return
-        section, last = self.section, newest(self.state / "checkpoints", self.run_.identity)
+        last = newest(self.state / "checkpoints", self.run_.identity)
         if last is None or last.step != self.total:
             raise UserError(f"{self.state}: the last checkpoint is gone; rerun the same command")
-        encoder = trainable.build(
-            section.model, section.embedding_dim, section.image_size, section.drop_path
-        )
-        weights = last.encoder("weight/")
-        with torch.no_grad():
-            for name, weight in encoder.named_parameters():
-                weight.copy_(weights[f"weight/{name}"])
-            buffers = [last.buffers(rank, len(last.pieces)) for rank in range(len(last.pieces))]
-            self._set_buffers(encoder, mean_buffers(buffers))
-        trainable.save(
-            encoder,
-            self.run_.output,
-            {"steps": self.total, "num_classes": last.num_classes, "section": self.run_.section},
-        )
-
-    @staticmethod
-    def _set_buffers(encoder: trainable.Encoder, buffers: dict[str, torch.Tensor]) -> None:
-        for name, buffer in encoder.named_buffers():
-            buffer.copy_(buffers[name])
+        write_encoder(last, self.section, Path(self.run_.output))
 
 
 @torch.no_grad()
