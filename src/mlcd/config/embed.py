@@ -20,23 +20,32 @@ class Embed(Section):
     pretrained: str | None = Field(
         None,
         description="open_clip's pretrained tag or a local checkpoint; null for the packaged "
-        "model, or for random weights (tests only). The paper: openai.",
+        "model, or for random weights (tests only). The paper: openai. If the machine has no "
+        "network, download the weights elsewhere and give the file's path.",
     )
     features: Literal["image", "image_text_mean"] = Field(
         "image",
-        description="image (MLCD) or the mean of normalised image and caption features (UNICOM).",
+        description="image (MLCD), or image_text_mean: the mean of the normalised image and caption "
+        "features, normalised again (UNICOM); a picture without caption keeps its image feature.",
     )
     image_size: int | None = Field(
         None,
         gt=0,
-        description="Side in pixels that the encoder sees; null takes the model's own.",
+        description="Side in pixels that the encoder sees; null takes the model's own (224 for most "
+        "CLIPs; efficientnet_lite0 here 160, which suits pictures stored at about 128).",
     )
     max_pixels: int = Field(
         50_000_000,
         gt=0,
-        description="Pictures with more pixels in their header are counted as failed, not decoded.",
+        description="Pictures with more pixels than this in their header are counted as failed and "
+        "not decoded, since a file of a few bytes can claim gigabytes.",
     )
-    batch_size: int = Field(64, gt=0, description="Pictures a forward pass.")
+    batch_size: int = Field(
+        64,
+        gt=0,
+        description="Pictures a forward pass. It moves the last bits of features, so it is fixed "
+        "here; a batch never crosses a tar.",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32",
         description="Precision of the forward pass; embeddings are stored in float16 either way. "
@@ -46,5 +55,6 @@ class Embed(Section):
         0.01,
         ge=0,
         le=1,
-        description="Largest share of downloaded pictures that may fail to decode.",
+        description="Largest share, 0 to 1, of downloaded pictures that may fail to decode; above "
+        "it the stage stops and shows the reasons, because something else is wrong.",
     )

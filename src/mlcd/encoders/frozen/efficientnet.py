@@ -17,7 +17,8 @@ from mlcd.encoders.frozen.base import FrozenEncoder, weights_sha256
 from mlcd.encoders.frozen.preprocess import Preprocess
 from mlcd.errors import UserError
 
-_OWN_SIZE = 224
+#: Side in pixels. Trained at 224; on pictures of about 110 px, 160 is as good at half the cost.
+_OWN_SIZE = 160
 
 
 class EfficientNetLite0(FrozenEncoder):
@@ -31,7 +32,12 @@ class EfficientNetLite0(FrozenEncoder):
             pretrained=None,
             weights_sha256=digest,
             pixels=Preprocess(
-                size=(image_size, image_size), mean=(127 / 255,) * 3, std=(128 / 255,) * 3
+                size=(image_size, image_size),
+                mean=(127 / 255,) * 3,
+                std=(128 / 255,) * 3,
+                # The whole picture on white: clip art has its subject at the edges too.
+                resize_mode="longest",
+                fill=255,
             ),
             dim=1280,
             device=device,

@@ -1,0 +1,190 @@
+"""Frozen encoders: features against plain references, identity, refusals in one line."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_clip
+import torch
+from builders import jpeg
+from PIL import Image
+
+from mlcd.encoders import frozen
+from mlcd.encoders.frozen import efficientnet
+from mlcd.encoders.frozen.base import weights_sha256
+from mlcd.encoders.frozen.preprocess import Preprocess
+from mlcd.errors import UserError
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return tiny_clip.register(tmp_path_factory.mktemp("open_clip"))
+
+
+def picture(seed: int, side: int = 48) -> Image.Image:
+    return Image.open(io.BytesIO(jpeg(seed, side))).convert("RGB")
+
+
+def batch(encoder, count: int = 3) -> torch.Tensor:
+    return torch.stack([encoder.preprocess(picture(seed)) for seed in range(count)])
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [(32, 32), (48, 32)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_preprocessing_equals_open_clip(resize_mode, size, interpolation):
+    import open_clip
+
+    if resize_mode == "shortest" and size[0] != size[1] and interpolation == "bilinear":
+        pytest.skip("open_clip takes bicubic here whatever is asked")
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    theirs = open_clip.image_transform(
+        size, False, mean, std, resize_mode=resize_mode, interpolation=interpolation, fill_color=7
+    )
+    ours = Preprocess(size, mean, std, resize_mode, interpolation, 7)
+    for seed, shape in enumerate([(48, 48), (100, 41), (41, 101), (20, 31), (33, 32), (210, 7)]):
+        image = picture(seed).resize(shape)
+        expected = theirs(image)
+        pixels = ours(image)
+        got = (pixels / np.float32(255) - np.array(mean)) / np.array(std)
+        assert pixels.shape == (*size, 3), shape
+        # The same pixels: one grey level would be 0.0098 or more.
+        assert np.abs(got.transpose(2, 0, 1) - expected.numpy()).max() < 1e-3, shape
+
+
+def test_long_strip_stays_small():
+    pixels = Preprocess((32, 32), (0, 0, 0), (1, 1, 1))(Image.new("RGB", (200_000, 1), "red"))
+    assert pixels.shape == (32, 32, 3)
+    assert (pixels == [255, 0, 0]).all()
+
+
+def test_efficientnet_equals_the_package_unfolded():
+    encoder = frozen.load("efficientnet_lite0", image_size=64)
+    reference, digest = efficientnet._model(64)
+    pixels = batch(encoder)
+    with torch.no_grad():
+        features = reference.extract_features((pixels.float() - 127) / 128).mean((2, 3))
+    expected = features / features.norm(dim=1, keepdim=True)
+    got = encoder.encode_images(pixels)
+    assert got.dtype == torch.float32
+    assert got.shape == (3, encoder.dim) == (3, 1280)
+    assert (got - expected).abs().max() < 1e-5
+    assert encoder.identity["weights_sha256"] == digest
+
+
+def test_other_image_size_is_another_identity_with_the_same_weights():
+    small, large = (frozen.load("efficientnet_lite0", image_size=size) for size in (32, None))
+    assert large.preprocess(picture(0)).shape == (3, 160, 160)
+    assert small.identity != large.identity
+    assert small.identity["weights_sha256"] == large.identity["weights_sha256"]
+
+
+def test_weights_hash_knows_values_and_names_not_order():
+    one, two = torch.ones(2, 3), torch.zeros(4, dtype=torch.float16)
+    digest = weights_sha256({"a": one, "b": two})
+    assert digest == weights_sha256({"b": two, "a": one.clone()})
+    assert digest != weights_sha256({"a": one + 1, "b": two})
+    assert digest != weights_sha256({"a": one, "c": two})
+    assert digest != weights_sha256({"a": one.view(3, 2), "b": two})
+
+
+def test_random_open_clip_is_the_same_every_time(clip):
+    torch.manual_seed(1)
+    one = frozen.load(clip)
+    torch.manual_seed(2)
+    two = frozen.load(clip)
+    pixels = batch(one)
+    assert one.identity == two.identity
+    assert one.identity["dim"] == one.dim == 16
+    assert torch.equal(one.encode_images(pixels), two.encode_images(pixels))
+    texts = one.encode_texts(["a cat", "a red house", ""])
+    assert texts.shape == (3, 16)
+    assert torch.allclose(texts.norm(dim=1), torch.ones(3))
+    assert torch.equal(texts, two.encode_texts(["a cat", "a red house", ""]))
+
+
+def test_open_clip_features_equal_its_own_pipeline(clip):
+    import open_clip
+
+    encoder = frozen.load(clip)
+    model = encoder._model
+    config = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)
+    transform = open_clip.transform.image_transform_v2(config, is_train=False)
+    images = [picture(seed, 70) for seed in range(3)]
+    with torch.no_grad():
+        expected = model.encode_image(torch.stack([transform(i) for i in images]), normalize=True)
+    got = encoder.encode_images(torch.stack([encoder.preprocess(image) for image in images]))
+    assert (got - expected).abs().max() < 1e-5
+
+
+def test_local_checkpoint_is_loaded_and_its_path_is_not_in_the_identity(clip, tmp_path):
+    random = frozen.load(clip)
+    state = {name: tensor * 0.5 for name, tensor in random._model.state_dict().items()}
+    torch.save(state, tmp_path / "half.pt")
+    loaded = frozen.load(clip, tmp_path / "half.pt")
+    assert loaded.identity["pretrained"] == "half.pt"
+    assert loaded.identity["weights_sha256"] == weights_sha256(state)
+    assert str(tmp_path) not in str(loaded.identity)
+
+
+def test_checkpoint_of_another_model_is_refused(clip, tmp_path):
+    torch.save({"visual.proj": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"embed.model: tiny-clip with .*other.pt"):
+        frozen.load(clip, tmp_path / "other.pt")
+
+
+def test_not_finite_features_name_model_and_precision(clip, tmp_path):
+    state = frozen.load(clip)._model.state_dict()
+    state["visual.proj"] = torch.full_like(state["visual.proj"], float("inf"))
+    torch.save(state, tmp_path / "inf.pt")
+    encoder = frozen.load(clip, tmp_path / "inf.pt")
+    with pytest.raises(UserError, match=r"embed.precision: tiny-clip gives .* in fp32"):
+        encoder.encode_images(batch(encoder))
+
+
+def test_bf16_is_near_fp32(clip):
+    full, half = (frozen.load(clip, precision=precision) for precision in ("fp32", "bf16"))
+    pixels = batch(full)
+    cosine = (full.encode_images(pixels) * half.encode_images(pixels)).sum(1)
+    assert half.encode_images(pixels).dtype == torch.float32
+    assert 0.99 < cosine.min() < 1 - 1e-7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("vit-l14",), r"embed.model: open_clip knows no model 'vit-l14'; did you mean ViT-L-14\?"),
+        (("efficientnet-lite0",), r"did you mean efficientnet_lite0\?"),
+        (("ViT-B-32", "opnai"), r"embed.pretrained: ViT-B-32 .*'opnai'.*did you mean openai\?"),
+        (("efficientnet_lite0", "openai"), "embed.pretrained: efficientnet_lite0 .*null"),
+        (("efficientnet_lite0", None, 64, "gpu"), "--device gpu: cannot be used"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        frozen.load(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_out_of_reach_says_how_to_bring_the_weights(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"ViT-B-32 with openai could not be fetched.*path"):
+        frozen.load("ViT-B-32", "openai")
+
+
+def test_no_text_tower_is_refused():
+    with pytest.raises(UserError, match=r"embed.features: efficientnet_lite0 has no text tower"):
+        frozen.load("efficientnet_lite0", image_size=32).encode_texts(["a cat"])
+
+
+def test_workers_do_not_import_torch():
+    code = "import sys, mlcd.embed.pool; assert 'torch' not in sys.modules, 'torch'"
+    environment = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
