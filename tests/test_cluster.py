@@ -461,3 +461,39 @@ def test_peak_memory_stays_within_the_limit(tmp_path: Path) -> None:
     )
     assert int(done.stdout) <= 400 << 20
     shutil.rmtree(tmp_path / "state", ignore_errors=True)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_parts_of_ranks_are_all_rows_once(tmp_path: Path, ranks: int) -> None:
+    files = open_all(files_of(tmp_path, builders.unit_vectors(101, 8), 3))
+    whole = np.concatenate([block for _, block in Rows(files, 9).blocks()])
+    parts = [Rows(files, 9, part=(rank, ranks)) for rank in range(ranks)]
+    blocks = [(start, block) for part in parts for start, block in part.blocks()]
+    np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), whole)
+    lengths = [len(block) for _, block in blocks]
+    assert [start for start, _ in blocks] == np.cumsum([0, *lengths[:-1]]).tolist()
+    sizes = [sum(len(block) for _, block in part.blocks()) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_three_ranks_give_the_same_bytes_as_one(tmp_path: Path) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(900, 24, groups=30), 2)
+    options = ["--k", 64, "--iterations", 4, "--threads", 1]
+    assert run(files, tmp_path / "one/c.h5", *options) == 0
+    assert run(files, tmp_path / "three/c.h5", *options, "--ranks-per-node", 3) == 0
+    for name in ("c.h5", "iterations.jsonl"):
+        one, three = (tmp_path / folder / name for folder in ("one", "three"))
+        assert one.read_bytes() == three.read_bytes()
+
+
+@pytest.mark.parametrize("reader", ["initial", "assigning"])
+def test_bad_row_is_named_by_the_rank_that_reads_it(tmp_path: Path, capsys, reader: str) -> None:
+    vectors = builders.unit_vectors(100, 8)
+    vectors[97] = 0
+    files = files_of(tmp_path, vectors, 2)
+    # Rank 0 meets the row if the first centre is taken from its file, else rank 1 in its pass.
+    first = [np.random.default_rng(seed).choice(100, 1, shuffle=False)[0] for seed in range(20)]
+    seed = next(s for s in range(20) if (first[s] >= 50) == (reader == "initial"))
+    options = ["--k", 1, "--seed", seed, "--threads", 1, "--ranks-per-node", 2]
+    assert run(files, tmp_path / "c.h5", *options) == 2
+    refused(capsys, f"{tmp_path}/e1.h5: row 47", "all zeros")

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlcd import launch
 from mlcd.errors import UserError
 from mlcd.files import state_dir, write_text
 
@@ -35,49 +36,48 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--memory-limit", metavar="SIZE",
-        help="memory of this process besides the centres, such as 1GiB; rows that do not fit are "
-        "read anew each iteration [half of what is free]",
+        help="memory of each rank besides the centres, such as 1GiB; rows that do not fit are "
+        "read anew each iteration [half of what is free, shared by the ranks]",
     )  # fmt: skip
-    parser.add_argument(
-        "--threads", type=int, default=0, help="threads [OMP_NUM_THREADS, or all CPUs]"
-    )
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto",
-        help="where to search; auto is cuda if faiss sees a GPU [auto]",
-    )  # fmt: skip
+    launch.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace, section: Cluster) -> None:
     """Cluster the rows of all files. Raises :class:`UserError`."""
-    from mlcd.cluster.initial import kmeans_plus_plus, random_rows
-    from mlcd.cluster.kmeans import run_kmeans
+    from mlcd.cluster import checkpoint
+    from mlcd.cluster.kmeans import cluster
+    from mlcd.cluster.ranks import Alone, cluster_rank
     from mlcd.neighbours import memory
-    from mlcd.neighbours.exact import search_bytes
-    from mlcd.neighbours.rows import Rows
     from mlcd.stores import centroids
     from mlcd.stores.embeddings import open_all
 
     files = open_all(arguments.embeddings)
-    n, d = _check(files, section.k)
-    limit = memory.parse_size(arguments.memory_limit) if arguments.memory_limit else 0
-    limit = limit or memory.default_limit()
-    # Besides the centres and the blocks: the integer sums and what the search holds.
-    fixed = 8 * section.k * (d + 6) + search_bytes(section.k, d)
-    plan = memory.plan_blocks(limit, n, d, 1, fixed)
-    rows = Rows(files, plan.rows, plan.keep)
-
-    def initial():
-        if section.init == "random":
-            return random_rows(rows, section.k, section.seed)
-        sample = section.init_sample * section.k
-        return kmeans_plus_plus(rows, section.k, section.seed, sample, memory.bytes_left(limit))
-
+    _check(files, section.k)
+    text = arguments.memory_limit
+    limit = memory.parse_size(text) if text else 0
     fingerprints = [file.fingerprint for file in files]
     output = Path(arguments.output)
     folder = state_dir(output, section.to_json(), fingerprints)
-    state = run_kmeans(
-        rows, section, initial, folder, device=arguments.device, threads=arguments.threads
-    )
+    if arguments.launcher != "slurm" and arguments.nodes == arguments.ranks_per_node == 1:
+        limit = limit or memory.default_limit()
+        state = cluster(
+            arguments.embeddings, section, limit, folder, arguments.device, arguments.threads,
+            Alone(),
+        )  # fmt: skip
+    else:
+        resources = launch.resources(arguments)
+        work = {
+            "embeddings": [str(file.path.resolve()) for file in files],
+            "section": section.model_dump(mode="json"),
+            "limit": limit or memory.default_limit() // resources.ranks_per_node,
+            "folder": str(folder.resolve()),
+            "device": arguments.device,
+            "threads": resources.threads,
+        }
+        launch.run_gang(cluster_rank, work, folder, resources)
+        state = checkpoint.load(folder)
+        if state is None:
+            raise UserError(f"{folder}: holds no whole checkpoint; run the same command again")
     lines = "".join(json.dumps(record) + "\n" for record in state.records)
     write_text(output.with_name(ITERATIONS), lines)
     centroids.write(
@@ -95,18 +95,17 @@ def run(arguments: argparse.Namespace, section: Cluster) -> None:
     shutil.rmtree(folder)
 
 
-def _check(files: list[Embeddings], k: int) -> tuple[int, int]:
-    """Return rows and dimension of all files. Raises :class:`UserError` for what cannot work."""
-    seen = {}
+def _check(files: list[Embeddings], k: int) -> None:
+    """Raise :class:`UserError` for what cannot work."""
+    seen = set()
     for file in files:
         path = file.path.resolve()
         if path in seen:
             raise UserError(f"{file.path}: given twice in --embeddings; name each file once")
-        seen[path] = file
+        seen.add(path)
     n = sum(file.n for file in files)
     if k > n:
         raise UserError(
             f"cluster.k: {k} clusters of {n} rows in {len(files)} files ({files[0].path} …); "
             f"at most {n} are possible"
         )
-    return n, files[0].d

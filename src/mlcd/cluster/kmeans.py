@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,38 @@ import numpy as np
 
 from mlcd.cluster import checkpoint
 from mlcd.cluster.checkpoint import State
+from mlcd.cluster.initial import kmeans_plus_plus, random_rows
+from mlcd.cluster.ranks import Alone
 from mlcd.cluster.sums import ClusterSums
 from mlcd.cluster.update import move_centres, repair_empty
 from mlcd.config.cluster import Cluster
-from mlcd.neighbours.exact import ExactSearch
+from mlcd.neighbours import memory
+from mlcd.neighbours.exact import ExactSearch, search_bytes
 from mlcd.neighbours.rows import Rows
 from mlcd.progress import LOGGER, progress
+from mlcd.stores.embeddings import open_all
+
+
+def cluster(
+    embeddings: Sequence[str], section: Cluster, limit: int, folder: Path, device: str,
+    threads: int, group: Alone,
+) -> State:  # fmt: skip
+    """Cluster the files `embeddings` within `limit` bytes; see :func:`run_kmeans`."""
+    files = open_all(embeddings)
+    n, d = sum(file.n for file in files), files[0].d
+    # Besides the centres and the blocks: the integer sums and what the search holds.
+    fixed = 8 * section.k * (d + 6) + search_bytes(section.k, d)
+    share = -(-n // group.size)
+    plan = group.agree(lambda: memory.plan_blocks(limit, share, d, 1, fixed))
+    rows = Rows(files, plan.rows, plan.keep, part=(group.rank, group.size))
+
+    def initial() -> np.ndarray:
+        if section.init == "random":
+            return random_rows(rows, section.k, section.seed)
+        sample, room = section.init_sample * section.k, memory.bytes_left(limit)
+        return kmeans_plus_plus(rows, section.k, section.seed, sample, room)
+
+    return run_kmeans(rows, section, initial, folder, device=device, threads=threads, group=group)
 
 
 def run_kmeans(
@@ -27,39 +54,51 @@ def run_kmeans(
     *,
     device: str = "cpu",
     threads: int = 0,
+    group: Alone | None = None,
 ) -> State:
     """Return the state after the last iteration; see :class:`State`.
 
     `initial` makes the first centres, float32 [K, d] unit rows. With `folder`, each iteration is
-    saved there and a rerun goes on from the newest whole one. Same rows, section and initial
-    centres give the same bits whatever the blocks of `rows`, the device and the threads.
+    saved there and a rerun goes on from the newest whole one. In a `group` of ranks each gives its
+    part of the rows. Same rows, section and initial centres give the same bits whatever the blocks
+    and parts of `rows`, the device and the threads.
     """
-    state = checkpoint.load(folder) if folder else None
-    if state is None:
-        state = State(initial(), np.zeros(section.k, np.int64), [])
-    elif state.records:
+    group = group or Alone()
+
+    def start() -> State:
+        state = checkpoint.load(folder) if folder else None
+        if state is None:
+            return State(initial(), np.zeros(section.k, np.int64), [])
         LOGGER.info("going on after iteration %d", len(state.records))
+        return state
+
+    state = group.share(start)
     centres, records = state.centres, state.records
     sums = ClusterSums(section.k, rows.d, rows.n)
     while len(records) < section.iterations and not _settled(records, section.tolerance):
-        start = time.monotonic()
+        began = time.monotonic()
         iteration = len(records) + 1
         sums.clear()
         search = ExactSearch(centres, device=device, threads=threads)
-        label = f"iteration {iteration}"
-        for _, block in progress(rows.blocks(), total=len(rows), label=label, unit="block"):
-            sums.add(block, search.nearest(block, 1)[:, 0])
+        group.agree(partial(_assign, rows, search, sums, f"iteration {iteration}"))
+        group.add_up(sums)
         objective, shift, spread = move_centres(centres, sums)
         empty = repair_empty(centres, sums.size, spread, [section.seed, iteration])
         records.append(_record(iteration, objective, shift, empty, sums.size))
         state = State(centres, sums.size, records)
-        if folder:
+        if folder and group.rank == 0:
             checkpoint.save(folder, state)
         LOGGER.info(
             "iteration %d: objective %.6f, shift %.2g, %d empty, largest %d, %.1f s",
-            *(iteration, objective, shift, empty, sums.size.max(), time.monotonic() - start),
+            *(iteration, objective, shift, empty, sums.size.max(), time.monotonic() - began),
         )
     return state
+
+
+def _assign(rows: Rows, search: ExactSearch, sums: ClusterSums, label: str) -> None:
+    """Add every row to the sums of its nearest centre."""
+    for _, block in progress(rows.blocks(), total=len(rows), label=label, unit="block"):
+        sums.add(block, search.nearest(block, 1)[:, 0])
 
 
 def _record(

@@ -8,6 +8,8 @@ by :func:`dots`, a float64 sum in a fixed order. Equal scores go to the lower id
 
 from __future__ import annotations
 
+import os
+
 import faiss
 import numpy as np
 import threadpoolctl
@@ -194,7 +196,9 @@ def _cpu_search(centres: np.ndarray) -> Search:
 
 
 def _gpu_search(centres: np.ndarray) -> Search:
-    """Return the same as :func:`_cpu_search`, on the current GPU."""
-    index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), centres.shape[1])
+    """Return the same as :func:`_cpu_search`, on this rank's GPU."""
+    config = faiss.GpuIndexFlatConfig()
+    config.device = int(os.environ.get("LOCAL_RANK", "0")) % faiss.get_num_gpus()
+    index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), centres.shape[1], config)
     index.add(centres)
     return index.search

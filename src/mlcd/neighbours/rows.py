@@ -17,21 +17,30 @@ class Rows:
 
     `block_rows` bounds a block and `keep` holds all rows in memory after the first pass; see
     :func:`mlcd.neighbours.memory.plan_blocks`. Rows that are zero or not finite are refused when
-    they are first read, by file and row.
+    they are first read, by file and row. With `part` (rank, ranks), :meth:`blocks` gives only that
+    share of the rows: ranges of equal length in the order of rows.
     """
 
-    def __init__(self, files: Sequence[Embeddings], block_rows: int, keep: bool = False) -> None:
+    def __init__(
+        self,
+        files: Sequence[Embeddings],
+        block_rows: int,
+        keep: bool = False,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         self.files = list(files)
         self.block_rows = block_rows
         self.starts = np.cumsum([0, *(file.n for file in self.files)])
         self.n = int(self.starts[-1])
         self.d = self.files[0].d
+        rank, ranks = part
+        self._places = list(self._places_of(self.n * rank // ranks, self.n * (rank + 1) // ranks))
         self._kept: list[tuple[int, np.ndarray]] | None = None
         self._keep = keep
 
     def __len__(self) -> int:
         """Return the number of blocks of a pass."""
-        return sum(-(-file.n // self.block_rows) for file in self.files)
+        return len(self._places)
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Iterate over (first row, float32 [≤ block_rows, d]), reading one block ahead.
@@ -42,11 +51,7 @@ class Rows:
             yield from self._kept
             return
         kept: list[tuple[int, np.ndarray]] | None = [] if self._keep else None
-        places = [
-            (index, start)
-            for index, file in enumerate(self.files)
-            for start in range(0, file.n, self.block_rows)
-        ]
+        places = self._places
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self._block, *places[0]) if places else None
             for following in [*places[1:], None]:
@@ -81,10 +86,16 @@ class Rows:
                 first = end
         return out
 
-    def _block(self, index: int, start: int) -> tuple[int, np.ndarray]:
-        file = self.files[index]
-        stop = min(start + self.block_rows, file.n)
-        return int(self.starts[index]) + start, _unit_rows(file, start, stop)
+    def _places_of(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """Cut rows first … last − 1 into blocks within files: (file, start, stop) each."""
+        for index, file in enumerate(self.files):
+            offset = int(self.starts[index])
+            end = min(file.n, last - offset)
+            for start in range(max(0, first - offset), end, self.block_rows):
+                yield index, start, min(start + self.block_rows, end)
+
+    def _block(self, index: int, start: int, stop: int) -> tuple[int, np.ndarray]:
+        return int(self.starts[index]) + start, _unit_rows(self.files[index], start, stop)
 
 
 def _unit_rows(file: Embeddings, start: int, stop: int) -> np.ndarray:
