@@ -35,7 +35,7 @@ def problem(seed: int = 0, num_classes: int = NUM_CLASSES) -> tuple[torch.Tensor
     labels[::3, 1] = labels[::3, 0]
     labels[1, 2:] = -1
     labels[2] = torch.arange(LABELS) - 1
-    return embedding, centre, labels
+    return embedding, centre, labels.clamp(max=num_classes - 1)
 
 
 def classifier(num_classes: int = NUM_CLASSES, **changes: Any) -> ShardedClassifier:
@@ -74,6 +74,9 @@ def rank_main(rank: int, world: int, folder: str) -> None:
     results = {
         "settings": [compare(rank, world, *setting) for setting in SETTINGS],
         "halves": compare(rank, world, "mlcd", "cosface", 0.1, compute_dtype=torch.bfloat16),
+        # Fewer classes than ranks: some ranks have no row.
+        "few": compare(rank, world, "mlcd", "cosface", 1.0, num_classes=3),
+        "no reduce-scatter": compare(rank, world, "mlcd", "cosface", 0.1, reduce_scatter=False),
         "training": training(rank, world),
         "saturation": saturation(rank, world),
         "sampled": [classifier().sampled_rows(step).tolist() for step in range(3)],
@@ -85,11 +88,21 @@ def rank_main(rank: int, world: int, folder: str) -> None:
 
 
 def compare(
-    rank: int, world: int, kind: str, margin_type: str, ratio: float, **changes: Any
+    rank: int,
+    world: int,
+    kind: str,
+    margin_type: str,
+    ratio: float,
+    *,
+    num_classes: int = NUM_CLASSES,
+    reduce_scatter: bool = True,
+    **changes: Any,
 ) -> dict[str, float]:
     """Return relative errors of loss and gradients against the one-process float64 function."""
-    head = classifier(kind=kind, margin_type=margin_type, negative_ratio=ratio, **changes)
-    embedding, centre, labels = problem()
+    changes |= {"kind": kind, "margin_type": margin_type, "negative_ratio": ratio}
+    head = classifier(num_classes, **changes)
+    head.exchange.reduce_scatter = reduce_scatter
+    embedding, centre, labels = problem(num_classes=num_classes)
     head.load_rows(centre)
     part = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
     local = embedding[part].clone().requires_grad_()
@@ -97,7 +110,7 @@ def compare(
     (loss / 2).backward()
 
     whole, rows = (tensor.double().requires_grad_() for tensor in (embedding, centre))
-    negatives = torch.from_numpy(head.sampler.draw(7, 0, NUM_CLASSES))
+    negatives = torch.from_numpy(head.sampler.draw(7, 0, num_classes))
     reference = cluster_loss(
         whole, rows, labels, negatives, kind=kind, scale=64.0, margin=0.3, margin_type=margin_type
     )

@@ -39,6 +39,16 @@ def test_loss_and_gradients_equal_the_one_process_function(results: list[dict]) 
             assert errors["centre"] < 1e-5, (setting, errors)
 
 
+@pytest.mark.parametrize("case", ["few", "no reduce-scatter"])
+def test_ranks_without_rows_and_backends_without_reduce_scatter(
+    results: list[dict], case: str
+) -> None:
+    for result in results:
+        errors = result[case]
+        assert errors["loss"] < 1e-6
+        assert max(errors["embedding"], errors["centre"]) < 1e-5
+
+
 def test_bfloat16_products_stay_near(results: list[dict]) -> None:
     for result in results:
         assert result["halves"]["loss"] < 5e-3

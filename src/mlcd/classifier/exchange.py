@@ -7,6 +7,10 @@ from collections.abc import Callable
 import torch.distributed as dist
 from torch import Tensor
 
+# torch 2.13 renames the two and warns of the older names.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 # Backends without reduce-scatter; there a sum over all is made and the own part taken.
 _NO_REDUCE_SCATTER = {"mpi"}
 
@@ -19,14 +23,14 @@ class Exchange:
         active = dist.is_available() and dist.is_initialized()
         self.world = dist.get_world_size(group) if active else 1
         self.rank = dist.get_rank(group) if active else 0
-        self._scatters = active and dist.get_backend(group) not in _NO_REDUCE_SCATTER
+        self.reduce_scatter = active and dist.get_backend(group) not in _NO_REDUCE_SCATTER
 
     def gather(self, part: Tensor) -> Tensor:
         """Return the parts [n, …] of all ranks in the order of ranks, [W · n, …]."""
         if self.world == 1:
             return part
         whole = part.new_empty(self.world * len(part), *part.shape[1:])
-        dist.all_gather_into_tensor(whole, part.contiguous(), group=self.group)
+        _all_gather(whole, part.contiguous(), group=self.group)
         return whole
 
     def add(self, value: Tensor) -> None:
@@ -41,12 +45,12 @@ class Exchange:
         if self.world == 1:
             return lambda: whole
         own = len(whole) // self.world
-        if not self._scatters:
+        if not self.reduce_scatter:
             work = dist.all_reduce(whole, group=self.group, async_op=True)
             part = whole[self.rank * own : (self.rank + 1) * own]
         else:
             part = whole.new_empty(own, *whole.shape[1:])
-            work = dist.reduce_scatter_tensor(part, whole, group=self.group, async_op=True)
+            work = _reduce_scatter(part, whole, group=self.group, async_op=True)
 
         def finish() -> Tensor:
             work.wait()
