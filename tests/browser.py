@@ -201,6 +201,7 @@ def check_report(path: Path, screenshots: Path | None = None) -> tuple[list[Figu
     def keep(browser: Browser, name: str) -> None:
         if screenshots is not None:
             screenshots.mkdir(parents=True, exist_ok=True)
+            browser.wait("return document.getAnimations().every(a => a.playState != 'running')")
             browser.screenshot(screenshots / f"{re.sub('[^A-Za-z0-9]+', '-', name)}.png")
 
     with Browser() as browser:

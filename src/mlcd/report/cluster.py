@@ -110,4 +110,5 @@ def size_histogram(axes: Axes, counts: np.ndarray, *, title: str, xlabel: str, y
     axes.set_title(title)
     axes.set_xlabel(f"{xlabel} (log scale)")
     axes.set_ylabel(ylabel)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.15g}")
     style.grid_only(axes, "y")

@@ -130,7 +130,7 @@ def _chart(chunks: list[dict[str, Any]], reasons: list[str]) -> Figure:
         axes.xaxis.set_major_formatter(lambda value, _: style.thousands(value))
         style.grid_only(axes, "x")
     else:
-        axes.set_xlabel("chunk, in the order of the lists")
+        axes.set_xlabel("chunk, in the order of names")
         axes.set_ylabel("rows")
         axes.yaxis.set_major_formatter(lambda value, _: style.thousands(value))
         axes.set_xlim(-0.5, len(chunks) - 0.5)

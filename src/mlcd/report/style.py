@@ -93,10 +93,14 @@ def legend_above(axes: Axes) -> None:
 
 
 def plain_log(axes: Axes, axis: str) -> None:
-    """Make axis `x` or `y` logarithmic with ticks at 1, 2, 5 written as plain numbers."""
+    """Make axis `x` or `y` logarithmic, its ticks plain numbers: 1, 2, 5, or 1 on a long axis.
+
+    Call it after drawing: the axis' limits say how long it is.
+    """
     line = axes.xaxis if axis == "x" else axes.yaxis
     (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
-    line.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    low, high = line.get_view_interval()
+    line.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=12))
     line.set_major_formatter(lambda value, _: f"{value:,.15g}")
     line.set_minor_locator(NullLocator())
 

@@ -179,6 +179,7 @@ def _chart(values: dict[str, np.ndarray]) -> Figure:
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")
         elif unit.startswith("pictures"):
             axes.set_ylim(0, None)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.15g}")
         if any(label for _, label, _ in series):
             style.legend_above(axes)
     for axes in grid[len(panels) :]:
