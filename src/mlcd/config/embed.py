@@ -25,14 +25,14 @@ class Embed(Section):
     )
     features: Literal["image", "image_text_mean"] = Field(
         "image",
-        description="image (MLCD), or image_text_mean: the mean of the normalised image and caption "
-        "features, normalised again (UNICOM); a picture without caption keeps its image feature.",
+        description="image (MLCD), or image_text_mean: the mean of the normalised image and "
+        "caption features, normalised again (UNICOM); a picture without caption keeps its image feature.",
     )
     image_size: int | None = Field(
         None,
         gt=0,
-        description="Side in pixels that the encoder sees; null takes the model's own (224 for most "
-        "CLIPs; efficientnet_lite0 here 160, which suits pictures stored at about 128).",
+        description="Side in pixels that the encoder sees; null takes the model's own (224 for "
+        "most CLIPs; efficientnet_lite0 here 160, which suits pictures stored at about 128).",
     )
     max_pixels: int = Field(
         50_000_000,

@@ -17,7 +17,8 @@ from mlcd.encoders.frozen.base import FrozenEncoder, weights_sha256
 from mlcd.encoders.frozen.preprocess import Preprocess
 from mlcd.errors import UserError
 
-#: Side in pixels. Trained at 224; on pictures of about 110 px, 160 is as good at half the cost.
+#: Side in pixels. It was trained at 224; the demo's pictures have about 110, and 160 takes 0.45 of
+#: the time of 224 for 0.009 less in leave-one-out 1-NN accuracy on their folders.
 _OWN_SIZE = 160
 
 
