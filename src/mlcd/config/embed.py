@@ -26,7 +26,7 @@ class Embed(Section):
     features: Literal["image", "image_text_mean"] = Field(
         "image",
         description="image (MLCD), or image_text_mean: the mean of the normalised image and "
-        "caption features, normalised again (UNICOM); a picture without caption keeps its image feature.",
+        "caption features, normalised again (UNICOM); without a caption, the image feature.",
     )
     image_size: int | None = Field(
         None,
