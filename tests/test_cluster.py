@@ -17,7 +17,7 @@ import pytest
 
 from mlcd import cli
 from mlcd.cluster import checkpoint, initial
-from mlcd.cluster.kmeans import run_kmeans
+from mlcd.cluster.kmeans import _settled, run_kmeans
 from mlcd.cluster.sums import ClusterSums
 from mlcd.cluster.update import move_centres, repair_empty
 from mlcd.config import Cluster
@@ -497,3 +497,32 @@ def test_bad_row_is_named_by_the_rank_that_reads_it(tmp_path: Path, capsys, read
     options = ["--k", 1, "--seed", seed, "--threads", 1, "--ranks-per-node", 2]
     assert run(files, tmp_path / "c.h5", *options) == 2
     refused(capsys, f"{tmp_path}/e1.h5: row 47", "all zeros")
+
+
+def test_kmeans_plus_plus_takes_no_copy_while_others_are_left() -> None:
+    # Copies of a chosen row have distance 0, also when both were drawn in one batch.
+    points = np.repeat(builders.unit_vectors(60, 32), 7, axis=0)
+    for seed in range(5):
+        chosen = initial.choose(points, 60, np.random.default_rng(seed))
+        assert sorted(chosen // 7) == list(range(60))
+
+
+def test_settled_only_without_repairs() -> None:
+    def records(*items: tuple[float, int]) -> list[dict]:
+        return [{"objective": objective, "empty": empty} for objective, empty in items]
+
+    assert not _settled(records((0.5, 0)), 0.01)
+    assert _settled(records((0.5, 0), (0.504, 0)), 0.01)
+    assert not _settled(records((0.5, 0), (0.506, 0)), 0.01)
+    assert not _settled(records((0.5, 1), (0.504, 0)), 0.01)
+    assert not _settled(records((0.5, 0), (0.504, 1)), 0.01)
+    assert not _settled(records((0.5, 0), (0.5, 0)), 0.0)
+
+
+def test_altered_records_of_a_checkpoint_are_noticed(tmp_path: Path) -> None:
+    centres, size = builders.unit_vectors(3, 4), np.array([1, 2, 3])
+    checkpoint.save(tmp_path, checkpoint.State(centres, size, [{"objective": 0.5}]))
+    checkpoint.save(tmp_path, checkpoint.State(centres, size, [{"objective": 0.5}] * 2))
+    with h5py.File(max(tmp_path.glob("*.h5")), "r+") as file:
+        file.attrs["records"] = json.dumps([{"objective": 0.7}] * 2)
+    assert checkpoint.load(tmp_path).records == [{"objective": 0.5}]
