@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +125,38 @@ def step(number: int) -> dict[str, float]:
         "classifier_grad_norm": 0.1, "images_per_s": 100.0, "data_wait_share": 0.05,
         "positive_similarity": number / 400, "negative_similarity": 0.0, "feature_cosine": 0.2,
     }  # fmt: skip
+
+
+class Outline(HTMLParser):
+    """What a browser would find in a page: tags, addresses, text, alternative texts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.addresses, self.alts, self.words = [], [], [], []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+        for name, value in attributes:
+            assert not name.startswith("on")
+            if name in ("src", "href", "srcset", "data", "action"):
+                self.addresses.append(value)
+            if name == "alt":
+                self.alts.append(value)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def cells(html: str) -> list[list[str]]:
+    """Return the text of all table rows."""
+    return [
+        re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr.*?</tr>", html)
+    ]
