@@ -83,7 +83,7 @@ class Evaluate(Section):
         1000, gt=0, description="L-BFGS iterations of the logistic regression at most."
     )
     probe_regularisation: list[float] = Field(
-        [0.001, 0.01, 0.1, 1.0, 10.0, 100.0],
+        [0.001, 0.01, 0.1, 1.0, 10.0],
         min_length=1,
         description="Candidate values of C (inverse of the L2 strength, on features of unit "
         "variance), chosen on a validation split cut from train.",

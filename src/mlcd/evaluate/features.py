@@ -34,7 +34,9 @@ def identity(section: Evaluate, dataset: Dataset, model: FeatureModel) -> str:
     try:
         data = file_identity(dataset.path)
     except OSError as error:
-        raise UserError(f"evaluate.datasets: {dataset.path}: {error.strerror}") from None
+        raise UserError(
+            f"evaluate.datasets: {dataset.path}: {error.strerror}; give a path that exists"
+        ) from None
     return sha256_json([settings, model.identity, data])
 
 

@@ -26,6 +26,8 @@ from mlcd.progress import LOGGER
 #: L-BFGS stops when no entry of the gradient, in the stretched axes, exceeds this. The loss is
 #: then within some 1e-5 of its minimum.
 GRADIENT_TOLERANCE = 1e-4
+#: The same while C is chosen, where fits are compared by rows put right, not by their loss.
+ROUGH_TOLERANCE = 1e-3
 
 
 @dataclass
@@ -51,7 +53,12 @@ class Rows:
 
 
 def fit(
-    rows: Rows, targets: torch.Tensor, c: float, max_iterations: int, start: Fit | None = None
+    rows: Rows,
+    targets: torch.Tensor,
+    c: float,
+    max_iterations: int,
+    start: Fit | None = None,
+    tolerance: float = GRADIENT_TOLERANCE,
 ) -> Fit:
     """Fit rows [n, d] to targets: float [n, t] of 0 and 1 (tags), or int64 [n] (classes).
 
@@ -96,7 +103,7 @@ def fit(
         [solution],
         max_iter=max_iterations,
         max_eval=2 * max_iterations,
-        tolerance_grad=GRADIENT_TOLERANCE,
+        tolerance_grad=tolerance,
         tolerance_change=0.0,
         history_size=10,
         line_search_fn="strong_wolfe",
@@ -111,10 +118,10 @@ def fit(
 
 @dataclass
 class Chosen:
-    """The outcome of :func:`choose`: C, its score on the validation split, all scores by C."""
+    """The outcome of :func:`choose`: C, the fit that chose it, and all scores by C."""
 
     c: float
-    score: float
+    fit: Fit
     scores: dict[float, float]
 
 
@@ -132,10 +139,13 @@ def choose(
     probe, wins. A winner at the end of the candidates is logged, since a better one may lie beyond.
     """
     scores: dict[float, float] = {}
-    fitted, found = Rows(rows[~validation]), None
+    fits: dict[float, Fit] = {}
+    fitted, latest = Rows(rows[~validation]), None
     for c in sorted(candidates):
-        found = fit(fitted, targets[~validation], c, max_iterations, found)
-        scores[c] = score(found, rows[validation], targets[validation])
+        latest = fits[c] = fit(
+            fitted, targets[~validation], c, max_iterations, latest, ROUGH_TOLERANCE
+        )
+        scores[c] = score(latest, rows[validation], targets[validation])
     best = max(scores, key=lambda c: (scores[c], -c))
     if len(scores) > 1 and best in (min(scores), max(scores)):
         LOGGER.warning(
@@ -143,7 +153,7 @@ def choose(
             best,
             "smallest" if best == min(scores) else "largest",
         )
-    return Chosen(best, scores[best], scores)
+    return Chosen(best, fits[best], scores)
 
 
 def validation_rows(

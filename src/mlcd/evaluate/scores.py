@@ -234,7 +234,7 @@ def _probe(
     candidates, iterations = section.probe_regularisation, section.probe_max_iterations
     validation = torch.from_numpy(held).to(rows.device)
     choice = probe.choose(rows, targets, validation, candidates, iterations, scorer)
-    fitted = probe.fit(probe.Rows(rows), targets, choice.c, iterations)
+    fitted = probe.fit(probe.Rows(rows), targets, choice.c, iterations, start=choice.fit)
     if fitted.iterations >= iterations:
         LOGGER.warning(
             "evaluate.probe_max_iterations: the probe of %s on %s stopped at %d; raise it",

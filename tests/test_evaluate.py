@@ -1,0 +1,290 @@
+"""The stage evaluate as a program: features, metrics, summary, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from builders import add_member, jpeg
+from PIL import Image
+
+from mlcd.cli import main
+from mlcd.config import Evaluate
+from mlcd.encoders import trainable
+
+TAGS = ["warm", "cold", "rare"]
+
+
+def picture(label: int, seed: int) -> bytes:
+    """A JPEG whose stripes give its class away: across for class 0, down for class 1."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 60, (40, 48, 3), dtype=np.uint8)
+    stripes = np.arange(40)[:, None] if label == 0 else np.arange(48)[None, :]
+    pixels[np.broadcast_to(stripes // 8 % 2 == 0, (40, 48))] += 180
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def pack(path, rows) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, data, fields in rows:
+            add_member(tar, f"{key}.jpg", data)
+            add_member(tar, f"{key}.json", json.dumps(fields).encode())
+
+
+def rows(count: int = 60) -> list:
+    """Two classes by turns, every third picture in test, one tag a class and a rare one."""
+    found = []
+    for index in range(count):
+        tags = [TAGS[index % 2]] + (["rare"] if index in (3, 6) else [])
+        fields = {"kind": f"kind {index % 2}", "tags": tags, "title": f"title {index // 4}"}
+        fields["split"] = "test" if index % 3 == 0 else "train"
+        found.append((f"k{index:03d}", picture(index % 2, index), fields))
+    return found
+
+
+@pytest.fixture
+def place(tmp_path):
+    torch.set_num_threads(1)
+    pack(tmp_path / "few.tar", rows())
+    trainable.save(trainable.build("resnet10t", 16, 32, seed=4), tmp_path / "train", {"seed": 4})
+    return tmp_path
+
+
+def config(place, **keys) -> str:
+    dataset = {
+        "name": "few",
+        "path": str(place / "few.tar"),
+        "label_field": "kind",
+        "tags_field": "tags",
+        "group_field": "title",
+        "min_tag_count": 5,
+    }
+    values = {
+        "datasets": [dataset | keys.pop("dataset", {})],
+        "models": ["pixels", "random", "trained"],
+        "knn_k": [1, 5],
+    }
+    return json.dumps(values | keys)
+
+
+def evaluate(*arguments: str) -> int:
+    return main(["evaluate", "--threads", "1", *map(str, arguments)])
+
+
+def test_all_parts_in_one_go(place):
+    out = place / "evaluate"
+    command = ("--encoder", place / "train", "--output", out, "--config", config(place))
+    assert evaluate(*command) == 0
+    with (out / "summary.csv").open() as handle:
+        table = list(csv.DictReader(handle))
+    assert list(table[0]) == ["model", "dataset", "metric", "value", "seed"]
+    assert len(table) == 4 * 4
+    scores = {(row["model"], row["metric"]): float(row["value"]) for row in table}
+    assert scores["pixels", "knn_1"] == 1.0  # stripes are plain to see
+    assert scores["pixels", "linear_probe"] == 1.0
+    assert scores["pixels", "tags_map"] == 1.0
+    assert scores["chance", "knn_1"] == scores["chance", "tags_map"] == 0.5
+    assert {row["seed"] for row in table if row["model"] == "trained"} == {"4"}
+    found = json.loads((out / "pixels.json").read_text())["datasets"]["few"]
+    assert found["pictures"] == {"train": 40, "test": 20, "failed": {}}
+    assert found["tags"] == {"kept": 2, "too_rare": 1}
+    text = (out / "summary.md").read_text()
+    assert "| trained |" in text
+    assert "k-NN, k = 5" in text
+    assert (out / "summary.svg").read_text().count("k-NN, k = 5") >= 1
+
+    names = ["summary.csv", "summary.md", "summary.svg", "trained.json", "random.json"]
+    before = {name: (out / name).read_bytes() for name in names}
+    times = {path.name: path.stat().st_mtime_ns for path in (out / "features").iterdir()}
+    assert evaluate(*command) == 0
+    assert {name: (out / name).read_bytes() for name in names} == before
+    again = {path.name: path.stat().st_mtime_ns for path in (out / "features").iterdir()}
+    assert again == times  # cached features were used again
+
+    trainable.save(trainable.build("resnet10t", 16, 32, seed=9), place / "train", {"seed": 9})
+    assert evaluate(*command) == 0
+    changed = {path.name: path.stat().st_mtime_ns for path in (out / "features").iterdir()}
+    stale = {name for name in times if changed[name] != times[name]}
+    assert stale == {"trained-few.h5"}  # random keeps: its weights come from evaluate.seed
+
+
+def test_parts_one_by_one_give_the_same_as_all(place):
+    whole, parts = place / "whole", place / "parts"
+    evaluate("--encoder", place / "train", "--output", whole, "--config", config(place))
+    for model in ("pixels", "random", "trained"):
+        features = parts / f"{model}.h5"
+        section = Evaluate.model_validate(json.loads(config(place))).for_features()
+        assert (
+            evaluate(
+                *("--part", "features", "--model", model, "--dataset", "few"),
+                *("--encoder", place / "train", "--output", features, "--config", section),
+                *("--batch-size", 7, "--workers", 3),
+            )
+            == 0
+        )
+        out = parts / f"{model}.json"
+        assert (
+            evaluate(
+                *("--part", "metrics", "--features", features, "--output", out),
+                *("--config", config(place)),
+            )
+            == 0
+        )
+    metrics = [parts / f"{model}.json" for model in ("pixels", "random", "trained")]
+    summary = parts / "summary.csv"
+    assert evaluate("--part", "summary", "--metrics", *metrics, "--output", summary) == 0
+    assert summary.read_bytes() == (whole / "summary.csv").read_bytes()
+
+
+def test_features_file_holds_what_the_formats_say(place):
+    out = place / "f.h5"
+    command = ("--part", "features", "--dataset", "few", "--config", config(place, pixel_side=4))
+    assert evaluate(*command, "--model", "pixels", "--output", out) == 0
+    with h5py.File(out) as file:
+        assert file["feature"].shape == (60, 48)
+        assert file["feature"].dtype == np.float32
+        assert np.allclose(file["feature"][:].mean(1), 0, atol=1e-6)
+        assert file["key"][3] == b"k003"
+        assert file["train"][:4].tolist() == [False, True, True, False]
+        assert [file["class_name"][i] for i in file["label"][:2]] == [b"kind 0", b"kind 1"]
+        assert file["tag_name"][:].tolist() == [b"cold", b"rare", b"warm"]
+        assert file["tag"][:2].tolist() == [[0, 2], [1, 0]]
+    trained = ("--model", "trained", "--encoder", place / "train", "--output", out)
+    assert evaluate(*command, *trained) == 0
+    with h5py.File(out) as file:
+        found = file["feature"][:]
+    # One picture by hand: shorter side to 32 pixels, centre crop, normalised, through the encoder.
+    encoder = trainable.load(place / "train")
+    image = Image.open(io.BytesIO(picture(0, 0))).resize((38, 32), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image.crop((3, 0, 35, 32)))).permute(2, 0, 1) / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.mean, encoder.std))
+    with torch.no_grad():
+        expected = encoder(((pixels - mean) / std)[None])[0]
+    assert np.allclose(found[0], expected, atol=1e-5)
+
+
+def test_bad_pictures_are_counted_and_too_many_refused(place, capsys):
+    damaged = rows()
+    damaged[5] = (damaged[5][0], damaged[5][1][:200], damaged[5][2])
+    damaged[6] = (damaged[6][0], b"<html>", damaged[6][2])
+    pack(place / "few.tar", damaged)
+    out = place / "f.h5"
+    command = ("--part", "features", "--model", "pixels", "--dataset", "few", "--output", out)
+    assert evaluate(*command, "--config", config(place)) == 2
+    assert "2 of 60 pictures failed (damaged 1, not_an_image 1)" in capsys.readouterr().err
+    assert not out.exists()
+    assert evaluate(*command, "--config", config(place, max_failed=0.1)) == 0
+    with h5py.File(out) as file:
+        assert file["failed_key"][:].tolist() == [b"k005", b"k006"]
+        assert len(file["feature"]) == len(file["key"]) == 58
+    metrics = ("--part", "metrics", "--features", out, "--output", place / "m.json")
+    assert evaluate(*metrics, "--config", config(place)) == 0
+    found = json.loads((place / "m.json").read_text())["datasets"]["few"]
+    assert found["pictures"]["failed"] == {"damaged": 1, "not_an_image": 1}
+
+
+def test_rare_and_unseen_classes_are_counted(place):
+    few = rows()
+    few[1][2]["kind"] = "alone in train"
+    few[0][2]["kind"] = "only in test"
+    del few[9][2]["kind"]
+    pack(place / "few.tar", few)
+    out = place / "evaluate"
+    assert evaluate("--output", out, "--config", config(place, models=["pixels"])) == 0
+    found = json.loads((out / "pixels.json").read_text())["datasets"]["few"]
+    assert found["classes"] == {
+        "all": 4,
+        "in_train": 3,
+        "with_one_train_picture": 1,
+        "unlabelled_pictures": 1,
+        "test_pictures_of_unseen_classes": 1,
+    }
+    assert found["scores"]["knn_5"] == round(18 / 19, 4)  # the unseen one counts as wrong
+    assert "1 test pictures of other classes count as wrong" in (out / "summary.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keys", "message"),
+    [
+        (["--part", "features", "--model", "pixels", "--dataset", "none"], {},
+         "evaluate.datasets: none is called 'none'; known: few"),
+        (["--part", "features", "--model", "pixel", "--dataset", "few"], {}, "--model: 'pixel'"),
+        (["--part", "features", "--model", "trained", "--dataset", "few"], {}, "--encoder: needed"),
+        (["--part", "features", "--model", "pixels"], {}, "--dataset: needed for --part features"),
+        (["--part", "metrics"], {}, "--features: needed"),
+        (["--batch-size", "0"], {}, "--batch-size: 0 is too low"),
+        ([], {"models": ["pixels"], "knn_k": [50]}, "evaluate.knn_k: 50 neighbours of 40"),
+        ([], {"models": ["pixels"], "dataset": {"split_field": "side"}}, "field 'side' is None"),
+        ([], {"models": ["pixels"], "dataset": {"tags_field": "title"}}, "a list of words"),
+        ([], {"models": ["pixels"], "dataset": {"label_field": "tags"}}, "expected a word"),
+        ([], {"models": ["pixels"], "dataset": {"label_field": "split"}}, "needs two classes"),
+        ([], {"models": ["pixels"], "dataset": {"min_tag_count": 99}}, "has no tag on 99 pictures"),
+        ([], {"models": ["pixels"], "dataset": {"path": "nowhere.tar"}}, "nowhere.tar: No such"),
+        ([], {"models": ["pixels"], "dataset": {"path": "a.zip"}}, "a.zip: expected a webdataset"),
+        ([], {"models": ["pixels", "pixels"]}, "a value stands twice"),
+        ([], {}, "--encoder: needed for random and trained"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_refused_in_one_line(place, capsys, monkeypatch, arguments, keys, message):
+    monkeypatch.chdir(place)
+    (place / "a.zip").write_bytes(b"PK")
+    command = ["--output", str(place / "out"), "--config", config(place, **keys)]
+    assert evaluate(*arguments, *command) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if message in line]
+    assert errors
+
+
+def test_summary_refuses_files_that_do_not_belong_together(place, capsys):
+    out = place / "evaluate"
+    assert evaluate("--output", out, "--config", config(place, models=["pixels"])) == 0
+    found = json.loads((out / "pixels.json").read_text())
+    del found["datasets"]["few"]["scores"]["knn_5"]
+    (out / "other.json").write_text(json.dumps(found | {"model": "other"}))
+    both = (out / "pixels.json", out / "other.json")
+    assert evaluate("--part", "summary", "--metrics", *both, "--output", out / "s.csv") == 2
+    assert "other: no knn_5 on few" in capsys.readouterr().err
+    (out / "other.json").write_text("[]")
+    assert evaluate("--part", "summary", "--metrics", *both, "--output", out / "s.csv") == 2
+    assert "not the metrics of a model" in capsys.readouterr().err
+
+
+def test_features_of_a_frozen_model_are_unit_rows(place):
+    out = place / "f.h5"
+    pack(place / "few.tar", rows(6))
+    embed = json.dumps({"image_size": 32})
+    assert (
+        evaluate(
+            *("--part", "features", "--model", "frozen", "--dataset", "few", "--output", out),
+            *("--embed-config", embed, "--config", config(place)),
+        )
+        == 0
+    )
+    with h5py.File(out) as file:
+        assert np.allclose(np.linalg.norm(file["feature"][:], axis=1), 1, atol=1e-5)
+
+
+def test_a_probe_key_does_not_touch_the_features():
+    section, probe = Evaluate(), Evaluate(probe_max_iterations=5, knn_k=[3])
+    assert section.for_features() == probe.for_features()
+    assert section.for_features() != Evaluate(seed=1).for_features()
+    Evaluate.model_validate(json.loads(section.for_features()))  # a config that is accepted
+
+
+def test_pictures_are_not_mixed_up_by_decoding_threads(place):
+    assert jpeg(1) != jpeg(2)
+    features = []
+    for workers, batch in ((1, 64), (4, 3)):
+        out = place / f"{workers}.h5"
+        command = ("--part", "features", "--model", "pixels", "--dataset", "few", "--output", out)
+        wide = ("--workers", workers, "--batch-size", batch)
+        assert evaluate(*command, *wide, "--config", config(place)) == 0
+        features.append(out.read_bytes())
+    assert features[0] == features[1]
