@@ -1,0 +1,99 @@
+"""Does it learn? Train and evaluate with several seeds; print means and 95 % intervals.
+
+    python benchmarks/seeds.py --results results --output seeds --seeds 0 1 2
+
+takes the labels, embeddings, pictures and centroids of a finished run, trains once a seed with the
+sections of --config (seed s for weights, order, crops and negatives), evaluates pixels, random
+weights of the same seed and the trained encoder, and puts the table into OUTPUT/seeds.md. A seed
+whose summary.csv is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from scipy import stats
+
+from mlcd.config import load
+from mlcd.files import write_text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--config", default="config.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--models", nargs="+", default=["pixels", "random", "trained"])
+    parser.add_argument("--ranks", type=int, default=2)
+    arguments = parser.parse_args()
+    load(arguments.config)
+    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for seed in arguments.seeds:
+        for row in one_seed(arguments, seed):
+            values[row["dataset"], row["metric"], row["model"]].append(float(row["value"]))
+    text = report(values, len(arguments.seeds))
+    write_text(arguments.output / "seeds.md", text)
+    print(text)
+
+
+def one_seed(arguments: argparse.Namespace, seed: int) -> list[dict[str, str]]:
+    """Train and evaluate with one seed, or take what is there; return the summary's rows."""
+    folder = arguments.output / f"seed-{seed}"
+    summary = folder / "evaluate" / "summary.csv"
+    if not summary.exists():
+        common = ["--config", arguments.config, "--seed", str(seed)]
+        results = arguments.results
+        run(
+            "train", *common, "--output", folder / "train",
+            "--labels", *sorted((results / "labels").glob("*.h5")),
+            "--embeddings", *sorted((results / "embeddings").glob("*.h5")),
+            "--images", *sorted((results / "images").glob("*/manifest.json")),
+            "--centroids", results / "clusters" / "centroids.h5",
+            "--ranks-per-node", arguments.ranks,
+        )  # fmt: skip
+        run(
+            "evaluate", *common, "--encoder", folder / "train", "--output", summary.parent,
+            "--models", *arguments.models,
+        )  # fmt: skip
+    with summary.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def run(*words: object) -> None:
+    subprocess.run([sys.executable, "-m", "mlcd", *map(str, words)], check=True)
+
+
+def interval(values: list[float]) -> str:
+    """Return mean ± half of the 95 % interval (Student's t)."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.4f}"
+    spread = statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.4f} ± {stats.t.ppf(0.975, len(values) - 1) * spread:.4f}"
+
+
+def report(values: dict[tuple[str, str, str], list[float]], seeds: int) -> str:
+    """Return a table a data set and metric, and the gain of the trained encoder seed by seed."""
+    lines = [f"Mean and 95 % interval (Student's t) over {seeds} seeds.", ""]
+    for dataset, metric in dict.fromkeys(key[:2] for key in values):
+        lines += [f"## {dataset}, {metric}", "", "| model | value |", "|---|---:|"]
+        here = {key[2]: found for key, found in values.items() if key[:2] == (dataset, metric)}
+        lines += [f"| {model} | {interval(found)} |" for model, found in here.items()]
+        for other in ("random", "pixels"):
+            if other in here and "trained" in here:
+                gains = [a - b for a, b in zip(here["trained"], here[other], strict=True)]
+                lines.append(f"| trained − {other} | {interval(gains)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
