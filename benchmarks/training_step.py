@@ -18,7 +18,7 @@ import torch
 import mlcd.compat  # noqa: F401
 from mlcd.classifier import RowSparseAdamW, ShardedClassifier
 
-BATCH, DIM, NUM_CLASSES, LABELS, RATIO = 32, 512, 100_000, 8, 0.1
+BATCH, DIM, NUM_CLASSES, LABELS, RATIO = 16, 512, 100_000, 8, 0.1
 
 
 def step(with_classifier: bool) -> Callable[[], object]:

@@ -160,6 +160,14 @@ def test_a_centre_changed_before_backward_is_noticed() -> None:
         loss.backward()
 
 
+def test_one_backward_for_each_forward() -> None:
+    embedding, _, labels = problem()
+    loss = classifier()(embedding.requires_grad_(), labels, 0)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward pass"):
+        loss.backward()
+
+
 def test_load_rows_and_random_rows() -> None:
     head = classifier()
     assert torch.linalg.vector_norm(head.weight, dim=1).sub(1).abs().max() < 1e-6

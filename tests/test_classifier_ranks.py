@@ -51,9 +51,9 @@ def test_ranks_without_rows_and_backends_without_reduce_scatter(
 
 def test_bfloat16_products_stay_near(results: list[dict]) -> None:
     for result in results:
-        assert result["halves"]["loss"] < 5e-3
-        assert result["halves"]["embedding"] < 0.1
-        assert result["halves"]["centre"] < 0.1
+        assert result["halves"]["loss"] < 2e-3
+        assert result["halves"]["embedding"] < 0.02
+        assert result["halves"]["centre"] < 0.02
 
 
 def test_the_same_negatives_at_any_world_size(results: list[dict], single: dict) -> None:

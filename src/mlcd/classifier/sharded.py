@@ -174,7 +174,7 @@ class ShardedClassifier(nn.Module):
         if len(labels) != len(embedding):
             raise ValueError(f"labels: {len(labels)} rows for {len(embedding)} embeddings")
         positives = self.objective.distinct(labels, self.num_classes).to(embedding.device)
-        unit = unit_rows(embedding.double()).to(self._product_dtype())
+        unit = unit_rows(embedding.double()).float()
         return _ShardedLoss.apply(unit, self.weight, self, positives, step)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -202,7 +202,7 @@ class _ShardedLoss(torch.autograd.Function):
         step: int,
     ) -> Tensor:
         exchange = classifier.exchange
-        everyone = exchange.gather(unit)
+        everyone = exchange.gather(unit.to(classifier._product_dtype()))
         positives = exchange.gather(positives)
         mine = (positives >= classifier.start) & (positives < classifier.stop)
         head = Head(
@@ -225,7 +225,7 @@ class _ShardedLoss(torch.autograd.Function):
             negative / negatives_seen,
         )
         classifier.statistics = dict(zip(STATISTICS, values, strict=True))
-        ctx.head, ctx.classifier, ctx.dtype = head, classifier, unit.dtype
+        ctx.head, ctx.classifier = head, classifier
         # Kept by autograd so that a centre changed in between is noticed.
         ctx.save_for_backward(weight)
         return loss.float()
@@ -234,8 +234,11 @@ class _ShardedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (_,) = ctx.saved_tensors
-        classifier, head = ctx.classifier, ctx.head
-        exchange = classifier.exchange
+        classifier, exchange = ctx.classifier, ctx.classifier.exchange
+        # Given up here: the caller may hold the loss, and with it this object, for long.
+        head, ctx.head = ctx.head, None
+        if head is None:
+            raise RuntimeError("ShardedClassifier: one backward pass for each forward pass")
         finish = None
         if ctx.needs_input_grad[0]:
             copies = exchange.world if classifier.encoder_gradients == "averaged" else 1
@@ -247,5 +250,4 @@ class _ShardedLoss(torch.autograd.Function):
                 classifier.gradient = RowGradient(rows, values)
             else:
                 classifier.gradient.add(rows, values)
-        gradient = finish().to(ctx.dtype) if finish else None
-        return gradient, None, None, None, None
+        return finish() if finish else None, None, None, None, None

@@ -26,12 +26,12 @@ from torch import Tensor
 from mlcd.losses.terms import SHORTEST, Objective
 
 
-def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return left @ right, reduced and given in float32 where the factors are bfloat16."""
+def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """Write left @ right to `out` and return it; bfloat16 factors are reduced in float32."""
     if left.dtype != torch.bfloat16:
         return torch.mm(left, right, out=out)
     if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
+        return torch.mm(left, right, torch.float32, out=out)
     return torch.mm(left.float(), right.float(), out=out)
 
 
@@ -174,9 +174,7 @@ class Head:
         for first, centre, inverse, logit in self._logit_blocks():
             share = logit.sub_(offset[:, None]).exp_().to(self.unit.dtype)
             part = values[first : first + len(centre)]
-            part.copy_(product(share.t(), weighed)) if share.dtype != dtype else product(
-                share.t(), weighed, out=part
-            )
+            product(share.t(), weighed, part)
             part.addcmul_((part * centre).sum(1, keepdim=True), centre, value=-1).mul_(inverse)
         for part in self._pair_parts():
             centre, inverse = self._centres(self.pair_row[part])
@@ -198,16 +196,15 @@ class Head:
 
         The logits' buffer is used again for the next block.
         """
-        dtype = self.weight.dtype
         scaled = self.unit * self.objective.scale
         buffer = self.weight.new_empty(self.samples * min(self.block, len(self.sampled)))
         for index, first in enumerate(range(0, len(self.sampled), self.block)):
             centre, inverse = self._centres(self.sampled[first : first + self.block])
             place = buffer[: self.samples * len(centre)].view(self.samples, len(centre))
-            logit = product(scaled, centre.to(scaled.dtype).t(), out=place)
+            logit = product(scaled, centre.to(scaled.dtype).t(), place)
             own = slice(self.own_bounds[index], self.own_bounds[index + 1])
             logit[self.own_sample[own], self.own_column[own] - first] = -math.inf
-            yield first, centre, inverse, logit.to(dtype)
+            yield first, centre, inverse, logit
 
     def _negative_sums(self, want_mean: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Return, over the shard's sampled classes: Σ exp(s − max) [N], the sum of the centres so
@@ -230,7 +227,8 @@ class Head:
                 if self.unit.dtype == dtype:
                     mean.addmm_(share, centre)
                 else:
-                    mean += product(share.to(self.unit.dtype), centre.to(self.unit.dtype))
+                    halves = share.to(self.unit.dtype), centre.to(self.unit.dtype)
+                    mean += product(*halves, torch.empty_like(mean))
             top = higher
         return total, mean, top.double() + total.log(), centre_sum
 
