@@ -54,7 +54,9 @@ def rows(count: int = 60) -> list:
 def place(tmp_path):
     torch.set_num_threads(1)
     pack(tmp_path / "few.tar", rows())
-    trainable.save(trainable.build("resnet10t", 16, 32, seed=4), tmp_path / "train", {"seed": 4})
+    trainable.save(
+        trainable.build("resnet10t", 16, 32, seed=4), tmp_path / "train", {"section": {"seed": 4}}
+    )
     return tmp_path
 
 
@@ -109,7 +111,9 @@ def test_all_parts_in_one_go(place):
     again = {path.name: path.stat().st_mtime_ns for path in (out / "features").iterdir()}
     assert again == times  # cached features were used again
 
-    trainable.save(trainable.build("resnet10t", 16, 32, seed=9), place / "train", {"seed": 9})
+    trainable.save(
+        trainable.build("resnet10t", 16, 32, seed=9), place / "train", {"section": {"seed": 9}}
+    )
     assert evaluate(*command) == 0
     changed = {path.name: path.stat().st_mtime_ns for path in (out / "features").iterdir()}
     stale = {name for name in times if changed[name] != times[name]}

@@ -78,7 +78,7 @@ def _random(section: Evaluate, folder: str, device: torch.device) -> FeatureMode
 
 def _trained(section: Evaluate, folder: str, device: torch.device) -> FeatureModel:
     about = trainable.read_description(folder)
-    seed = about.get("seed", section.seed)
+    seed = about.get("section", {}).get("seed", section.seed)
     identity = {"model": "trained", "sha256": about["sha256"]}
     return _of_encoder(trainable.load(folder), identity, seed, device)
 
