@@ -34,7 +34,6 @@ class EncoderEngine:
         self.encoder = encoder
         self.place = place
         self._stage = section.zero_stage
-        self._names = {id(weight): name for name, weight in encoder.named_parameters()}
         device = place.device
         self._mean = torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(encoder.std, device=device).view(1, 3, 1, 1) * 255

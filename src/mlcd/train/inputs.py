@@ -21,6 +21,7 @@ from mlcd.stores.embeddings import Embeddings
 from mlcd.stores.images import ImageStore
 from mlcd.stores.labels import Labels
 
+_PLACES, _LABELS = "place.bin", "label.bin"
 _PLACE = np.dtype([("tar", np.int32), ("size", np.int32), ("offset", np.int64)])
 
 
@@ -124,30 +125,22 @@ def build_index(sources: Sources, folder: Path) -> int:
     """
     record = folder / "index.json"
     if not record.exists():
-        places, labels, tars = [], [], 0
-        for label_file, vectors, images in zip(
-            sources.labels, sources.embeddings, sources.images, strict=True
-        ):
-            label, found = label_file.label(), vectors.places()
-            place = np.empty(len(label), _PLACE)
-            place["tar"] = found.tar + tars
-            place["offset"], place["size"] = found.offset, found.size
-            if len(found.tar) and not (0 <= found.tar.min() <= found.tar.max() < len(images.tars)):
-                raise UserError(
-                    f"{vectors.path}: names a tar that {images.folder} lacks; rerun embed"
-                )
-            keep = np.flatnonzero((label >= 0).any(axis=1))
-            # Neighbours in the index are neighbours on disk.
-            keep = keep[np.lexsort((place["offset"][keep], place["tar"][keep]))]
-            places.append(place[keep])
-            labels.append(label[keep])
-            tars += len(images.tars)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, parts in (("place", places), ("label", labels)):
-            with atomic_path(folder / f"{name}.npy") as temporary:
-                _write_npy(temporary, parts)
-        write_json(record, {"n": sum(map(len, labels))})
-    n = read_json(record)["n"]
+        counts: list[int] = []
+        with (
+            atomic_path(folder / _PLACES) as place_path,
+            atomic_path(folder / _LABELS) as label_path,
+            place_path.open("wb") as place_file,
+            label_path.open("wb") as label_file,
+        ):
+            for chunk in zip(sources.labels, sources.embeddings, sources.images, strict=True):
+                place, label, tars = _rows(*chunk)
+                counts += np.bincount(place["tar"], minlength=tars).tolist()
+                place["tar"] += len(counts) - tars
+                place_file.write(place.tobytes())
+                label_file.write(label.tobytes())
+        write_json(record, {"l": sources.labels[0].l, "counts": counts})
+    n = sum(read_json(record)["counts"])
     # Written anew each time: the pictures may have moved since an earlier attempt.
     paths = [str(path.resolve()) for images in sources.images for path in images.tars]
     write_json(folder / "tars.json", paths)
@@ -156,24 +149,34 @@ def build_index(sources: Sources, folder: Path) -> int:
     return n
 
 
-def _write_npy(path: Path, parts: list[np.ndarray]) -> None:
-    shape = (sum(map(len, parts)), *parts[0].shape[1:])
-    array = np.lib.format.open_memmap(path, "w+", parts[0].dtype, shape)
-    start = 0
-    for part in parts:
-        array[start : start + len(part)] = part
-        start += len(part)
-    array.flush()
+def _rows(
+    labels: Labels, embeddings: Embeddings, images: ImageStore
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return place [n] and label int32 [n, l] of a chunk's labelled pictures, and its tars."""
+    label, found = labels.label(), embeddings.places()
+    tars = len(images.tars)
+    if len(found.tar) and not 0 <= found.tar.min() <= found.tar.max() < tars:
+        raise UserError(f"{embeddings.path}: names a tar that {images.folder} lacks; rerun embed")
+    place = np.empty(len(label), _PLACE)
+    place["tar"], place["offset"], place["size"] = found.tar, found.offset, found.size
+    keep = np.flatnonzero((label >= 0).any(axis=1))
+    # Neighbours in the index are neighbours on disk.
+    keep = keep[np.lexsort((place["offset"][keep], place["tar"][keep]))]
+    return place[keep], label[keep], tars
 
 
 class Index:
     """The join as ranks see it, mapped: `place` (tar, size, offset) [N], `label` int32 [N, l].
 
-    `tars`: paths; `place["tar"]` counts over the tars of all chunks and never decreases.
+    `tars`: paths; `place["tar"]` counts over the tars of all chunks and never decreases. `counts`:
+    pictures of each tar, int64.
     """
 
     def __init__(self, folder: Path) -> None:
         self.tars = [Path(path) for path in read_json(folder / "tars.json")]
-        # An empty array cannot be mapped; build_index has refused it.
-        self.place = np.load(folder / "place.npy", mmap_mode="r", allow_pickle=False)
-        self.label = np.load(folder / "label.npy", mmap_mode="r", allow_pickle=False)
+        record = read_json(folder / "index.json")
+        self.counts = np.array(record["counts"], np.int64)
+        n = int(self.counts.sum())
+        # An empty file cannot be mapped; build_index has refused it.
+        self.place = np.memmap(folder / _PLACES, _PLACE, "r", shape=(n,))
+        self.label = np.memmap(folder / _LABELS, np.int32, "r", shape=(n, record["l"]))

@@ -31,7 +31,7 @@ from mlcd.train.final import set_buffers, write_encoder
 from mlcd.train.inputs import Index
 from mlcd.train.metrics import Metrics
 from mlcd.train.order import Order
-from mlcd.train.pictures import Augment, Batch, Steps, batches, tar_of
+from mlcd.train.pictures import Augment, Batch, Steps, batches
 from mlcd.train.schedule import factor
 
 _STEP = 4
@@ -82,7 +82,7 @@ class _Training:
         self.state = Path(run.state)
         self.index = Index(self.state / "index")
         self.order = Order(
-            tar_of(self.index),
+            self.index.counts,
             batch=section.batch_size,
             block=section.shuffle_block,
             window=section.shuffle_window,

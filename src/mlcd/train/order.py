@@ -19,21 +19,22 @@ _BLOCKS, _WINDOW = 1, 2
 class Order:
     """Which pictures step t of an epoch sees.
 
-    `tar_of` is a non-decreasing int array [N] that gives each picture's tar (numbered over all
-    chunks); `block` and `window` are in pictures; `batch` is the global batch. The last
-    N mod `batch` pictures of an epoch's order are left out; they differ from epoch to epoch.
+    `counts`: pictures of each tar, int [tars], in the order of the index, N together; `block` and
+    `window` are in pictures; `batch` is the global batch. The last N mod `batch` pictures of an
+    epoch's order are left out; they differ from epoch to epoch. Memory grows with N / `block`.
     """
 
-    def __init__(self, tar_of: np.ndarray, *, batch: int, block: int, window: int, seed: int):
-        self.n = len(tar_of)
+    def __init__(self, counts: np.ndarray, *, batch: int, block: int, window: int, seed: int):
+        self.n = int(counts.sum())
         self.batch = batch
         self.steps_per_epoch = self.n // batch
         self._seed = seed
         self._window = window
         # A block starts wherever a new tar does, and after every `block` pictures of one tar.
-        tar_starts = np.flatnonzero(np.diff(tar_of, prepend=-1))
-        within = np.arange(self.n) - np.repeat(tar_starts, np.diff(tar_starts, append=self.n))
-        self._starts = np.flatnonzero(within % block == 0)
+        blocks = -(-counts // block)
+        first_block = np.repeat(np.cumsum(blocks) - blocks, blocks)
+        first_picture = np.repeat(np.cumsum(counts) - counts, blocks)
+        self._starts = first_picture + (np.arange(len(first_block)) - first_block) * block
         self._lengths = np.diff(self._starts, append=self.n)
 
     def indices(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:

@@ -171,11 +171,6 @@ def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def tar_of(index: Index) -> np.ndarray:
-    """Return each picture's tar number, int32 [N], as :class:`Order` wants it."""
-    return np.array(index.place["tar"])
-
-
 def advise(path: Path, start: int, length: int) -> None:
     """Ask the system to read a run of a file ahead; a missing file is found when it is read."""
     with contextlib.suppress(OSError), path.open("rb") as handle:
