@@ -81,12 +81,13 @@ def table(results: dict[str, Result]) -> str:
     """Return a Markdown table; ratios are over the first contender."""
     first = next(iter(results.values()))
     lines = [
-        "| contender | wall s | CPU s | peak MB | time | memory |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| contender | wall s | CPU s | peak MB | wall | CPU | memory |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, result in results.items():
+        ratios = result.wall / first.wall, result.cpu / first.cpu, result.peak / first.peak
+        cells = " | ".join(f"{ratio:.3f} ×" for ratio in ratios)
         lines.append(
-            f"| {name} | {result.wall:.3f} | {result.cpu:.3f} | {result.peak / 1e6:.0f} "
-            f"| {result.wall / first.wall:.3f} × | {result.peak / first.peak:.3f} × |"
+            f"| {name} | {result.wall:.3f} | {result.cpu:.3f} | {result.peak / 1e6:.0f} | {cells} |"
         )
     return "\n".join(lines)

@@ -35,12 +35,12 @@ class ShardedClassifier(nn.Module):
     group: a process group, or None for all ranks (or for one process, where none is initialised).
 
     memory_limit: bytes that a block of logits with its centres may take on this rank; None means
-    8 MiB on a CPU (its cache) and 256 MiB on a GPU. compute_dtype: of the
-    matrix products and of the gathered embeddings; reduction is in float32 always. None means
-    bfloat16 where a CUDA device has it, else float32. encoder_gradients: `averaged` where
-    the encoder's gradients are averaged over ranks after the backward pass, as DeepSpeed and DDP
-    do: the gradient that is handed to the encoder is then multiplied by W, so that the average is
-    the gradient of the loss. `summed` leaves it as it is.
+    8 MiB on a CPU (its cache) and 256 MiB on a GPU. compute_dtype: of the matrix products and of
+    the gathered embeddings; sums are in float32 or float64 always. None means bfloat16 where a
+    CUDA device has it, else float32. encoder_gradients: `averaged` where the encoder's gradients
+    are averaged over ranks after the backward pass, as DeepSpeed and DDP do: the gradient that is
+    handed to the encoder is then multiplied by W, so that the average is the gradient of the loss.
+    `summed` leaves it as it is.
 
     The gradient of the centres goes to `gradient` (a :class:`RowGradient` of local rows, or None),
     not to `weight.grad`, which would be dense; it grows over backward passes until
@@ -163,7 +163,7 @@ class ShardedClassifier(nn.Module):
         embedding: float [B, d], this rank's, normalised inside; labels: integers [B, l], global
         class ids, −1 pads; both of the same shape on every rank. step: chooses the negatives, so
         the micro-batches of one optimiser step pass the same number. Every rank must also call
-        backward. The centres must not change between the two.
+        backward, once; the centres must not change between the two.
 
         Sets `statistics`: positive_term and negative_term, the two terms of Eq. 5 averaged over
         samples, and positive_similarity and negative_similarity, mean cosines (NaN where there
@@ -178,7 +178,7 @@ class ShardedClassifier(nn.Module):
         return _ShardedLoss.apply(unit, self.weight, self, positives, step)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the rows' gradient."""
+        """Drop the gradient of the rows."""
         super().zero_grad(set_to_none)
         self.gradient = None
 
