@@ -69,12 +69,9 @@ def encoder_files(wildcards):
 
 def features_section(wildcards):
     """Return the keys that features depend on: another probe option leaves them alone."""
-    section = CONFIG.evaluate.model_dump(mode="json")
-    kept = {"seed": section["seed"], "datasets": []}
-    for dataset in section["datasets"]:
-        if dataset["name"] == wildcards.dataset:
-            kept["datasets"].append(dataset)
-    return json.dumps(kept, sort_keys=True)
+    values = json.loads(CONFIG.evaluate.for_features())
+    values["datasets"] = [item for item in values["datasets"] if item["name"] == wildcards.dataset]
+    return json.dumps(values, sort_keys=True)
 
 
 def as_options(files):

@@ -105,6 +105,8 @@ for part, (category, title, files) in REPORT_PARTS.items():
                 category=category,
                 labels={"page": title},
             ),
+            # Numbers for programs, beside the page for people.
+            [f"{RESULTS}/report/provenance.json"] if part == "provenance" else [],
         log:
             f"{RESULTS}/logs/report/{part}.log",
         conda:
