@@ -1,0 +1,235 @@
+"""Stage cluster as a run: killed, damaged, refused, limited in memory, on many ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import builders
+import h5py
+import numpy as np
+import pytest
+from test_cluster import files_of, refused, run
+
+from mlcd import cli
+from mlcd.cluster import checkpoint, initial
+from mlcd.cluster.kmeans import run_kmeans
+from mlcd.config import Cluster
+from mlcd.neighbours.rows import Rows
+from mlcd.stores.embeddings import open_all
+
+SLOW = """
+import sys, time
+from mlcd import cli
+from mlcd.cluster import checkpoint
+save = checkpoint.save
+def slow(folder, state):
+    save(folder, state)
+    print("saved", len(state.records), flush=True)
+    time.sleep(0.2)
+checkpoint.save = slow
+raise SystemExit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(1200, 24, groups=20), 2)
+    options = ["--k", "40", "--iterations", "8", "--threads", "1"]
+    assert run(files, tmp_path / "whole/c.h5", *options) == 0
+    words = ["cluster", "--embeddings", *map(str, files), "--output", str(tmp_path / "cut/c.h5")]
+    for after in (2, 3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW, *words, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        )
+        for _ in range(after):
+            assert process.stdout.readline().startswith("saved")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    states = sorted((tmp_path / "cut/state").glob("*/iteration-*.h5"))
+    assert [path.name for path in states] == ["iteration-000004.h5", "iteration-000005.h5"]
+    assert run(files, tmp_path / "cut/c.h5", *options) == 0
+    for name in ("c.h5", "iterations.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list((tmp_path / "cut/state").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = Rows(open_all(files_of(tmp_path, builders.unit_vectors(300, 16, groups=9))), 300)
+    section = Cluster(k=9, iterations=4)
+    folder = tmp_path / "state"
+    folder.mkdir()
+    whole = run_kmeans(rows, section, lambda: initial.random_rows(rows, 9, 0), folder)
+    newest = max(folder.glob("*.h5"))
+    data = bytearray(newest.read_bytes())
+    if damage == "flip":
+        with h5py.File(newest) as file:
+            place = file["centroid"].id.get_chunk_info(0).byte_offset
+        data[place + 5] ^= 4
+    newest.write_bytes({"flip": data, "cut": data[: len(data) // 2], "empty": b""}[damage])
+    assert len(checkpoint.load(folder).records) == 3
+    again = run_kmeans(rows, section, lambda: pytest.fail("started anew"), folder)
+    assert again.centres.tobytes() == whole.centres.tobytes()
+    assert again.records == whole.records
+
+
+def test_changed_section_or_input_never_meets_an_old_state(tmp_path: Path) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(200, 8))
+    others = files_of(tmp_path / "other", builders.unit_vectors(200, 8, seed=1))
+    options = ["--k", 7, "--iterations", 3, "--seed"]
+    for name, (paths, seed) in {"a": (files, 0), "b": (files, 1), "c": (others, 0)}.items():
+        assert run(paths, tmp_path / name / "c.h5", *options, seed) == 0
+        # The same run where the others left states behind ends with the same bytes.
+        assert run(paths, tmp_path / "shared/c.h5", *options, seed) == 0
+        result = (tmp_path / name / "c.h5").read_bytes()
+        assert (tmp_path / "shared/c.h5").read_bytes() == result
+
+
+@pytest.mark.parametrize("limit", ["keep", "stream"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0])
+def test_nan_or_zero_row_is_refused_by_file_and_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: float, limit: str
+) -> None:
+    vectors = builders.unit_vectors(100, 8)
+    vectors[77] = value
+    files = files_of(tmp_path, vectors, 2)
+    options = [] if limit == "keep" else ["--memory-limit", "700MiB"]
+    assert run(files, tmp_path / "c.h5", "--k", 4, *options) == 2
+    refused(capsys, f"{tmp_path}/e1.h5: row 27")
+    assert not (tmp_path / "c.h5").exists()
+
+
+def test_unfitting_files_are_refused_before_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = files_of(tmp_path / "good", builders.unit_vectors(20, 8), 2)
+    wide = files_of(tmp_path / "wide", builders.unit_vectors(20, 9))
+    other = files_of(tmp_path / "other", builders.unit_vectors(20, 8), model="another")
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes(good[0].read_bytes()[:-3000])
+    cases = [
+        ([*good, *wide], 4, [str(wide[0]), "9 dimensions"]),
+        ([*good, *other], 4, [str(other[0]), "another model"]),
+        (good, 21, ["cluster.k", "21 clusters of 20 rows"]),
+        ([good[0], good[0]], 4, [str(good[0]), "twice"]),
+        ([*good, tmp_path / "none.h5"], 4, ["none.h5", "no such file"]),
+        ([*good, cut], 4, [str(cut), "not a whole HDF5"]),
+    ]
+    for files, k, words in cases:
+        assert run(files, tmp_path / "out/c.h5", "--k", k) == 2
+        refused(capsys, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_flipped_bit_is_refused_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(200, 8), 2)
+    with h5py.File(files[1]) as file:
+        place = file["embedding"].id.get_chunk_info(0).byte_offset
+    data = bytearray(files[1].read_bytes())
+    data[place + 100] ^= 1
+    files[1].write_bytes(data)
+    assert run(files, tmp_path / "c.h5", "--k", 4) == 2
+    refused(capsys, f"{files[1]}: damaged data")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--memory-limit", "10MB"], ["--memory-limit", "too little", "at least"]),
+        (["--memory-limit", "much"], ["--memory-limit", "'much' is no size"]),
+        (["--device", "cuda"], ["--device cuda", "no GPU"]),
+        (["--k", 0], ["cluster.k", "more than 0"]),
+    ],
+)
+def test_bad_options(tmp_path: Path, capsys, options: list, words: list[str]) -> None:
+    import faiss
+
+    if "cuda" in options and faiss.get_num_gpus():
+        pytest.skip("faiss sees a GPU")
+    files = files_of(tmp_path, builders.unit_vectors(20, 8))
+    assert run(files, tmp_path / "c.h5", "--k", 4, *options) == 2
+    refused(capsys, *words)
+
+
+MEASURE = """
+import resource, sys
+from mlcd import cli
+code = cli.main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+raise SystemExit(code)
+"""
+
+
+def test_peak_memory_stays_within_the_limit(tmp_path: Path) -> None:
+    # 120 MB of float16 rows, 240 MB as float32: does not fit in 400 MiB beside the program.
+    vectors = builders.unit_vectors(1000, 512)
+    with h5py.File(tmp_path / "e.h5", "w") as file:
+        rows = file.create_dataset("embedding", (120_000, 512), "f2", chunks=(1000, 512))
+        for start in range(0, 120_000, 1000):
+            rows[start : start + 1000] = vectors
+    words = ["cluster", "--embeddings", tmp_path / "e.h5", "--output", tmp_path / "c.h5"]
+    words += ["--k", 32, "--iterations", 2, "--memory-limit", "400MiB", "--threads", 1]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )
+    assert int(done.stdout) <= 400 << 20
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_parts_of_ranks_are_all_rows_once(tmp_path: Path, ranks: int) -> None:
+    files = open_all(files_of(tmp_path, builders.unit_vectors(101, 8), 3))
+    whole = np.concatenate([block for _, block in Rows(files, 9).blocks()])
+    parts = [Rows(files, 9, part=(rank, ranks)) for rank in range(ranks)]
+    blocks = [(start, block) for part in parts for start, block in part.blocks()]
+    np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), whole)
+    lengths = [len(block) for _, block in blocks]
+    assert [start for start, _ in blocks] == np.cumsum([0, *lengths[:-1]]).tolist()
+    sizes = [sum(len(block) for _, block in part.blocks()) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_three_ranks_give_the_same_bytes_as_one(tmp_path: Path) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(900, 24, groups=30), 2)
+    options = ["--k", 64, "--iterations", 4, "--threads", 1]
+    assert run(files, tmp_path / "one/c.h5", *options) == 0
+    assert run(files, tmp_path / "three/c.h5", *options, "--ranks-per-node", 3) == 0
+    for name in ("c.h5", "iterations.jsonl"):
+        one, three = (tmp_path / folder / name for folder in ("one", "three"))
+        assert one.read_bytes() == three.read_bytes()
+
+
+@pytest.mark.parametrize("reader", ["initial", "assigning"])
+def test_bad_row_is_named_by_the_rank_that_reads_it(tmp_path: Path, capsys, reader: str) -> None:
+    vectors = builders.unit_vectors(100, 8)
+    vectors[97] = 0
+    files = files_of(tmp_path, vectors, 2)
+    # Rank 0 meets the row if the first centre is taken from its file, else rank 1 in its pass.
+    first = [np.random.default_rng(seed).choice(100, 1, shuffle=False)[0] for seed in range(20)]
+    seed = next(s for s in range(20) if (first[s] >= 50) == (reader == "initial"))
+    options = ["--k", 1, "--seed", seed, "--threads", 1, "--ranks-per-node", 2]
+    assert run(files, tmp_path / "c.h5", *options) == 2
+    refused(capsys, f"{tmp_path}/e1.h5: row 47", "all zeros")
+
+
+def test_altered_records_of_a_checkpoint_are_noticed(tmp_path: Path) -> None:
+    centres, size = builders.unit_vectors(3, 4), np.array([1, 2, 3])
+    checkpoint.save(tmp_path, checkpoint.State(centres, size, [{"objective": 0.5}]))
+    checkpoint.save(tmp_path, checkpoint.State(centres, size, [{"objective": 0.5}] * 2))
+    with h5py.File(max(tmp_path.glob("*.h5")), "r+") as file:
+        file.attrs["records"] = json.dumps([{"objective": 0.7}] * 2)
+    assert checkpoint.load(tmp_path).records == [{"objective": 0.5}]
