@@ -2,6 +2,7 @@
 #
 # REQUIRED INPUTS  results/embeddings/{chunk}.h5, all chunks
 # OUTPUTS          results/clusters/centroids.h5
+#                  results/clusters/iterations.jsonl   objective, shift, empty and largest clusters
 
 
 rule cluster:
@@ -10,6 +11,7 @@ rule cluster:
         embeddings=of_chunks("embeddings/{chunk}.h5"),
     output:
         centroids=f"{RESULTS}/clusters/centroids.h5",
+        iterations=f"{RESULTS}/clusters/iterations.jsonl",
     log:
         f"{RESULTS}/logs/cluster.log",
     benchmark:
@@ -20,16 +22,19 @@ rule cluster:
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=1440,
+        ranks=1,
     params:
         cfg=section("cluster"),
         code=code_hash("cluster"),
+    # The centres come on top of the limit: a quarter of the job's memory is left for them.
     shell:
         """
         mlcd cluster \
             --embeddings {input.embeddings:q} \
             --output {output.centroids:q} \
-            --memory-limit {resources.mem_mb}MB \
+            --memory-limit $(({resources.mem_mb} * 3 / 4))MB \
             --threads {threads} \
+            --ranks-per-node {resources.ranks} \
             --config {params.cfg:q} \
             --log {log:q}
         """

@@ -31,6 +31,7 @@ rule label:
             --embeddings {input.embeddings:q} \
             --centroids {input.centroids:q} \
             --output {output.labels:q} \
+            --memory-limit $(({resources.mem_mb} * 3 / 4))MB \
             --threads {threads} \
             --config {params.cfg:q} \
             --log {log:q}

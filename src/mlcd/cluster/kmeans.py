@@ -120,10 +120,13 @@ def _record(
 
 
 def _settled(records: list[dict[str, Any]], tolerance: float) -> bool:
-    """True if the last iteration gained less than `tolerance` of the objective.
+    """True if the last iteration moved no centre, or gained less than `tolerance` of the objective.
 
     Never while clusters were empty: their repair costs objective first and gains it later.
     """
+    if records and records[-1]["shift"] == 0 and not records[-1]["empty"]:
+        # A fixed point: every further iteration would repeat this one.
+        return True
     if len(records) < 2 or tolerance == 0:
         return False
     before, last = records[-2:]

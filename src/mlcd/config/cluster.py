@@ -14,7 +14,10 @@ class Cluster(Section):
 
     k: int = Field(256, gt=0, description="Number of clusters K. The paper: 1,000,000.")
     iterations: int = Field(
-        20, gt=0, description="Lloyd iterations at most. The paper does not state its number."
+        20,
+        gt=0,
+        description="Lloyd iterations at most; a run that no longer moves a centre ends earlier. "
+        "The paper does not state its number.",
     )
     tolerance: float = Field(
         0.0,

@@ -176,10 +176,7 @@ class _Training:
             )  # fmt: skip
         data = self._data()
         clock, waited, pictures, loss = time.monotonic(), 0.0, 0, math.nan
-        label = "train"
-        for step in progress(
-            range(self.step, self.total), total=self.total - self.step, label=label, unit="step"
-        ):
+        for step in progress(range(self.step, self.total), label="train", unit="step"):
             rates = factor(step, self.total, section.warmup_steps, section.schedule)
             record, wait = self._step(step, data, rates)
             loss = record["loss"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ class Metrics:
     """Appends lines to `path` and scalars to a TensorBoard folder.
 
     Lines of steps after `resume_step` (number of finished steps) are cut away: they are about to be
-    written again. TensorBoard is told to forget them too.
+    written again. TensorBoard is told to forget them too; a new run clears its folder.
     """
 
     def __init__(self, path: Path, tensorboard: Path, resume_step: int) -> None:
@@ -34,6 +35,8 @@ class Metrics:
                     break
                 kept.append(line + "\n")
         write_text(path, "".join(kept))
+        if resume_step == 0:
+            shutil.rmtree(tensorboard, ignore_errors=True)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(tensorboard), purge_step=resume_step + 1)
 
