@@ -298,8 +298,8 @@ def test_kmeans_plus_plus_takes_no_copy_while_others_are_left() -> None:
 
 
 def test_settled_only_without_repairs() -> None:
-    def records(*items: tuple[float, int]) -> list[dict]:
-        return [{"objective": objective, "empty": empty} for objective, empty in items]
+    def records(*items: tuple[float, int], shift: float = 0.1) -> list[dict]:
+        return [{"objective": value, "empty": empty, "shift": shift} for value, empty in items]
 
     assert not _settled(records((0.5, 0)), 0.01)
     assert _settled(records((0.5, 0), (0.504, 0)), 0.01)
@@ -307,3 +307,6 @@ def test_settled_only_without_repairs() -> None:
     assert not _settled(records((0.5, 1), (0.504, 0)), 0.01)
     assert not _settled(records((0.5, 0), (0.504, 1)), 0.01)
     assert not _settled(records((0.5, 0), (0.5, 0)), 0.0)
+    # A fixed point ends the run whatever the tolerance, unless a repair is still to show.
+    assert _settled(records((0.5, 0), shift=0.0), 0.0)
+    assert not _settled(records((0.5, 1), shift=0.0), 0.0)

@@ -16,6 +16,9 @@ from mlcd.errors import UserError
 from mlcd.files import atomic_path, sha256_json, state_dir
 from mlcd.progress import LOGGER
 
+#: Raised when the files in the state folder change their layout: an older state is left alone.
+STATE_FORMAT = 2
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Files, ranks, and how often to save."""
@@ -71,7 +74,7 @@ def plan(
     )
     output = Path(arguments.output)
     identity = [section.model_dump(mode="json"), *sources.identity]
-    state = state_dir(output / "encoder.safetensors", *identity)
+    state = state_dir(output / "encoder.safetensors", STATE_FORMAT, *identity)
     n = inputs.build_index(sources, state / "index")
     if n < section.batch_size:
         raise UserError(
