@@ -74,6 +74,13 @@ def features_section(wildcards):
     return json.dumps(values, sort_keys=True)
 
 
+def model_options(wildcards):
+    """Return the option that says where a model of evaluate.models comes from."""
+    if wildcards.model == "frozen":
+        return f"--embed-config {shlex.quote(section('embed'))}"
+    return f"--encoder {shlex.quote(RESULTS + '/train')}" if encoder_files(wildcards) else ""
+
+
 def as_options(files):
     """Return '--name file file …' for each kind of input of a part."""
     return " ".join(f"--{name} {shlex.join(paths)}" for name, paths in files.items())

@@ -27,16 +27,14 @@ rule evaluate_features:
     params:
         cfg=features_section,
         code=code_hash("evaluate"),
-        frozen=lambda wildcards: section("embed") if wildcards.model == "frozen" else "",
+        source=model_options,
         identity=lambda wildcards: file_identity(DATASETS[wildcards.dataset].path),
-        folder=lambda wildcards, input: str(Path(input.encoder[0]).parent) if input.encoder else "",
     shell:
         """
         mlcd evaluate --part features \
             --model {wildcards.model:q} \
             --dataset {wildcards.dataset:q} \
-            --encoder {params.folder:q} \
-            --embed-config {params.frozen:q} \
+            {params.source} \
             --output {output.features:q} \
             --threads {threads} \
             --config {params.cfg:q} \
