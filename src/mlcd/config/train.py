@@ -33,8 +33,8 @@ class Train(Section):
     scale: float = Field(
         16.0,
         gt=0,
-        description="Factor on cosine similarities. Not printed in MLCD; RICE: 64. On a few thousand "
-        "pictures 64 pulls all features together (metrics.jsonl: feature_cosine near 1).",
+        description="Factor on cosine similarities. Not printed in MLCD; RICE: 64. On a few "
+        "thousand pictures 64 pulls all features together (metrics.jsonl: feature_cosine near 1).",
     )
     margin: float = Field(0.3, ge=0, description="Margin on the positives. The paper: 0.3.")
     margin_type: Literal["cosface", "arcface", "none"] = Field(
