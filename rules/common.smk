@@ -78,7 +78,7 @@ def model_options(wildcards):
     """Return the option that says where a model of evaluate.models comes from."""
     if wildcards.model == "frozen":
         return f"--embed-config {shlex.quote(section('embed'))}"
-    return f"--encoder {shlex.quote(RESULTS + '/train')}" if encoder_files(wildcards) else ""
+    return f"--encoder {shlex.quote(f'{RESULTS}/train')}" if encoder_files(wildcards) else ""
 
 
 def as_options(files):

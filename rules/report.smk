@@ -69,6 +69,10 @@ REPORT_PARTS = {
         },
     ),
 }
+if not DATASETS:
+    # Nothing is evaluated: neither results nor their hash.
+    del REPORT_PARTS["results"]
+    REPORT_PARTS["provenance"][2]["files"].remove(f"{RESULTS}/evaluate/summary.csv")
 REPORT_FILES = [f"{RESULTS}/report/{part}.html" for part in REPORT_PARTS]
 
 

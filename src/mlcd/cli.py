@@ -24,6 +24,9 @@ from mlcd.config import SECTIONS, parse_section
 from mlcd.errors import UserError
 from mlcd.progress import LOGGER, setup_logging
 
+#: Programs beside the stages, without a section of the config: module → what it does.
+TOOLS = {"checkpoint": "Inspect training checkpoints, reshard them, export their encoder."}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage. Returns 0, or 2 after a :class:`UserError` (one line on stderr)."""
@@ -70,7 +73,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         epilog="Each stage also runs as a Snakemake rule of the same name; see README.md.",
     )
     parser.add_argument("--version", action="version", version=f"mlcd {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="STAGE", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in argv if not word.startswith("-")), None)
     for name, model in SECTIONS.items():
         about = " ".join((model.__doc__ or "").split("\n\n")[0].split())
@@ -81,6 +84,13 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
             module.add_arguments(files)
             files.add_argument("--log", help="also append log lines to this file")
             _add_keys(sub, model)
+            sub.set_defaults(run=module.run)
+    for name, about in TOOLS.items():
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(log=None)
+        if name == chosen:
+            module = importlib.import_module(f"mlcd.{name}")
+            module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     return parser
 
