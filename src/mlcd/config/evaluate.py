@@ -47,8 +47,8 @@ class Evaluate(Section):
                 group_field="title",
             )
         ],
-        min_length=1,
-        description="Labelled data sets, none of whose test pictures may be in the URL lists.",
+        description="Labelled data sets, none of whose test pictures may be in the URL lists; an "
+        "empty list leaves evaluation out.",
     )
     models: list[Literal["pixels", "random", "trained", "frozen"]] = Field(
         ["pixels", "random", "trained", "frozen"],
