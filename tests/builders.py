@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 from PIL import Image
 
 from mlcd.files import sha256_file, sha256_json, write_json
@@ -23,6 +24,11 @@ def jpeg(seed: int, side: int = 48) -> bytes:
     buffer = io.BytesIO()
     small.resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
+
+
+def memory_limit(mib: int) -> str:
+    """Return a --memory-limit that leaves `mib` MiB beside what the tests' own process holds."""
+    return f"{(psutil.Process().memory_info().rss >> 20) + mib}MiB"
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:

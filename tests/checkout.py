@@ -25,7 +25,7 @@ ROWS = 16  # a chunk
 #: Small enough for a minute or two, large enough that every stage does its real work.
 CONFIG = {
     "metadata": ["lists/first.parquet", "lists/second.parquet"],
-    "prepare": {"chunk_rows": ROWS},
+    "prepare": {"chunk_rows": ROWS, "hash_column": None},
     "download": {"rows_per_tar": 10},
     "embed": {"image_size": 64},
     "cluster": {"k": 8, "iterations": 4},

@@ -107,9 +107,9 @@ def test_same_bytes_for_any_blocks_files_limit_and_threads(tmp_path: Path, init:
     one = files_of(tmp_path / "one", vectors)
     many = files_of(tmp_path / "many", vectors, 7)
     runs = [
-        (one, ["--memory-limit", "4GiB", "--threads", 1]),
-        (many, ["--memory-limit", "4GiB", "--threads", 2]),
-        (many, ["--memory-limit", "700MiB", "--threads", 1]),
+        (one, ["--memory-limit", "6GiB", "--threads", 1]),
+        (many, ["--memory-limit", "6GiB", "--threads", 2]),
+        (many, ["--memory-limit", builders.memory_limit(450), "--threads", 1]),
     ]
     texts, arrays = [], []
     for index, (files, more) in enumerate(runs):
