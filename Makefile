@@ -19,7 +19,7 @@ SNAKEMAKE = snakemake --profile profiles/local --cores $(CORES) $(OPTIONS)
 export PATH := $(BIN):$(PATH)
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo install report test lint config clean
+.PHONY: demo install report test lint config
 
 install: $(STAMP)
 
@@ -35,11 +35,11 @@ demo: $(STAMP)
 
 # The HTML report is made again only when one of its figures or tables is newer.
 report: $(STAMP) $(RESULTS)/report.html
-	@cat $(RESULTS)/evaluate/summary.md
+	@test ! -f $(RESULTS)/evaluate/summary.md || cat $(RESULTS)/evaluate/summary.md
 	@echo
 	@echo "Report: $(abspath $(RESULTS)/report.html)"
 
-$(RESULTS)/report.html: $(wildcard $(RESULTS)/report/* $(RESULTS)/evaluate/summary.*)
+$(RESULTS)/report.html: $(wildcard $(RESULTS)/report/* $(RESULTS)/evaluate/summary.* workflow/report/*)
 	$(SNAKEMAKE) --report $@
 
 test: $(STAMP)
@@ -54,6 +54,3 @@ lint: $(STAMP)
 
 config: $(STAMP)
 	python -m mlcd.config.generate
-
-clean:
-	rm -rf results .snakemake

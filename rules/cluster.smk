@@ -20,7 +20,7 @@ rule cluster:
         "../environment.yml"
     threads: 2
     resources:
-        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        mem_mb=memory_for_centres(6000, 16),
         runtime=1440,
         ranks=1,
     params:

@@ -7,6 +7,7 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -16,18 +17,29 @@ from mlcd.errors import UserError
 from mlcd.plan import plan
 from mlcd.sources import code_hash, file_identity
 
+# The programs of the environment that runs Snakemake, whether or not it is activated.
+shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+
 
 def check_config(values):
     """Return the validated config and its chunks, or stop with one line a mistake."""
+    source = str(workflow.configfiles[-1]) if workflow.configfiles else "config"
     try:
-        checked = validate(Config, values, "config")
-        chunks = plan(checked.metadata, checked.prepare.chunk_rows)
+        checked = validate(Config, values, source)
+        prepare = checked.prepare
+        columns = {
+            key: getattr(prepare, key) for key in type(prepare).model_fields if "column" in key
+        }
+        chunks = plan(checked.metadata, prepare.chunk_rows, columns)
         for dataset in checked.evaluate.datasets:
-            if not Path(dataset.path).exists():
+            if not Path(dataset.path).is_file():
                 raise UserError(
-                    f"config: evaluate.datasets: {dataset.path} does not exist; "
-                    "give a path that does, or remove the data set"
+                    f"{source}: evaluate.datasets: {dataset.path} is no file; "
+                    "give a webdataset tar, or remove the data set"
                 )
+        weights = checked.embed.pretrained
+        if weights and "/" in weights and not Path(weights).is_file():
+            raise UserError(f"{source}: embed.pretrained: {weights} is no file; fetch it first")
         return checked, chunks
     except UserError as error:
         raise WorkflowError(str(error)) from None
@@ -51,6 +63,12 @@ def section(stage):
     return getattr(CONFIG, stage).to_json()
 
 
+def memory_for_centres(stage_mb, kilobytes):
+    """Return mem_mb as a function of the attempt: `stage_mb` and so many kilobytes a centre."""
+    needed = stage_mb + CONFIG.cluster.k * kilobytes // 1000
+    return lambda wildcards, attempt: int(needed * (1 + attempt) / 2)
+
+
 def of_chunks(pattern):
     """Return the files that `pattern` (with {chunk}) names, one a chunk."""
     return expand(f"{RESULTS}/{pattern}", chunk=CHUNKS)
@@ -72,6 +90,12 @@ def features_section(wildcards):
     values = json.loads(CONFIG.evaluate.for_features())
     values["datasets"] = [item for item in values["datasets"] if item["name"] == wildcards.dataset]
     return json.dumps(values, sort_keys=True)
+
+
+def download_patience():
+    """Return the keys of download that decide how long is tried, as options."""
+    keys = ("timeout", "transfer_timeout", "deadline", "passes", "backoff", "min_success")
+    return " ".join(f"--{key.replace('_', '-')} {getattr(CONFIG.download, key)}" for key in keys)
 
 
 def model_options(wildcards):

@@ -25,8 +25,10 @@ rule download:
         runtime=720,
         # Connections at once a process: waiting on the network, not computing.
         connections=32,
+        patience=download_patience(),
     params:
-        cfg=section("download"),
+        # Only what decides the pictures' bytes; another deadline or rate must not fetch all again.
+        cfg=json.dumps(CONFIG.download.fetched() | {"rows_per_tar": CONFIG.download.rows_per_tar}),
         code=code_hash("download"),
         folder=subpath(output.manifest, parent=True),
     shell:
@@ -36,6 +38,6 @@ rule download:
             --output {params.folder:q} \
             --processes {threads} \
             --threads {resources.connections} \
-            --config {params.cfg:q} \
+            --config {params.cfg:q} {resources.patience} \
             --log {log:q}
         """

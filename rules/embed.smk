@@ -21,8 +21,10 @@ rule embed:
     resources:
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=720,
+        max_failed=str(CONFIG.embed.max_failed),
     params:
-        cfg=section("embed"),
+        # How many failures are borne changes no embedding.
+        cfg=json.dumps(CONFIG.embed.model_dump(mode="json", exclude={"max_failed"}), sort_keys=True),
         code=code_hash("embed"),
     shell:
         """
@@ -30,6 +32,7 @@ rule embed:
             --images {input.manifest:q} \
             --output {output.embeddings:q} \
             --threads {threads} \
-            --config {params.cfg:q} \
+            --workers $((({threads} + 1) / 2)) \
+            --config {params.cfg:q} --max-failed {resources.max_failed} \
             --log {log:q}
         """

@@ -20,7 +20,7 @@ rule label:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        mem_mb=memory_for_centres(4000, 8),
         runtime=240,
     params:
         cfg=section("label"),
@@ -51,8 +51,8 @@ rule label_summary:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=memory_for_centres(4000, 6),
+        runtime=240,
     params:
         code=code_hash("label"),
     shell:

@@ -32,6 +32,10 @@ rule train:
         nodes=1,
         ranks_per_node=2,
         checkpoint_every=100,
+        # auto is judged on the machine that runs this rule: a login node may have no GPU.
+        device="auto",
+        # Further options of the gang's job: time limit, account, partition.
+        launch_options="",
         mem_mb=8000,
         runtime=1440,
     params:
@@ -50,6 +54,8 @@ rule train:
             --nodes {resources.nodes} \
             --ranks-per-node {resources.ranks_per_node} \
             --checkpoint-every {resources.checkpoint_every} \
+            --device {resources.device} \
+            {resources.launch_options} \
             --config {params.cfg:q} \
             --log {log:q}
         """

@@ -49,6 +49,11 @@ def test_every_key_is_described_by_a_sentence():
             {"evaluate": {"datasets": [{"name": "x", "path": "y", "lable_field": "z"}]}},
             "did you mean evaluate.datasets.0.label_field?",
         ),
+        ({"label": {"top": 9}, "cluster": {"k": 8}}, "label.top: 9 labels of 8 clusters"),
+        (
+            {"train": {"model": "open_clip:ViT-B-32"}},
+            "export.formats: timm does not fit train.model open_clip:ViT-B-32",
+        ),
         ({"metadata": []}, "metadata: expected List should have at least 1 item"),
     ],
 )

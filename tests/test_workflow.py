@@ -96,16 +96,21 @@ def test_a_fresh_checkout_makes_nothing_stale(changed):
     [
         ({"label": {"top": 3}}, AFTER_LABEL),
         ({"cluster": {"k": 9}}, AFTER_CLUSTER),
-        ({"train": {"lr": 0.002}}, AFTER_TRAIN),
+        ({"train": {"lr": 0.003}}, AFTER_TRAIN),
         ({"evaluate": {"probe_max_iterations": 50}}, {"evaluate", "evaluate_summary"}),
         ({"export": {"tolerance": 1e-4}}, {"export"}),
         ({"report": {"montage_pictures": 4}}, set()),
+        ({"download": {"min_success": 0.9}}, None),
+        ({"embed": {"max_failed": 0.5}}, None),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_changed_key_makes_its_stage_and_later_ones_stale(changed, change, expected):
     changed.configure(**change)
     stale = changed.stale()
+    if expected is None:
+        assert stale == {}
+        return
     assert set(science(stale)) == expected
     assert any(rule.startswith("report") for rule in stale)
 
@@ -163,6 +168,18 @@ def test_the_same_run_gives_the_same_bytes(finished, changed):
         assert sha256_file(changed.folder / "results" / name) == sha256_file(
             finished.folder / "results" / name
         ), name
+
+
+def test_an_edited_loss_trains_anew(finished, changed):
+    """No state of the old code is met: the weights are others."""
+    path = changed.folder / "src" / "mlcd" / "losses" / "terms.py"
+    text = path.read_text()
+    assert "return first + second" in text
+    path.write_text(text.replace("return first + second", "return first + 2 * second"))
+    done = changed.snakemake("--cores", "2", "--until", "train")
+    assert done.returncode == 0, done.stdout[-6000:]
+    name = "results/train/encoder.safetensors"
+    assert sha256_file(changed.folder / name) != sha256_file(finished.folder / name)
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ def state_dir(output: str | os.PathLike[str], *identity: Any) -> Path:
     """Return (and create) the resume folder of the stage that writes `output`.
 
     It lies beside the output, undeclared to Snakemake (which deletes declared outputs before each
-    attempt), and its name holds a hash of `identity` (the section and the inputs' fingerprints),
-    so that a changed config or input never meets an old state.
+    attempt), and its name holds a hash of `identity` (the code, the section and the inputs'
+    fingerprints), so that none of them, once changed, meets an old state.
     """
     target = Path(output)
     folder = target.parent / "state" / f"{target.stem}-{sha256_json(identity)[:16]}"

@@ -8,6 +8,7 @@ hundreds of millions of rows take parquet.
 from __future__ import annotations
 
 import csv
+import difflib
 import glob
 import gzip
 import re
@@ -88,8 +89,12 @@ def expand_lists(metadata: list[str]) -> list[str]:
     return found
 
 
-def plan(metadata: list[str], chunk_rows: int) -> dict[str, tuple[str, int]]:
+def plan(
+    metadata: list[str], chunk_rows: int, columns: dict[str, str | None] | None = None
+) -> dict[str, tuple[str, int]]:
     """Return chunk name → (list, index of the chunk in it), in the order of the lists.
+
+    `columns` (config key → name, or None) are looked for in the footers of parquet lists.
 
     `metadata` holds paths and patterns, see :func:`expand_lists`. Raises :class:`UserError` if a
     list is missing, empty, damaged or of unknown kind, or if two lists would give their chunks the
@@ -98,7 +103,7 @@ def plan(metadata: list[str], chunk_rows: int) -> dict[str, tuple[str, int]]:
     metadata = expand_lists(metadata)
     # Opening is waiting where the lists lie on a network disk, so several are opened at a time.
     with ThreadPoolExecutor(max_workers=8) as pool:
-        counts = list(pool.map(count_rows, metadata))
+        counts = list(pool.map(lambda path: _look_at(path, columns or {}), metadata))
     chunks: dict[str, tuple[str, int]] = {}
     for path, rows in zip(metadata, counts, strict=True):
         if rows == 0:
@@ -117,6 +122,31 @@ def plan(metadata: list[str], chunk_rows: int) -> dict[str, tuple[str, int]]:
                 )
             chunks[name] = (path, index)
     return chunks
+
+
+def _look_at(path: str, columns: dict[str, str | None]) -> int:
+    """Return the number of rows of a list, a parquet one's columns checked."""
+    if list_format(path) != "parquet" or not Path(path).is_file():
+        return count_rows(path)
+    footer = open_parquet(path)
+    check_columns(path, columns, footer.schema_arrow.names)
+    return footer.metadata.num_rows
+
+
+def check_columns(path: str | Path, columns: dict[str, str | None], found: list[str]) -> None:
+    """Raise :class:`UserError` for a column that the list lacks; it names those found."""
+    for key, name in columns.items():
+        if name is None or name in found:
+            continue
+        lower = {column.lower(): column for column in reversed(found)}
+        near = difflib.get_close_matches(name.lower(), list(lower), n=1)
+        hint = f"did you mean {lower[near[0]]!r}? " if near else ""
+        null = "" if key == "url_column" else " (null if the list has none)"
+        shown = ", ".join(map(repr, found[:30])) or "none"
+        raise UserError(
+            f"{path}: no column {name!r}; its columns are {shown}; {hint}"
+            f"set prepare.{key} to the right one{null}"
+        )
 
 
 def chunk_count(rows: int, chunk_rows: int) -> int:

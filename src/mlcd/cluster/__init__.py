@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mlcd import launch
 from mlcd.errors import UserError
 from mlcd.files import state_dir, write_text
+from mlcd.sources import code_hash
 
 if TYPE_CHECKING:
     from mlcd.config import Cluster
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace, section: Cluster) -> None:
     limit = memory.parse_size(text) if text else 0
     fingerprints = [file.fingerprint for file in files]
     output = Path(arguments.output)
-    folder = state_dir(output, section.to_json(), fingerprints)
+    folder = state_dir(output, code_hash("cluster"), section.to_json(), fingerprints)
     if arguments.launcher != "slurm" and arguments.nodes == arguments.ranks_per_node == 1:
         limit = limit or memory.default_limit()
         state = cluster(

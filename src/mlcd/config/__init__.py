@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mlcd.config.base import Section, validate
 from mlcd.config.cluster import Cluster
@@ -53,6 +53,23 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     report: Report = Report()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Config:
+        """Find what would fail only after hours: stages that do not fit one another."""
+        if self.label.top > self.cluster.k:
+            raise ValueError(
+                f"label.top: {self.label.top} labels of {self.cluster.k} clusters; "
+                "lower it or raise cluster.k"
+            )
+        wanted = "open_clip" if self.train.model.startswith("open_clip:") else "timm"
+        for name in self.export.formats:
+            if name != wanted:
+                raise ValueError(
+                    f"export.formats: {name} does not fit train.model {self.train.model}; "
+                    f"set it to [{wanted}]"
+                )
+        return self
 
 
 #: Section name → model, in the order of the data.

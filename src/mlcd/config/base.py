@@ -61,7 +61,7 @@ def _explain(model: type[BaseModel], item: Any, prefix: str) -> str:
         return f"{name}: expected {context['expected']}, got {value!r}{hint}"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if kind == "value_error":
-        return f"{name}: {message}"
+        return f"{name}: {message}" if path or prefix else message
     return f"{name}: expected {message}, got {value!r}"
 
 

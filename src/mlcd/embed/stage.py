@@ -28,6 +28,7 @@ from mlcd.encoders.frozen.base import FrozenEncoder
 from mlcd.errors import UserError
 from mlcd.files import state_dir
 from mlcd.progress import LOGGER, progress
+from mlcd.sources import code_hash
 from mlcd.stores import h5
 from mlcd.stores.embeddings import KIND
 
@@ -80,7 +81,7 @@ def embed(
     model = {**encoder.identity, "features": section.features}
     # What does not change a feature may change between attempts.
     science = section.model_dump(mode="json", exclude={"max_failed"})
-    state = state_dir(output, science, source.fingerprint, model)
+    state = state_dir(output, code_hash("embed"), science, source.fingerprint, model)
     parts = [state / f"{tar:05d}.h5" for tar in range(len(source.tars))]
     pending = [tar for tar, part in enumerate(parts) if not part.exists()]
     if 0 < len(pending) < len(parts):

@@ -21,7 +21,7 @@ from mlcd.evaluate.models import FeatureModel
 from mlcd.files import sha256_json
 from mlcd.images import BadImage, decode
 from mlcd.progress import LOGGER, progress
-from mlcd.sources import file_identity
+from mlcd.sources import code_hash, file_identity
 from mlcd.stores import h5
 
 KIND = "features"
@@ -37,7 +37,7 @@ def identity(section: Evaluate, dataset: Dataset, model: FeatureModel) -> str:
         raise UserError(
             f"evaluate.datasets: {dataset.path}: {error.strerror}; give a path that exists"
         ) from None
-    return sha256_json([settings, model.identity, data])
+    return sha256_json([code_hash("evaluate"), settings, model.identity, data])
 
 
 def extract(

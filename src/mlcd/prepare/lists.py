@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from mlcd.errors import UserError
-from mlcd.plan import READ_ERRORS, csv_records, damaged, list_format, open_parquet, open_text
+from mlcd.plan import (
+    READ_ERRORS,
+    check_columns,
+    csv_records,
+    damaged,
+    list_format,
+    open_parquet,
+    open_text,
+)
 
 #: One row: the bytes of the columns asked for; None where the row has no value.
 Row = tuple[bytes | None, ...]
@@ -40,7 +47,7 @@ def _parquet_rows(
 
     file = open_parquet(path)
     schema = file.schema_arrow
-    _check_columns(path, columns, schema.names)
+    check_columns(path, columns, schema.names)
     wanted = [name for name in columns.values() if name is not None]
     for key, name in columns.items():
         if name is not None and not _is_text(schema.field(name).type):
@@ -98,7 +105,7 @@ def _table_rows(
         header = [_utf8(name) for name in next(records, [])]
         if header:
             header[0] = header[0].removeprefix("\ufeff")
-        _check_columns(path, columns, header)
+        check_columns(path, columns, header)
         places = [None if name is None else header.index(name) for name in columns.values()]
         for record in islice(records, start, stop):
             yield tuple(
@@ -130,19 +137,3 @@ def _lines(path: str | Path, handle: Iterator[bytes]) -> Iterator[bytes]:
 
 def _utf8(latin: str) -> str:
     return latin.encode("latin-1").decode("utf-8", "replace")
-
-
-def _check_columns(path: str | Path, columns: dict[str, str | None], found: list[str]) -> None:
-    """Raise :class:`UserError` for a column that the list lacks; it names those found."""
-    for key, name in columns.items():
-        if name is None or name in found:
-            continue
-        lower = {column.lower(): column for column in reversed(found)}
-        near = difflib.get_close_matches(name.lower(), list(lower), n=1)
-        hint = f"did you mean {lower[near[0]]!r}? " if near else ""
-        null = "" if key == "url_column" else " (null if the list has none)"
-        shown = ", ".join(map(repr, found[:30])) or "none"
-        raise UserError(
-            f"{path}: no column {name!r}; its columns are {shown}; {hint}"
-            f"set prepare.{key} to the right one{null}"
-        )

@@ -15,9 +15,7 @@ from mlcd.config.train import Train
 from mlcd.errors import UserError
 from mlcd.files import atomic_path, sha256_json, state_dir
 from mlcd.progress import LOGGER
-
-#: Raised when the files in the state folder change their layout: an older state is left alone.
-STATE_FORMAT = 2
+from mlcd.sources import code_hash
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,8 +71,9 @@ def plan(
         arguments.labels, arguments.embeddings, arguments.images, arguments.centroids
     )
     output = Path(arguments.output)
-    identity = [section.model_dump(mode="json"), *sources.identity]
-    state = state_dir(output / "encoder.safetensors", STATE_FORMAT, *identity)
+    # With the code, so that an edited loss never goes on from what the old one learned.
+    identity = [code_hash("train"), section.model_dump(mode="json"), *sources.identity]
+    state = state_dir(output / "encoder.safetensors", *identity)
     n = inputs.build_index(sources, state / "index")
     if n < section.batch_size:
         raise UserError(
