@@ -58,6 +58,58 @@ def test_every_mode_becomes_rgb(mode):
     assert (image.mode, image.size) == ("RGB", (9, 7))
 
 
+def grey(values, dtype) -> Image.Image:
+    return Image.fromarray(np.array([values], dtype))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_to_eight(kind):
+    data = encoded(grey([0, 100 * 257, 100 * 257 + 128, 101 * 257 - 128, 65535], np.uint16), kind)
+    image = np.asarray(decode(data, max_pixels=LIMIT))
+    assert image[0].tolist() == [[level] * 3 for level in (0, 100, 100, 101, 255)]
+
+
+def test_big_endian_and_signed_sixteen_bits_too():
+    big = Image.frombytes("I;16B", (3, 1), np.array([0, 257 * 7, 65535], ">u2").tobytes())
+    wide = grey([0, 257 * 7, 65535], np.int32)
+    for image in (big, wide):
+        pixels = np.asarray(decode(encoded(image, "TIFF"), max_pixels=LIMIT))
+        assert pixels[0, :, 0].tolist() == [0, 7, 255]
+
+
+def twelve_bits(values: list[int]) -> bytes:
+    """A TIFF of one row, 12 bits a pixel, white 4095; Pillow reads it and does not write it."""
+    row = "".join(f"{value:012b}" for value in values)
+    data = int(row, 2).to_bytes(len(row) // 8, "big")
+    shorts = {256: len(values), 257: 1, 258: 12, 259: 1, 262: 1, 277: 1, 278: 1}
+    longs = {273: 8 + 2 + 9 * 12 + 4, 279: len(data)}
+    tags = sorted(
+        [(t, 3, 1, v) for t, v in shorts.items()] + [(t, 4, 1, v) for t, v in longs.items()]
+    )
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+def test_twelve_bits_are_scaled_to_eight():
+    image = np.asarray(decode(twelve_bits([0, 4095, 2056, 4095]), max_pixels=LIMIT))
+    assert image[0, :, 0].tolist() == [0, 255, 128, 255]
+
+
+def test_sixteen_bit_transparency_is_white_and_no_other_level():
+    data = encoded(grey([300, 301, 65535], np.uint16), "PNG", transparency=300)
+    assert np.asarray(decode(data, max_pixels=LIMIT))[0, :, 0].tolist() == [255, 1, 255]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [grey([0.0, 0.5, 1.0], np.float32), grey([0, 70_000], np.int32), grey([-5, 9], np.int32)],
+)
+def test_grey_without_a_known_white_is_refused(image):
+    with pytest.raises(BadImage) as caught:
+        decode(encoded(image, "TIFF"), max_pixels=LIMIT)
+    assert caught.value.reason == "not_an_image"
+
+
 def test_transparency_is_white():
     pixels = np.zeros((2, 2, 4), np.uint8)
     pixels[0, 0] = [10, 20, 30, 255]
