@@ -361,3 +361,15 @@ def test_plan_is_light_and_fast_for_hundreds_of_lists(tmp_path):
     )  # fmt: skip
     assert done.stdout.splitlines() == ["600", "[]"]
     assert time.monotonic() - start < 10
+
+
+def test_raw_digests_are_read_and_md5_in_hex_is_refused(tmp_path, capsys):
+    digests = [hashlib.sha256(bytes([i])).digest() for i in range(3)]
+    md5 = [hashlib.md5(b"picture").hexdigest().encode(), b"A" * 32]
+    path = parquet(
+        tmp_path / "list.parquet",
+        {"url": urls(5), "caption": [""] * 5, "sha256": pa.array(digests + md5, pa.binary())},
+    )
+    rows, about = cut(capsys, path)
+    assert [row["sha256"] for row in rows] == [digest.hex() for digest in digests]
+    assert about["counts"]["bad_hash"] == 2

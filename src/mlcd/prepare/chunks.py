@@ -133,7 +133,8 @@ def _clean_hash(raw: bytes | None) -> str:
     """
     if not raw:
         return ""
-    if len(raw) == 32:
+    # 32 bytes that are all text are an MD5 in hex, not a digest (chance 10⁻¹⁴).
+    if len(raw) == 32 and not all(0x20 <= byte < 0x7F for byte in raw):
         return raw.hex()
     text = raw.decode("ascii", "replace").strip().lower().removeprefix("sha256:")
     if text and not _HASH.fullmatch(text):
