@@ -190,6 +190,18 @@ def test_results_are_means_over_seeds(stores):
     assert drawing.body.count('class="number best"') == 2
 
 
+def test_models_of_one_run_with_seeds_of_their_own_are_one_seed(stores, tmp_path):
+    assert results.draw(Report(), str(stores.scores)).lead.endswith(
+        "Means over 2 seeds, ± one standard deviation."
+    )
+    path = tmp_path / "summary.csv"
+    path.write_text(
+        "model,dataset,metric,value,seed\nrandom,d,knn,0.4,7\ntrained,d,knn,0.5,0\n"
+        "trained,d,map,0.5,0\n"
+    )
+    assert "One seed" in results.draw(Report(), str(path)).lead
+
+
 def test_results_that_learned_nothing_say_so(tmp_path):
     path = tmp_path / "summary.csv"
     path.write_text(

@@ -35,7 +35,8 @@ def draw(section: Report, scores: str) -> Drawing:
     body = "".join(
         f"<h2>{text(dataset)}</h2>" + _table(means.loc[dataset], models) for dataset in datasets
     )
-    seeds = frame["seed"].nunique()
+    # Models of one run may have different seeds (train.seed, evaluate.seed): that is one each.
+    seeds = int(frame.groupby(["model", "dataset", "metric"])["seed"].nunique().max())
     lead = "Higher is better everywhere. " + (
         f"Means over {seeds} seeds, ± one standard deviation."
         if seeds > 1
