@@ -9,6 +9,7 @@ import json
 import logging
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 from report_stores import CHUNKS, K, L, N, Outline, Stores, cells, step
 
 from mlcd.cli import main
-from mlcd.config import SECTIONS, Report
+from mlcd.config import SECTIONS, Config, Report
 from mlcd.errors import UserError
 from mlcd.files import read_json, write_json
 from mlcd.progress import LOGGER
@@ -320,3 +321,24 @@ def test_the_picture_of_the_pipeline_is_drawn_by_its_script():
     picture = ElementTree.fromstring(script.draw())
     words = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
     assert set(SECTIONS) <= words
+
+
+def caption(name: str, config: dict) -> str:
+    """A caption as Snakemake renders it."""
+    docutils, jinja2 = pytest.importorskip("docutils.core"), pytest.importorskip("jinja2")
+    source = (Path(__file__).parent.parent / "workflow" / "report" / f"{name}.rst").read_text()
+    text = jinja2.Template(source, undefined=jinja2.StrictUndefined).render(
+        snakemake=SimpleNamespace(config=config), categories=[]
+    )
+    settings = {"halt_level": 2, "report_level": 2}
+    parts = docutils.publish_parts(text, writer_name="html", settings_overrides=settings)
+    return parts["body"]
+
+
+def test_captions_name_the_models_and_lists_of_the_config():
+    values = Config(metadata=["lists/*.parquet", "more.csv"]).model_dump(mode="json")
+    values["evaluate"]["models"] = ["random", "trained"]
+    about = caption("results", values)
+    assert ">random<" in about and ">trained<" in about and ">frozen<" not in about
+    about = caption("workflow", values)
+    assert ">lists/*.parquet<" in about and ">more.csv<" in about
