@@ -54,6 +54,18 @@ def test_every_key_is_described_by_a_sentence():
             {"train": {"model": "open_clip:ViT-B-32"}},
             "export.formats: timm does not fit train.model open_clip:ViT-B-32",
         ),
+        ({"train": {"lr": float("inf")}}, "train.lr: expected a finite number, got inf"),
+        ({"train": {"margin": float("nan")}}, "train.margin: expected a finite number, got nan"),
+        ({"train": {"margin": "nan"}}, "train.margin: expected a finite number, got 'nan'"),
+        ({"cluster": {"k": float("inf")}}, "cluster.k: expected a finite number, got inf"),
+        ({"cluster": {"k": True}}, "cluster.k: expected a number, got True"),
+        ({"label": {"threshold": False}}, "label.threshold: expected a number, got False"),
+        ({"train": {"zero_stage": True}}, "train.zero_stage: expected a number, got True"),
+        ({"evaluate": {"knn_k": [10, True]}}, "evaluate.knn_k: expected a number, got [10, True]"),
+        (
+            {"evaluate": {"probe_regularisation": [1.0, float("inf")]}},
+            "evaluate.probe_regularisation.1: expected a finite number, got inf",
+        ),
         ({"metadata": []}, "metadata: expected List should have at least 1 item"),
     ],
 )
@@ -97,3 +109,8 @@ def test_section_survives_json():
 @pytest.mark.parametrize("preset", sorted((ROOT / "workflow" / "presets").glob("*.yaml")))
 def test_presets_are_valid(preset):
     load(preset)
+
+
+def test_numbers_may_be_words_of_the_command_line():
+    train = parse_section("train", "", {"lr": "1e-3", "batch_size": "32", "flip": False})
+    assert (train.lr, train.batch_size, train.flip) == (1e-3, 32, False)

@@ -6,7 +6,8 @@ import difflib
 import json
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from mlcd.errors import UserError
 
@@ -14,9 +15,25 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, values cannot change after validation."""
+    """Base of all sections: unknown keys are refused, values cannot change after validation.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    Numbers are finite, and no truth value is taken for one; "3" is 3, as the command line gives it.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _leaves(cls.model_fields[str(info.field_name)].annotation)
+        items = value if isinstance(value, list) else [value]
+        if kinds & {int, float} and bool not in kinds:
+            for item in items:
+                if isinstance(item, bool):
+                    raise PydanticCustomError("bool_for_number", "a number")
+        return value
 
     def to_json(self) -> str:
         """Return the section as one line of JSON with sorted keys, equal for equal values."""
@@ -35,6 +52,14 @@ def validate(model: type[Model], values: dict[str, Any], source: str, prefix: st
         raise UserError(
             "\n".join(f"{source}: {_explain(model, item, prefix)}" for item in error.errors())
         ) from None
+
+
+def _leaves(annotation: Any) -> set[type]:
+    """Return the types in an annotation, those of a Literal's choices included."""
+    inner = get_args(annotation)
+    if not inner:
+        return {annotation if isinstance(annotation, type) else type(annotation)}
+    return set().union(*map(_leaves, inner))
 
 
 def _explain(model: type[BaseModel], item: Any, prefix: str) -> str:
