@@ -174,6 +174,21 @@ def test_foreign_tars_without_manifest(tmp_path, clip):
     assert np.abs(result.read(1, 2) - (mean / mean.norm()).numpy()).max() < 1e-3
 
 
+def test_every_picture_format_and_case_is_embedded_and_the_rest_counted(tmp_path, caplog):
+    (tmp_path / "mixed").mkdir()
+    endings = ["JPG", "Jpeg", "png", "gif", "bmp", "tif", "TIFF", "webp"]
+    with tarfile.open(tmp_path / "mixed" / "0.tar", "w") as tar:
+        for row, ending in enumerate(endings):
+            add_member(tar, f"{row:09d}.{ending}", jpeg(row))
+            add_member(tar, f"{row:09d}.TXT", b"a cat")
+        for name in ("a.heic", "b.HEIC", "README"):
+            add_member(tar, name, b"?")
+    with caplog.at_level("WARNING", logger="mlcd"):
+        embed(tmp_path / "mixed", tmp_path / "e.h5", SECTION)
+    assert Embeddings(tmp_path / "e.h5").n == len(endings)
+    assert "0.tar: 3 members ignored for their ending ('heic' 2, '' 1)" in caplog.text
+
+
 def test_refused_sources(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: neither a manifest.json .* tar --format=ustar"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,9 +14,15 @@ import numpy as np
 
 from mlcd.errors import UserError
 from mlcd.files import sha256_file, sha256_json
-from mlcd.stores.images import MANIFEST, TABLE, ImageStore
-
-_PICTURES = ("jpg", "jpeg", "png", "webp")
+from mlcd.stores.images import (
+    MANIFEST,
+    PICTURES,
+    TABLE,
+    TEXTS,
+    ImageStore,
+    member_name,
+    report_ignored,
+)
 
 
 @dataclass(frozen=True)
@@ -107,23 +114,27 @@ class TarSource:
         path = self.tars[tar]
         places: dict[str, tuple[int, int]] = {}
         texts: dict[str, str] = {}
+        ignored: Counter[str] = Counter()
         try:
             with tarfile.open(path, "r:") as archive:
                 for member in archive:
-                    stem, _, extension = member.name.rpartition(".")
                     if not member.isfile():
                         continue
-                    if extension.lower() in _PICTURES:
+                    stem, ending = member_name(member.name)
+                    if ending in PICTURES:
                         if stem in places:
                             raise UserError(f"{path}: two pictures are called {stem}; rename one")
                         places[stem] = (member.offset_data, member.size)
-                    elif self._captions and extension in ("txt", "json"):
+                    elif ending not in TEXTS:
+                        ignored[ending] += 1
+                    elif self._captions:
                         data = archive.extractfile(member).read()  # type: ignore[union-attr]
-                        _add_text(texts, stem, extension, data.decode("utf-8", "replace"))
+                        _add_text(texts, stem, ending, data.decode("utf-8", "replace"))
         except (tarfile.TarError, OSError) as error:
             raise UserError(f"{path}: not a whole tar ({error}); fetch it again") from None
         if places and sum(max(places.values())) > path.stat().st_size:
             raise UserError(f"{path}: not a whole tar (cut off at its end); fetch it again")
+        report_ignored(path, ignored)
         keys = [stem.encode() for stem in places]
         return Members(
             key=np.array(keys, dtype=f"S{max(9, *map(len, keys))}" if keys else "S9"),
@@ -143,9 +154,9 @@ def open_source(path: str | os.PathLike[str], *, captions: bool) -> Source:
     return TarSource(given, captions=captions)
 
 
-def _add_text(texts: dict[str, str], stem: str, extension: str, text: str) -> None:
+def _add_text(texts: dict[str, str], stem: str, ending: str, text: str) -> None:
     """Keep a picture's caption; a .txt beside it wins over its .json."""
-    if extension == "txt":
+    if ending == "txt":
         texts[stem] = text.strip()
         return
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ import pandas as pd
 
 from mlcd.errors import UserError
 from mlcd.files import read_json
+from mlcd.progress import LOGGER
 
 MANIFEST = "manifest.json"
 TABLE = "rows.parquet"
 FORMAT = 1
-#: Endings of pictures in webdataset tars.
-PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif"})
+#: Endings of pictures in webdataset tars, in lower case: those of :data:`mlcd.images.FORMATS`.
+PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
+#: Endings of what is known about a picture.
+TEXTS = frozenset({"json", "txt"})
 
 
 def key_of_row(row: int) -> str:
@@ -83,28 +87,52 @@ def read_at(path: str | os.PathLike[str], offset: int, size: int) -> bytes:
     return data
 
 
+def member_name(name: str) -> tuple[str, str]:
+    """Return a member's stem, which is the picture's key, and its ending in lower case, or ''."""
+    stem, dot, ending = name.rpartition(".")
+    return (stem, ending.lower()) if dot else (name, "")
+
+
+def report_ignored(path: str | os.PathLike[str], endings: Counter[str]) -> None:
+    """Log how many members of a tar were neither pictures nor texts, by ending."""
+    if endings:
+        # Quoted and few: names in a tar are a stranger's.
+        table = ", ".join(f"{ending!r} {count}" for ending, count in endings.most_common(5))
+        known = ", ".join(sorted(PICTURES))
+        LOGGER.warning(
+            "%s: %d members ignored for their ending (%s); pictures end in %s",
+            path, endings.total(), table, known,
+        )  # fmt: skip
+
+
 def labelled_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """Iterate over a webdataset tar of KEY.(jpg|png|webp|gif|bmp|tif) beside KEY.json.
+    """Iterate over a webdataset tar of KEY.jpg (or another of :data:`PICTURES`) beside KEY.json.
 
-    Yields key, the picture's bytes, and the JSON's fields.
+    Yields key, the picture's bytes, and the JSON's fields. Members of other endings and JSON
+    without a picture are counted and logged.
 
-    Raises :class:`UserError` with the tar's name if it is damaged or a picture has no JSON.
+    Raises :class:`UserError` with the tar's name if it is damaged, a picture has no JSON, or two
+    have the same key.
     """
     import tarfile
 
     pictures: dict[str, bytes] = {}
     fields: dict[str, dict[str, Any]] = {}
+    ignored: Counter[str] = Counter()
     try:
         with tarfile.open(path) as tar:
             for member in tar:
                 if not member.isfile():
                     continue
-                stem, _, extension = member.name.rpartition(".")
-                data = tar.extractfile(member).read()  # type: ignore[union-attr]
-                if extension == "json":
-                    fields[stem] = json.loads(data)
-                elif extension in PICTURES:
-                    pictures[stem] = data
+                stem, ending = member_name(member.name)
+                if ending == "json":
+                    fields[stem] = json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]
+                elif ending in PICTURES:
+                    if stem in pictures:
+                        raise UserError(f"{path}: two pictures are called {stem}; rename one")
+                    pictures[stem] = tar.extractfile(member).read()  # type: ignore[union-attr]
+                elif ending not in TEXTS:
+                    ignored[ending] += 1
                 if stem in pictures and stem in fields:
                     yield stem, pictures.pop(stem), fields.pop(stem)
     except FileNotFoundError:
@@ -113,3 +141,6 @@ def labelled_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, bytes,
         raise UserError(f"{path}: not a whole webdataset tar ({error})") from None
     if pictures:
         raise UserError(f"{path}: picture {next(iter(pictures))} has no .json beside it")
+    report_ignored(path, ignored)
+    if fields:
+        LOGGER.warning("%s: %d .json without a picture, %r first", path, len(fields), min(fields))
