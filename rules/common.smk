@@ -92,6 +92,11 @@ def features_section(wildcards):
     return json.dumps(values, sort_keys=True)
 
 
+def embed_section():
+    """Return the keys of embed that decide features: how many failures are borne is none of them."""
+    return json.dumps(CONFIG.embed.model_dump(mode="json", exclude={"max_failed"}), sort_keys=True)
+
+
 def download_patience():
     """Return the keys of download that decide how long is tried, as options."""
     keys = ("timeout", "transfer_timeout", "deadline", "passes", "backoff", "min_success")
@@ -101,7 +106,7 @@ def download_patience():
 def model_options(wildcards):
     """Return the option that says where a model of evaluate.models comes from."""
     if wildcards.model == "frozen":
-        return f"--embed-config {shlex.quote(section('embed'))}"
+        return f"--embed-config {shlex.quote(embed_section())}"
     return f"--encoder {shlex.quote(f'{RESULTS}/train')}" if encoder_files(wildcards) else ""
 
 

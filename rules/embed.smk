@@ -23,8 +23,7 @@ rule embed:
         runtime=720,
         max_failed=str(CONFIG.embed.max_failed),
     params:
-        # How many failures are borne changes no embedding.
-        cfg=json.dumps(CONFIG.embed.model_dump(mode="json", exclude={"max_failed"}), sort_keys=True),
+        cfg=embed_section(),
         code=code_hash("embed"),
     shell:
         """
