@@ -1,6 +1,5 @@
 """The store of checkpoints: atomic, verified, and readable at any number of ranks."""
 
-import argparse
 import json
 import logging
 import threading
@@ -8,7 +7,9 @@ import threading
 import pytest
 import torch
 
-import mlcd.checkpoint
+from mlcd.cli import main
+from mlcd.config.train import Train
+from mlcd.encoders import trainable
 from mlcd.errors import UserError
 from mlcd.progress import LOGGER
 from mlcd.stores.checkpoints import Checkpoint, Snapshot, Writer, newest, steps
@@ -31,6 +32,7 @@ def snapshot(step, world_size, rank):
         {name: (rows[start:stop] + step).clone() for name, rows in ROWS.items()},
         {"mean": torch.full((3,), float(rank)), "count": torch.tensor(7)},
         {"weight/a": torch.ones(2, 3), "exp_avg/a": torch.zeros(2, 3)} if rank == 0 else None,
+        64,
     )
 
 
@@ -149,36 +151,77 @@ def test_an_error_in_writing_reaches_the_training_loop(tmp_path):
 
 
 def command(*words):
-    parser = argparse.ArgumentParser()
-    mlcd.checkpoint.add_arguments(parser)
-    mlcd.checkpoint.run(parser.parse_args([str(word) for word in words]))
+    """Run `mlcd checkpoint …` as the shell does; return its exit code."""
+    return main(["checkpoint", *(str(word) for word in words)])
 
 
 def test_command_inspect(tmp_path, capsys):
     write(tmp_path, [10, 20], 3)
-    command("inspect", tmp_path)
+    assert command("inspect", tmp_path) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["checkpoint"], told["step"], told["ranks"]) == ("step_00000020", 20, 3)
     assert told["rows_by_rank"] == [[0, 16], [16, 33], [33, 50]]
-    assert told["section"] == {"seed": 5}
+    assert (told["section"], told["image_size"]) == ({"seed": 5}, 64)
     assert told["tensors"]["rows/weight"] == "float32 [50, 4]"
     assert told["tensors"]["weight/a"] == "float32 [2, 3]"
 
 
-def test_command_reshard_equals_what_those_ranks_write(tmp_path):
-    write(tmp_path / "three", [10], 3)
-    write(tmp_path / "two", [10], 2)
-    command("reshard", tmp_path / "three", "--ranks", 2, "--output", tmp_path / "new")
-    made = Checkpoint(tmp_path / "new" / "step_00000010", "run")
-    expected = Checkpoint(tmp_path / "two" / "step_00000010")
-    assert made.pieces == expected.pieces
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 3), (3, 2), (3, 3)])
+def test_command_reshard_equals_what_those_ranks_write(tmp_path, capsys, before, after):
+    write(tmp_path / "old", [5, 10], before)
+    write(tmp_path / "expected", [10], after)
+    words = ("reshard", tmp_path / "old", "--ranks", after, "--output", tmp_path / "new")
+    assert command(*words) == 0
+    made = newest(tmp_path / "new", "run")
+    expected = Checkpoint(tmp_path / "expected" / "step_00000010")
+    assert made.pieces == expected.pieces and len(made.pieces) == after
+    assert (made.step, made.image_size, made.section) == (10, 64, {"seed": 5})
     for name in ("weight", "row_step"):
         assert torch.equal(made.rows(0, 50)[name], expected.rows(0, 50)[name])
-    assert made.buffers(1, 2)["mean"].tolist() == [1, 1, 1]
-    with pytest.raises(UserError, match="is there already"):
-        command("reshard", tmp_path / "three", "--ranks", 2, "--output", tmp_path / "new")
+    for name, tensor in expected.encoder().items():
+        assert torch.equal(made.encoder()[name], tensor)
+    for rank in range(after):
+        mean = [float(rank)] if before == after else [(before - 1) / 2]
+        assert made.buffers(rank, after)["mean"].tolist() == mean * 3
+    assert command(*words) == 2 and "is there already" in capsys.readouterr().err
+    if before == after:
+        for path in (tmp_path / "old" / "step_00000010").iterdir():
+            assert path.read_bytes() == (made.path / path.name).read_bytes()
 
 
-def test_command_refuses_an_empty_folder(tmp_path):
-    with pytest.raises(UserError, match="holds no whole checkpoint"):
-        command("inspect", tmp_path)
+@pytest.mark.parametrize("image_size", [32, 48])
+def test_command_export_writes_the_encoder_of_its_phase(tmp_path, image_size):
+    """In the middle of training, from two ranks whose running statistics differ."""
+    section = Train(model="test_resnet", embedding_dim=8, image_size=32, high_res_image_size=48)
+    encoder = trainable.build("test_resnet", 8, image_size, seed=3)
+    weights = {f"weight/{name}": weight.data for name, weight in encoder.named_parameters()}
+    buffers = dict(encoder.named_buffers())
+    folder, recorded = tmp_path / "checkpoints", section.model_dump(mode="json")
+    writers = [Writer(folder, "run", recorded, rank=rank, world_size=2) for rank in range(2)]
+    for rank, writer in enumerate(writers):
+        start, stop = bounds(2, rank)
+        found = {
+            name: value + rank if value.is_floating_point() else value
+            for name, value in buffers.items()
+        }
+        rows = {"weight": ROWS["weight"][start:stop]}
+        writer.save(Snapshot(10, start, rows, found, weights if rank == 0 else None, image_size))
+    for writer in writers:
+        writer.wait()
+    assert command("export", folder / "step_00000010", "--output", tmp_path / "out") == 0
+    again = trainable.load(tmp_path / "out")
+    assert again.image_size == image_size
+    assert trainable.read_description(tmp_path / "out")["steps"] == 10
+    for name, weight in encoder.named_parameters():
+        assert torch.equal(again.get_parameter(name), weight)
+    for name, value in buffers.items():
+        shift = 0.5 if value.is_floating_point() else 0
+        torch.testing.assert_close(again.get_buffer(name), value + shift)
+
+
+def test_command_refuses_what_it_cannot_do(tmp_path, capsys):
+    assert command("inspect", tmp_path) == 2
+    assert "holds no whole checkpoint" in capsys.readouterr().err
+    write(tmp_path, [10], 2)
+    assert command("reshard", tmp_path, "--ranks", 0, "--output", tmp_path / "new") == 2
+    assert "--ranks: expected" in capsys.readouterr().err

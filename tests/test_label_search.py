@@ -11,7 +11,8 @@ from test_label import unit
 from mlcd.neighbours import exact
 from mlcd.neighbours.exact import ExactSearch
 from mlcd.neighbours.heads import Heads, directions
-from mlcd.neighbours.memory import parse_size, plan_blocks
+from mlcd.neighbours.memory import plan_blocks
+from mlcd.sizes import parse_size
 
 
 def hard_case(d: int = 32) -> tuple[np.ndarray, np.ndarray]:

@@ -1,27 +1,41 @@
 """Training on real ranks: DeepSpeed's stages, accumulation, exact resume, other world sizes, NaN.
 
-DeepSpeed's import costs seconds a process, so one gang runs many small trainings.
+DeepSpeed's import costs seconds a process, so a few gangs run many small trainings each.
 """
 
+import argparse
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from train_stores import arguments, mlcd_train, stores
+from train_stores import CLASSES, arguments, mlcd_train, stores
 
+import mlcd.export
 import mlcd.train
+from mlcd.classifier import NegativeSampler
+from mlcd.config import Export
 from mlcd.config.train import Train
 from mlcd.encoders import trainable
 from mlcd.errors import UserError
+from mlcd.files import read_json, write_json
 from mlcd.launch import Resources, run_gang
+from mlcd.losses import cluster_loss
+from mlcd.stores.checkpoints import Checkpoint
+from mlcd.train.inputs import Index
 from mlcd.train.metrics import TIMING
+from mlcd.train.order import Order
+from mlcd.train.pictures import Augment, Steps
 
 #: A ViT of 0.4 M parameters: no batch norm, so losses do not depend on the division of a batch.
 VIT = {
@@ -29,11 +43,22 @@ VIT = {
     "lr": 1e-3, "classifier_lr": 1e-2, "warmup_steps": 2, "log_every": 1, "shuffle_block": 4,
     "shuffle_window": 32,
 }  # fmt: skip
+#: Batch norm and stochastic depth: their state and noise must come back too.
+CNN = {
+    "model": "test_resnet", "drop_path": 0.2, "image_size": 32, "embedding_dim": 8,
+    "batch_size": 16, "epochs": 4, "log_every": 1, "high_res_image_size": 48,
+    "high_res_epochs": 3, "high_res_lr": 1e-3,
+}  # fmt: skip
+HIGH_RES = {"high_res_image_size": 48, "high_res_lr": 5e-4}
+#: Clips nearly every gradient; without clipping gradients are some ten times as long.
+TIGHT = 0.1
+STAGES = (0, 1, 2, 3)
 TWO = Resources(ranks_per_node=2)
+CHECKED = {"checkpoint_every": 1, "keep": 99}
 
 
 def train_many(runs):
-    """Train several runs in one process group; what the ranks of the first test do."""
+    """Train several runs in one process group, one after the other."""
     from mlcd.distributed import process_group
     from mlcd.train.loop import Run, train
 
@@ -42,25 +67,35 @@ def train_many(runs):
             train(Run(**run), place)
 
 
-def fail_at_rank_1(run):
-    """Train, but rank 1 dies between two steps."""
+def train_and_fail(runs, failing, dying, folder):
+    """Train `runs`; note the message with which `failing` stops; in `dying`, rank 1 is killed."""
+    from mlcd.distributed import process_group
     from mlcd.train import loop
 
-    if os.environ["RANK"] == "1":
-        step = loop._Training._step
+    rank = os.environ["RANK"]
+    with process_group("cpu") as place:
+        for run in runs:
+            loop.train(loop.Run(**run), place)
+        try:
+            loop.train(loop.Run(**failing), place)
+        except UserError as error:
+            write_json(Path(folder) / f"message-{rank}.json", str(error))
+        if rank == "1":
+            step = loop._Training._step
 
-        def dying(self, index, data, rate):
-            if index == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return step(self, index, data, rate)
+            def die(self, index, data):
+                if index == 2:
+                    write_json(Path(folder) / "died.json", time.time())
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return step(self, index, data)
 
-        loop._Training._step = dying
-    loop.train_rank(run)
+            loop._Training._step = die
+        loop.train(loop.Run(**dying), place)
 
 
-def planned(paths, output, resources=TWO, options=None, **section):
+def planned(paths, output, resources=TWO, options=None, base=VIT, **section):
     return mlcd.train.plan(
-        arguments(paths, output, **(options or {})), Train(**{**VIT, **section}), resources
+        arguments(paths, output, **(options or {})), Train(**{**base, **section}), resources
     )
 
 
@@ -78,32 +113,58 @@ def losses(run):
     return [record["loss"] for record in lines(run)]
 
 
+def norms(run):
+    return [record["grad_norm"] for record in lines(run)]
+
+
+def checkpoint_of(run, step):
+    return Path(run["state"], "checkpoints", f"step_{step:08d}")
+
+
+def continued(source, target, step):
+    """Give `target` (a fresh run) the checkpoint of `source` after `step` steps."""
+    shutil.copytree(checkpoint_of(source, step), checkpoint_of(target, step))
+    return target
+
+
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
     return stores(tmp_path_factory.mktemp("stores"))
 
 
+#: ZeRO stage × micro-batches × clipping × activation checkpointing, by name.
+OFFERED = {
+    f"stage {stage}, micro {micro}, clip {clip:g}{', activations' * activations}": (
+        {"zero_stage": stage, "clip_norm": clip, "activation_checkpointing": activations},
+        {"micro_batch": micro, **(CHECKED if not activations and not micro and clip else {})},
+    )
+    for stage, micro, clip, activations in itertools.product(
+        STAGES, (0, 2), (TIGHT, 0), (False, True)
+    )
+}
+
+
+def offered(stage, micro=0, clip=TIGHT):
+    return f"stage {stage}, micro {micro}, clip {clip:g}"
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, paths):
-    """Small trainings that should give the same losses, by name, all trained by one gang."""
+    """Small trainings by name, all trained by one gang."""
     root = tmp_path_factory.mktemp("runs")
-    every_step = {"checkpoint_every": 1, "keep": 9}
     variants = {
-        "stage 0": ({"zero_stage": 0}, every_step),
-        "stage 1": ({"zero_stage": 1}, every_step),
-        "stage 2": ({"zero_stage": 2}, {}),
-        "stage 3": ({"zero_stage": 3}, every_step),
-        "stage 0, micro": ({"zero_stage": 0}, {"micro_batch": 2}),
-        "stage 1, micro": ({"zero_stage": 1}, {"micro_batch": 3}),
-        "stage 2, micro": ({"zero_stage": 2}, {"micro_batch": 2}),
-        "stage 3, micro": ({"zero_stage": 3}, {"micro_batch": 2}),
-        "activations": ({"activation_checkpointing": True}, {}),
-        "activations, stage 3": ({"activation_checkpointing": True, "zero_stage": 3}, {}),
+        "default": ({}, CHECKED),
         "workers": ({}, {"workers": 2}),
-        "bf16": ({"precision": "bf16"}, {}),
-        "bf16, stage 3": ({"precision": "bf16", "zero_stage": 3}, {}),
         "random": ({"center_init": "random"}, {}),
-    }
+        "small blocks": ({}, {"memory_limit": "2KiB"}),
+        "no negatives": ({"negative_ratio": 0.4 / CLASSES}, {}),
+        "high-res": (HIGH_RES, CHECKED),
+        "high-res, stage 3": ({**HIGH_RES, "zero_stage": 3}, {"high_res_micro_batch": 2}),
+        "cnn": ({"base": CNN}, {"checkpoint_every": 4, "keep": 3, "workers": 1}),
+        **{f"bf16, stage {stage}": ({"precision": "bf16", "zero_stage": stage}, {})
+           for stage in STAGES},
+        **OFFERED,
+    }  # fmt: skip
     made = {
         name: planned(paths, root / name.replace(", ", "-"), options=options, **section)
         for name, (section, options) in variants.items()
@@ -112,28 +173,45 @@ def runs(tmp_path_factory, paths):
     return made
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["stage 0", "stage 2", "stage 3", "stage 0, micro", "stage 1, micro", "stage 2, micro",
-     "stage 3, micro", "activations", "activations, stage 3"],
-)  # fmt: skip
-def test_losses_are_those_of_stage_1(runs, name):
-    assert losses(runs[name]) == pytest.approx(losses(runs["stage 1"]), rel=1e-5)
-    norms = [[line["grad_norm"] for line in lines(runs[n])] for n in (name, "stage 1")]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+@pytest.mark.parametrize("name", OFFERED)
+def test_every_combination_gives_the_losses_of_stage_0(runs, name):
+    clip = OFFERED[name][0]["clip_norm"]
+    base = runs[offered(0, clip=clip)]
+    assert losses(runs[name]) == pytest.approx(losses(base), rel=1e-5)
+    assert norms(runs[name]) == pytest.approx(norms(base), rel=1e-3)
+
+
+def test_clipping_takes_effect(runs):
+    tight, free = runs[offered(0)], runs[offered(0, clip=0)]
+    assert min(norms(tight)) > TIGHT
+    assert losses(tight)[0] == losses(free)[0] and losses(tight)[2:] != losses(free)[2:]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_trains_and_is_near(runs, stage):
+    run = runs[f"bf16, stage {stage}"]
+    assert losses(run) != losses(runs["default"])
+    assert losses(run) == pytest.approx(losses(runs["default"]), rel=0.05)
 
 
 def test_variants_that_must_differ_do(runs):
-    assert lines(runs["workers"])[0].keys() == lines(runs["stage 1"])[0].keys()
-    assert losses(runs["workers"]) == losses(runs["stage 1"])
-    assert losses(runs["random"]) != pytest.approx(losses(runs["stage 1"]), rel=1e-2)
-    for name in ("bf16", "bf16, stage 3"):
-        assert losses(runs[name]) != losses(runs["stage 1"])
-        assert losses(runs[name]) == pytest.approx(losses(runs["stage 1"]), rel=0.05)
+    assert lines(runs["workers"])[0].keys() == lines(runs["default"])[0].keys()
+    assert losses(runs["workers"]) == losses(runs["default"])
+    assert losses(runs["random"]) != pytest.approx(losses(runs["default"]), rel=1e-2)
+    # A block of one class instead of all twelve: the sums differ in rounding alone.
+    assert runs["small blocks"]["memory_limit"] == 2048
+    assert losses(runs["small blocks"]) == pytest.approx(losses(runs["default"]), rel=1e-6)
+
+
+def test_a_mean_over_nothing_is_null(runs):
+    for record in lines(runs["no negatives"]):
+        assert record["negative_similarity"] is None and record["negative_term"] == 0
+        assert record["loss"] == pytest.approx(record["positive_term"])
+        assert -1 <= record["positive_similarity"] <= 1
 
 
 def test_records_and_outputs_are_complete(runs):
-    records = lines(runs["stage 1"])
+    records = lines(runs["default"])
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
     for record in records:
         assert tuple(record)[-2:] == TIMING
@@ -141,10 +219,10 @@ def test_records_and_outputs_are_complete(runs):
         assert record["loss"] == pytest.approx(terms, rel=1e-5)
         assert record["images_per_s"] > 0 and 0 <= record["data_wait_share"] <= 1
         assert -1 <= record["feature_cosine"] <= 1 and record["grad_norm"] > 0
-    output = Path(runs["stage 1"]["output"])
+    output = Path(runs["default"]["output"])
     encoder = trainable.load(output)
     assert json.loads((output / "encoder.json").read_text())["steps"] == 5
-    last = Path(runs["stage 1"]["state"], "checkpoints", "step_00000005", "encoder.safetensors")
+    last = Path(runs["default"]["state"], "checkpoints", "step_00000005", "encoder.safetensors")
     weights = load_file(last)
     for name, weight in encoder.named_parameters():
         assert weight.equal(weights[f"weight/{name}"])
@@ -153,23 +231,90 @@ def test_records_and_outputs_are_complete(runs):
 
 def test_moments_are_equal_over_stages(runs):
     """The checkpoint's first moments, gathered from flat partitions, are each weight's own."""
-    tensors = {}
-    for stage in ("stage 0", "stage 1", "stage 3"):
-        folder = Path(runs[stage]["state"], "checkpoints", "step_00000002")
-        tensors[stage] = load_file(folder / "encoder.safetensors")
-    for name, expected in tensors["stage 0"].items():
+    tensors = [
+        load_file(checkpoint_of(runs[offered(stage)], 2) / "encoder.safetensors")
+        for stage in STAGES
+    ]
+    for name, expected in tensors[0].items():
         scale = float(expected.abs().max()) or 1.0
-        for stage in ("stage 1", "stage 3"):
+        for stage in STAGES[1:]:
             assert float((tensors[stage][name] - expected).abs().max()) < 2e-3 * scale, name
 
 
-def continued(runs, source, target, step, options=None):
-    """Give `target` (a fresh run) the checkpoints of `source` up to `step`."""
-    folder = Path(target["state"], "checkpoints")
-    folder.mkdir()
-    name = f"step_{step:08d}"
-    shutil.copytree(Path(source["state"], "checkpoints", name), folder / name)
-    return target
+# ------------------------------------------------------------------------- high resolution
+
+
+def test_the_first_phase_is_that_of_a_run_without_a_second(runs):
+    assert without_timing(lines(runs["high-res"]))[:5] == without_timing(lines(runs["default"]))
+
+
+def test_the_second_phase_starts_where_the_first_ended(runs):
+    """Its first loss, written plainly: weights resampled by timm, pictures of the next epoch."""
+    run = runs["high-res"]
+    records = lines(run)
+    assert [record["step"] for record in records] == list(range(1, 11))
+    assert [record["epoch"] for record in records] == [0] * 5 + [1] * 5
+    # Warm-up of 2 steps to high_res_lr, then a decay of its own; the centres' rate goes along.
+    assert records[5]["lr"] == pytest.approx(2.5e-4) and records[6]["lr"] == pytest.approx(5e-4)
+    assert records[6]["classifier_lr"] == pytest.approx(5e-3)
+    assert 0 < records[9]["lr"] < records[8]["lr"] < records[7]["lr"] <= 5e-4
+
+    section = Train(**run["section"])
+    checkpoint = Checkpoint(checkpoint_of(run, 5))
+    assert checkpoint.image_size == 32 and Checkpoint(checkpoint_of(run, 6)).image_size == 48
+    encoder = trainable.build("test_vit", 16, 32)
+    weights = checkpoint.encoder("weight/")
+    with torch.no_grad():
+        for name, weight in encoder.named_parameters():
+            weight.copy_(weights[f"weight/{name}"])
+    encoder.trunk.set_input_size(img_size=48)
+    index = Index(Path(run["state"], "index"))
+    order = Order(index.counts, batch=12, block=4, window=32, seed=0)
+    augment = Augment(48, section.crop_min_area, section.flip, 0)
+    steps = Steps(index, order, augment, rank=0, world_size=1, micro_batches=1)
+    images, labels = steps[order.steps_per_epoch]
+    assert images.shape == (12, 3, 48, 48)
+    mean, std = (torch.tensor(each).view(3, 1, 1) * 255 for each in (encoder.mean, encoder.std))
+    negatives = torch.from_numpy(NegativeSampler(CLASSES, 6, 0).draw(5, 0, CLASSES))
+    with torch.no_grad():
+        expected = cluster_loss(
+            encoder((images.float() - mean) / std), checkpoint.rows(0, CLASSES)["weight"],
+            labels, negatives, kind="mlcd", scale=16, margin=0.3, margin_type="cosface",
+        )  # fmt: skip
+    assert records[5]["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_second_phase_under_stage_3_and_accumulation(runs):
+    assert losses(runs["high-res, stage 3"]) == pytest.approx(losses(runs["high-res"]), rel=1e-5)
+
+
+def test_moments_and_centres_go_on_into_the_second_phase(runs):
+    before, after = (Checkpoint(checkpoint_of(runs["high-res"], step)) for step in (5, 6))
+    # A moment moves by a tenth of the new gradient, and row counts never start again.
+    moved = [
+        float((after.encoder()[key] - value).norm() / value.norm())
+        for key, value in before.encoder("exp_avg_sq/").items()
+        if not key.endswith("pos_embed")
+    ]
+    assert np.median(moved) < 0.5
+    counts = [each.rows(0, CLASSES)["row_step"] for each in (before, after)]
+    assert bool((counts[1] >= counts[0]).all()) and int(counts[0].min()) > 0
+    shapes = [each.encoder()["exp_avg/trunk.pos_embed"].shape for each in (before, after)]
+    assert shapes == [(1, 5, 64), (1, 10, 64)]
+    assert float(after.encoder()["exp_avg_sq/trunk.pos_embed"].min()) >= 0
+
+
+@pytest.mark.parametrize("name", ["high-res", "cnn"])
+def test_the_final_encoder_is_of_the_second_size_and_exports(runs, tmp_path, name):
+    folder = Path(runs[name]["output"])
+    description = read_json(folder / "encoder.json")
+    assert description["image_size"] == 48 == trainable.load(folder).image_size
+    parsed = argparse.Namespace(encoder=str(folder), output=str(tmp_path))
+    mlcd.export.run(parsed, Export(formats=["timm"]))
+    assert read_json(tmp_path / "timm" / "check.json")["image_size"] == 48
+
+
+# --------------------------------------------------------------- other ranks, other stages
 
 
 @pytest.fixture(scope="module")
@@ -177,35 +322,76 @@ def three_ranks(tmp_path_factory, paths, runs):
     """From 2 ranks' checkpoint of step 2, on 3 ranks to the end."""
     root = tmp_path_factory.mktemp("three")
     three = Resources(ranks_per_node=3)
-    run = planned(paths, root / "out", three, {"checkpoint_every": 1, "keep": 9})
-    continued(runs, runs["stage 1"], run, 2)
+    run = continued(runs["default"], planned(paths, root / "out", three, CHECKED), 2)
     run_gang(train_many, {"runs": [run]}, root, three)
     return run
 
 
 def test_from_2_to_3_ranks(runs, three_ranks):
-    assert losses(three_ranks) == pytest.approx(losses(runs["stage 1"])[2:], rel=1e-5)
+    assert losses(three_ranks) == pytest.approx(losses(runs["default"])[2:], rel=1e-5)
 
 
 def test_from_2_to_1_ranks_and_other_stages(tmp_path, paths, runs):
     one = Resources(ranks_per_node=1)
-    run = planned(paths, tmp_path / "a", one)
-    continued(runs, runs["stage 1"], run, 2)
+    run = continued(runs["default"], planned(paths, tmp_path / "a", one), 2)
     # The stage belongs to the run's identity; between stages the record alone is in the way.
-    other = planned(paths, tmp_path / "b", one, zero_stage=3)
-    continued(runs, runs["stage 1"], other, 3)
-    record = Path(other["state"], "checkpoints", "step_00000003", "complete.json")
-    record.write_text(record.read_text().replace(runs["stage 1"]["identity"], other["identity"]))
+    other = continued(runs["default"], planned(paths, tmp_path / "b", one, zero_stage=3), 3)
+    record = checkpoint_of(other, 3) / "complete.json"
+    record.write_text(record.read_text().replace(runs["default"]["identity"], other["identity"]))
     run_gang(train_many, {"runs": [run, other]}, tmp_path, one)
-    assert losses(run) == pytest.approx(losses(runs["stage 1"])[2:], rel=1e-5)
-    assert losses(other) == pytest.approx(losses(runs["stage 1"])[3:], rel=1e-5)
+    assert losses(run) == pytest.approx(losses(runs["default"])[2:], rel=1e-5)
+    assert losses(other) == pytest.approx(losses(runs["default"])[3:], rel=1e-5)
 
 
-def test_from_3_to_2_ranks(tmp_path, paths, runs, three_ranks):
-    run = planned(paths, tmp_path / "out")
-    continued(runs, three_ranks, run, 4)
-    run_gang(train_many, {"runs": [run]}, tmp_path, TWO)
-    assert losses(run) == pytest.approx(losses(runs["stage 1"])[4:], rel=1e-5)
+@pytest.fixture(scope="module")
+def second_gang(tmp_path_factory, paths, runs, three_ranks):
+    """What goes on from other runs' checkpoints on 2 ranks, and what fails; one gang."""
+    root = tmp_path_factory.mktemp("second")
+    made = {
+        "3 to 2": continued(three_ranks, planned(paths, root / "two"), 4),
+        # From the end of the first phase, and from within the second.
+        "boundary": continued(runs["high-res"], planned(paths, root / "b", **HIGH_RES), 5),
+        "beyond": continued(runs["high-res"], planned(paths, root / "c", **HIGH_RES), 7),
+    }
+    infinite = planned(
+        paths, root / "infinite", options={"checkpoint_every": 1}, lr=1e25, clip_norm=0,
+        warmup_steps=0, schedule="constant",
+    )  # fmt: skip
+    dying = planned(paths, root / "dying")
+    work = {"runs": list(made.values()), "failing": infinite, "dying": dying, "folder": str(root)}
+    with pytest.raises(UserError) as caught:
+        run_gang(train_and_fail, work, root, TWO)
+    seconds = time.time() - read_json(root / "died.json")
+    messages = [read_json(root / f"message-{rank}.json") for rank in range(2)]
+    return {**made, "infinite": infinite, "messages": messages, "death": (caught.value, seconds)}
+
+
+def test_from_3_to_2_ranks(runs, second_gang):
+    assert losses(second_gang["3 to 2"]) == pytest.approx(losses(runs["default"])[4:], rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "step"), [("boundary", 5), ("beyond", 7)])
+def test_resumed_at_or_after_the_boundary_ends_with_the_same_bytes(runs, second_gang, name, step):
+    whole, again = runs["high-res"], second_gang[name]
+    assert without_timing(lines(again)) == without_timing(lines(whole))[step:]
+    for file in ("encoder.safetensors", "encoder.json"):
+        assert Path(again["output"], file).read_bytes() == Path(whole["output"], file).read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(second_gang):
+    for message in second_gang["messages"]:
+        expected = r"^train: .* not finite at step [2-5]; the last good checkpoint is step_0"
+        assert re.match(expected, message)
+    assert not Path(second_gang["infinite"]["output"], "encoder.safetensors").exists()
+
+
+def test_a_rank_killed_in_training_ends_the_run_in_seconds(second_gang):
+    error, seconds = second_gang["death"]
+    assert re.search("rank 1 of 2 was killed from outside", str(error))
+    assert seconds < 30
+
+
+# ---------------------------------------------------------------------------- interruption
 
 
 def everyone(process):
@@ -227,31 +413,27 @@ def kill_when(process, metrics_of, count):
     process.wait()
 
 
-def test_killed_runs_end_with_the_same_bytes(tmp_path, paths):
-    """Batch norm and stochastic depth included: their state and noise must come back too."""
-    options = ["--model", "test_resnet", "--drop-path", "0.2", "--image-size", "32",
-               "--embedding-dim", "8", "--batch-size", "16", "--epochs", "7", "--log-every", "1",
-               "--checkpoint-every", "4", "--keep", "3", "--threads", "1",
-               "--workers", "1"]  # fmt: skip
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert mlcd_train(paths, whole, *options, log=tmp_path / "whole.log").wait(200) == 0, (
-        tmp_path / "whole.log"
-    ).read_text()
+def test_killed_runs_end_with_the_same_bytes(tmp_path, paths, runs):
+    """Killed in the first phase and in the second; the run that was not is another gang's."""
+    words = [[f"--{key.replace('_', '-')}", str(value)] for key, value in CNN.items()]
+    options = [*itertools.chain(*words), "--checkpoint-every", "4", "--keep", "3",
+               "--threads", "1", "--workers", "1"]  # fmt: skip
+    whole, killed = Path(runs["cnn"]["output"]), tmp_path / "killed"
     kill_when(mlcd_train(paths, killed, *options), killed, 6)
-    kill_when(mlcd_train(paths, killed, *options), killed, 15)
+    kill_when(mlcd_train(paths, killed, *options), killed, 22)
     # The newest checkpoint is damaged as well: the one before is taken, with a warning.
     checkpoints = sorted(killed.glob("state/*/checkpoints/step_*"))
-    assert len(checkpoints) >= 2
+    assert len(checkpoints) >= 2 and checkpoints[-1].name > "step_00000016"
     piece = checkpoints[-1] / "rank_00001.safetensors"
     piece.write_bytes(piece.read_bytes()[:-1] + b"?")
-    process = mlcd_train(paths, killed, *options, log=tmp_path / "killed.log")
     log = tmp_path / "killed.log"
+    process = mlcd_train(paths, killed, *options, log=log)
     assert process.wait(200) == 0, log.read_text()
     assert "rank_00001.safetensors: damaged" in log.read_text()
     assert f"going on from step {int(checkpoints[-2].name[5:])} of 28" in log.read_text()
     for name in ("encoder.safetensors", "encoder.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
-    expected = without_timing(lines(whole / "metrics.jsonl"))
+    expected = without_timing(lines(runs["cnn"]))
     assert [record["step"] for record in expected] == list(range(1, 29))
     assert without_timing(lines(killed / "metrics.jsonl")) == expected
     last = "state/*/checkpoints/step_00000028/rank_0000{}.safetensors"
@@ -266,21 +448,3 @@ def test_killed_runs_end_with_the_same_bytes(tmp_path, paths):
     exported = load_file(whole / "encoder.safetensors")["trunk.bn1.running_mean"]
     assert not means[0].equal(means[1])
     assert exported.allclose((means[0] + means[1]) / 2, atol=1e-6)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, paths):
-    run = planned(paths, tmp_path / "out", options={"checkpoint_every": 1}, lr=1e25, clip_norm=0,
-                  warmup_steps=0, schedule="constant")  # fmt: skip
-    with pytest.raises(
-        UserError, match=r"^train: .* not finite at step [2-5]; the last good checkpoint is step_0"
-    ):
-        run_gang(train_many, {"runs": [run]}, tmp_path, TWO)
-    assert not (tmp_path / "out" / "encoder.safetensors").exists()
-
-
-def test_a_rank_killed_in_training_ends_the_run_in_seconds(tmp_path, paths):
-    run = planned(paths, tmp_path / "out")
-    start = time.monotonic()
-    with pytest.raises(UserError, match=r"rank 1 of 2 was killed from outside"):
-        run_gang(fail_at_rank_1, {"run": run}, tmp_path, TWO)
-    assert time.monotonic() - start < 60

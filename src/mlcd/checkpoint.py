@@ -53,12 +53,13 @@ def run(arguments: argparse.Namespace, section: object = None) -> None:
 
 
 def inspect_checkpoint(checkpoint: Any) -> dict[str, Any]:
-    """Return step, identity, number of classes and ranks, and name, shape and dtype of tensors."""
+    """Return step, image size, identity, classes, ranks, and shape and dtype of each tensor."""
     rows = checkpoint.rows(0, checkpoint.num_classes)
     tensors = {**checkpoint.encoder(), **{f"rows/{name}": rows[name] for name in sorted(rows)}}
     return {
         "checkpoint": checkpoint.path.name,
         "step": checkpoint.step,
+        "image_size": checkpoint.image_size,
         "identity": checkpoint.identity,
         "section": checkpoint.section,
         "num_classes": checkpoint.num_classes,
@@ -92,6 +93,7 @@ def reshard_checkpoint(checkpoint: Any, output: Path, ranks: int) -> None:
             checkpoint.rows(start, stop),
             checkpoint.buffers(rank, ranks),
             checkpoint.encoder() if rank == 0 else None,
+            checkpoint.image_size,
         )
         writer.save(snapshot)
         writers.append(writer)

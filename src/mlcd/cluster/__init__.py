@@ -49,13 +49,14 @@ def run(arguments: argparse.Namespace, section: Cluster) -> None:
     from mlcd.cluster.kmeans import cluster
     from mlcd.cluster.ranks import Alone, cluster_rank
     from mlcd.neighbours import memory
+    from mlcd.sizes import parse_size
     from mlcd.stores import centroids
     from mlcd.stores.embeddings import open_all
 
     files = open_all(arguments.embeddings)
     _check(files, section.k)
     text = arguments.memory_limit
-    limit = memory.parse_size(text) if text else 0
+    limit = parse_size(text) if text else 0
     fingerprints = [file.fingerprint for file in files]
     output = Path(arguments.output)
     folder = state_dir(output, code_hash("cluster"), section.to_json(), fingerprints)

@@ -54,6 +54,22 @@ class Train(Section):
         "PCA where the dimensions differ) or random unit vectors.",
     )
     epochs: int = Field(20, gt=0, description="Passes over the labelled pictures. The paper: 32.")
+    high_res_image_size: int | None = Field(
+        None,
+        gt=0,
+        description="Side of the crop in pixels in a second phase of the run, after `epochs` at "
+        "image_size; position embeddings are interpolated, centres and moments go on. null: none. "
+        "The paper: 336 after 224.",
+    )
+    high_res_epochs: int = Field(
+        1, gt=0, description="Passes over the pictures in the high-resolution phase. The paper: 1."
+    )
+    high_res_lr: float = Field(
+        2e-4,
+        gt=0,
+        description="Peak learning rate of the encoder in the high-resolution phase, which has its "
+        "own warm-up and decay; that of the centres is scaled alike. Not stated in the paper.",
+    )
     batch_size: int = Field(
         64, gt=0, description="Pictures a step over all ranks. The paper: 32,800."
     )
@@ -82,8 +98,8 @@ class Train(Section):
     flip: bool = Field(True, description="Mirror pictures at random.")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="Precision of the encoder's forward and backward pass. bf16 on GPUs; fp32 on "
-        "CPUs, where bf16 is some 15 times slower.",
+        description="Precision of the encoder's forward and backward pass and of the classifier's "
+        "products. bf16 on GPUs; fp32 on CPUs, where bf16 is some 15 times slower.",
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         1,

@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace, section: Label) -> None:
     from mlcd.label.nearest import label_file
     from mlcd.label.summary import summarise
     from mlcd.neighbours import memory
+    from mlcd.sizes import parse_size
     from mlcd.stores.centroids import Centroids
 
     centroids = Centroids(arguments.centroids)
@@ -63,5 +64,5 @@ def run(arguments: argparse.Namespace, section: Label) -> None:
             f"{centroids.K} centres; lower top or raise cluster.k"
         )
     text = arguments.memory_limit
-    limit = memory.parse_size(text) if text else memory.default_limit()
+    limit = parse_size(text) if text else memory.default_limit()
     label_file(arguments.embeddings, centroids, section, arguments.output, limit, **where)

@@ -1,30 +1,19 @@
-"""Memory limits: reading them, and how large the blocks of a streaming pass may be."""
+"""Memory limits, and how large the blocks of a streaming pass may be."""
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 import psutil
 
 from mlcd.errors import UserError
 
-_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
-_UNITS |= {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
 #: Rows of a block: fewer and calls cost more than work, more and the pipeline fills slowly.
 _LEAST_ROWS, _MOST_ROWS = 256, 32768
 #: Rows that are handled at once in float64 or int64, so that their copies stay in cache.
 TILE = 512
 #: Working memory of faiss and its BLAS (packing buffers, blocks of scores) and of one scan.
 _WORKING_BYTES = 112 << 20
-
-
-def parse_size(text: str) -> int:
-    """Return bytes of '1GiB', '500MB', '8G' or '1000000'. Raises :class:`UserError`."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?\s*", text.upper())
-    if not found or float(found[1]) == 0:
-        raise UserError(f"--memory-limit: {text!r} is no size; write for instance 1GiB or 500MB")
-    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def default_limit() -> int:

@@ -4,8 +4,8 @@ of ranks.
     step_00000100/
       encoder.safetensors       weights and moments of the encoder, whole, float32 (rank 0)
       rank_00000.safetensors    a rank's rows of the centres and of their moments, and its buffers
-      complete.json             step, config section and identity of the run, rows of each piece,
-                                SHA-256 of each file; last
+      complete.json             step, config section and identity of the run, image size, rows of
+                                each piece, SHA-256 of each file; last
 
 A folder is written under a temporary name and renamed when its last file is there. Nothing in it is
 a pickle. Writing runs beside training: only the copy to main memory stops it.
@@ -29,7 +29,7 @@ from mlcd.errors import UserError
 from mlcd.files import fsync_directory, read_json, sha256_file, write_json
 from mlcd.progress import LOGGER
 
-FORMAT = 1
+FORMAT = 2
 RECORD = "complete.json"
 ENCODER = "encoder.safetensors"
 #: Seconds that rank 0 waits for another rank's piece before it gives a checkpoint up.
@@ -51,7 +51,8 @@ class Snapshot:
     """What one rank puts into a checkpoint: CPU tensors that training no longer touches.
 
     `rows`: tensors whose first axis is the classes `start` … of this rank. `buffers`: the encoder's
-    running statistics on this rank. `encoder`: weights and moments, on rank 0 only.
+    running statistics on this rank. `encoder`: weights and moments, on rank 0 only. `image_size`:
+    pixels of the pictures that the encoder's weights fit.
     """
 
     step: int
@@ -59,6 +60,7 @@ class Snapshot:
     rows: dict[str, torch.Tensor]
     buffers: dict[str, torch.Tensor]
     encoder: dict[str, torch.Tensor] | None
+    image_size: int
 
 
 class Writer:
@@ -142,6 +144,7 @@ class Writer:
         record = {
             "format": FORMAT,
             "step": snapshot.step,
+            "image_size": snapshot.image_size,
             "identity": self._identity,
             "section": self._section,
             "pieces": pieces,
@@ -189,9 +192,9 @@ def newest(folder: Path, identity: str | None = None) -> Checkpoint | None:
 class Checkpoint:
     """A whole checkpoint, opened by folder; all SHA-256 are checked unless `verify` is false.
 
-    Attributes: `path`, `step` (finished steps), `section` (the run's config), `identity`, `pieces`
-    (a dict with the class range `start`, `stop` for each rank that wrote it). Raises
-    :class:`UserError` if a file is missing or damaged, or if it belongs to a run of another
+    Attributes: `path`, `step` (finished steps), `image_size`, `section` (the run's config),
+    `identity`, `pieces` (a dict with the class range `start`, `stop` for each rank that wrote it).
+    Raises :class:`UserError` if a file is missing or damaged, or if it belongs to a run of another
     `identity`.
     """
 
@@ -199,12 +202,13 @@ class Checkpoint:
         self.path = path
         record = read_json(path / RECORD)
         try:
+            if record["format"] != FORMAT:
+                raise UserError(f"{path}: a checkpoint of another version; remove it")
             self.step: int = record["step"]
+            self.image_size: int = record["image_size"]
             self.pieces: list[dict[str, int]] = record["pieces"]
             self.identity: str = record["identity"]
             self.section: dict[str, Any] = record["section"]
-            if record["format"] != FORMAT:
-                raise UserError(f"{path}: a checkpoint of another version; remove it")
             for name, expected in record["files"].items() if verify else ():
                 if sha256_file(path / name) != expected:
                     raise UserError(f"{path / name}: damaged; remove the checkpoint")

@@ -15,6 +15,7 @@ from mlcd.config.train import Train
 from mlcd.errors import UserError
 from mlcd.files import atomic_path, sha256_json, state_dir
 from mlcd.progress import LOGGER
+from mlcd.sizes import parse_size
 from mlcd.sources import code_hash
 
 
@@ -34,6 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--micro-batch", type=int, default=0, metavar="N",
         help="pictures a rank takes at once; 0: its whole share of train.batch_size. Smaller ones "
         "take less memory and give the same losses (but for batch norm's) [0]")  # fmt: skip
+    add(
+        "--high-res-micro-batch",
+        type=int,
+        default=None,
+        metavar="N",
+        help="the same in the high-resolution phase, whose pictures are larger [--micro-batch]",
+    )
+    add("--memory-limit", metavar="SIZE",
+        help="memory of a rank for a block of the classifier's logits, such as 256MiB; changes no "
+        "result [8MiB on CPUs, 256MiB on GPUs]")  # fmt: skip
     add("--workers", type=int, default=1, metavar="N",
         help="processes a rank that read and decode pictures; 0: the rank itself [1]")  # fmt: skip
     add("--checkpoint-every", type=int, default=100, metavar="N",
@@ -63,10 +74,16 @@ def plan(
     """
     from mlcd.train import inputs
 
-    _check_batch(section, resources.ranks, arguments.micro_batch)
+    micro_batches = _micro_batches(arguments, section, resources.ranks)
     for option in ("checkpoint_every", "keep"):
         if getattr(arguments, option) < 1:
             raise UserError(f"--{option.replace('_', '-')}: expected ≥ 1")
+    memory_limit = parse_size(arguments.memory_limit) if arguments.memory_limit else None
+    if section.high_res_image_size is not None:
+        from mlcd.encoders.resize import check
+
+        # Now, and not after days at the first size.
+        check(section.model, section.embedding_dim, section.image_size, section.high_res_image_size)
     sources = inputs.check(
         arguments.labels, arguments.embeddings, arguments.images, arguments.centroids
     )
@@ -87,23 +104,32 @@ def plan(
         "state": str(state.resolve()),
         "output": str(output.resolve()),
         "device": "cuda" if resources.gpus else "cpu",
-        "micro_batch": arguments.micro_batch,
+        "micro_batch": micro_batches[0],
+        "high_res_micro_batch": micro_batches[1],
+        "memory_limit": memory_limit,
         "workers": arguments.workers,
         "checkpoint_every": arguments.checkpoint_every,
         "keep": arguments.keep,
     }
 
 
-def _check_batch(section: Train, ranks: int, micro_batch: int) -> None:
-    """Refuse what does not divide: every rank takes the same number of pictures at each step."""
+def _micro_batches(arguments: argparse.Namespace, section: Train, ranks: int) -> list[int]:
+    """Return the micro-batches of the two phases.
+
+    Refuses what does not divide: every rank takes the same number of pictures at each step.
+    """
     if section.batch_size % ranks:
         raise UserError(
             f"train.batch_size: {section.batch_size} does not divide by {ranks} ranks; "
             "change it, or --ranks-per-node"
         )
     share = section.batch_size // ranks
-    if micro_batch < 0 or (micro_batch and share % micro_batch):
-        raise UserError(
-            f"--micro-batch: {micro_batch} does not divide a rank's {share} pictures a step; "
-            "choose a divisor, or 0"
-        )
+    found = [arguments.micro_batch, arguments.high_res_micro_batch]
+    found[1] = found[0] if found[1] is None else found[1]
+    for option, size in zip(("--micro-batch", "--high-res-micro-batch"), found, strict=True):
+        if size < 0 or (size and share % size):
+            raise UserError(
+                f"{option}: {size} does not divide a rank's {share} pictures a step; "
+                "choose a divisor, or 0"
+            )
+    return found

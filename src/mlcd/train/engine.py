@@ -113,6 +113,10 @@ class EncoderEngine:
                 else:
                     safe_set_full_optimizer_state(weight, value, moment)
 
+    def destroy(self) -> None:
+        """Give up DeepSpeed's hooks and buffers; the engine cannot be used any more."""
+        self._engine.destroy()
+
     def _make_moments(self) -> list[dict[str, torch.Tensor]]:
         """Create AdamW's state, which it would else make at its first step, and return it.
 

@@ -8,6 +8,7 @@ import torch
 
 from mlcd.config.train import Train
 from mlcd.encoders import trainable
+from mlcd.encoders.resize import fitted
 from mlcd.stores.checkpoints import Checkpoint, mean_buffers
 
 
@@ -18,13 +19,11 @@ def write_encoder(checkpoint: Checkpoint, section: Train, output: Path) -> None:
     The ranks' running statistics (of batch norm) are averaged.
     """
     encoder = trainable.build(
-        section.model, section.embedding_dim, section.image_size, section.drop_path
+        section.model, section.embedding_dim, checkpoint.image_size, section.drop_path
     )
-    weights = checkpoint.encoder("weight/")
-    for name, weight in encoder.named_parameters():
-        weight.copy_(weights[f"weight/{name}"])
     ranks = len(checkpoint.pieces)
-    set_buffers(encoder, mean_buffers([checkpoint.buffers(rank, ranks) for rank in range(ranks)]))
+    statistics = mean_buffers([checkpoint.buffers(rank, ranks) for rank in range(ranks)])
+    set_weights(encoder, checkpoint.encoder("weight/"), statistics)
     extra = {
         "steps": checkpoint.step,
         "num_classes": checkpoint.num_classes,
@@ -34,7 +33,25 @@ def write_encoder(checkpoint: Checkpoint, section: Train, output: Path) -> None:
 
 
 @torch.no_grad()
-def set_buffers(encoder: trainable.Encoder, buffers: dict[str, torch.Tensor]) -> None:
-    """Copy in the encoder's buffers by name."""
-    for name, buffer in encoder.named_buffers():
-        buffer.copy_(buffers[name])
+def set_weights(
+    encoder: trainable.Encoder,
+    weights: dict[str, torch.Tensor],
+    statistics: dict[str, torch.Tensor],
+) -> None:
+    """Copy in weights (``weight/NAME``) and running statistics (NAME).
+
+    Position embeddings of another image size are interpolated; see :mod:`mlcd.encoders.resize`.
+    """
+    for name, weight in encoder.named_parameters():
+        weight.copy_(fitted(name, weights[f"weight/{name}"], weight.shape))
+    for name, buffer in running_statistics(encoder).items():
+        buffer.copy_(fitted(name, statistics[name], buffer.shape))
+
+
+def running_statistics(encoder: trainable.Encoder) -> dict[str, torch.Tensor]:
+    """Return the buffers that training changes: those that belong to the encoder's state.
+
+    Others (grids of coordinates, masks) follow from the architecture and the image size.
+    """
+    kept = encoder.state_dict().keys()
+    return {name: buffer for name, buffer in encoder.named_buffers() if name in kept}

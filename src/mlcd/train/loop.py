@@ -7,6 +7,7 @@ run needs no saved state of any generator.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import time
 from collections.abc import Iterator
@@ -21,18 +22,19 @@ from mlcd.classifier import RowSparseAdamW, ShardedClassifier
 from mlcd.config.train import Train
 from mlcd.distributed import Place, all_sum, process_group
 from mlcd.encoders import trainable
+from mlcd.encoders.resize import fitted
 from mlcd.errors import UserError
 from mlcd.progress import LOGGER, progress
 from mlcd.stores.centroids import Centroids
 from mlcd.stores.checkpoints import Checkpoint, Snapshot, Writer, newest, steps
 from mlcd.train.centres import initial_rows
 from mlcd.train.engine import EncoderEngine
-from mlcd.train.final import set_buffers, write_encoder
+from mlcd.train.final import running_statistics, set_weights, write_encoder
 from mlcd.train.inputs import Index
 from mlcd.train.metrics import Metrics
 from mlcd.train.order import Order
 from mlcd.train.pictures import Augment, Batch, Steps, batches
-from mlcd.train.schedule import factor
+from mlcd.train.schedule import phases
 
 _STEP = 4
 
@@ -42,7 +44,9 @@ class Run:
     """One rank's arguments, plain values that travel to other machines.
 
     `state`: folder of index, checkpoints and metrics; `output`: folder of the final files.
-    `micro_batch`: pictures a rank takes at once, 0 for its whole share of the batch.
+    `micro_batch`: pictures a rank takes at once, 0 for its whole share of the batch;
+    `high_res_micro_batch`: the same in the high-resolution phase. `memory_limit`: bytes that a
+    block of the classifier's logits may take, None for its default.
     """
 
     section: dict[str, Any]
@@ -52,6 +56,8 @@ class Run:
     output: str
     device: str
     micro_batch: int
+    high_res_micro_batch: int
+    memory_limit: int | None
     workers: int
     checkpoint_every: int
     keep: int
@@ -69,12 +75,24 @@ def train_rank(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def train(run: Run, place: Place) -> dict[str, Any]:
-    """As :func:`train_rank`, in a process group that is there already."""
-    return _Training(run, place).run()
+    """As :func:`train_rank`, in a process group that is there already.
+
+    Every phase starts from a checkpoint, the second from that at the end of the first: whether the
+    run was killed in between makes no difference.
+    """
+    while True:
+        training = _Training(run, place)
+        result = training.run()
+        if training.phase.last == training.total:
+            return result
+        # The first phase's weights and moments go before the second's come.
+        training.engine.destroy()
+        del training
+        gc.collect()
 
 
 class _Training:
-    """The parts of a run on one rank, from the newest checkpoint on."""
+    """The parts of a phase of a run on one rank, from the newest checkpoint on."""
 
     def __init__(self, run: Run, place: Place) -> None:
         self.run_, self.place = run, place
@@ -88,12 +106,15 @@ class _Training:
             window=section.shuffle_window,
             seed=section.seed,
         )
-        self.total = section.epochs * self.order.steps_per_epoch
-        share = section.batch_size // place.world_size
-        self.micro_batch = run.micro_batch or share
-        self.micro_batches = share // self.micro_batch
         found = self._newest()
         self.step = found.step if found else 0
+        parts = phases(section, self.order.steps_per_epoch)
+        self.total = parts[-1].last
+        self.phase = next((part for part in parts if self.step < part.last), parts[-1])
+        share = section.batch_size // place.world_size
+        high_res = self.phase.first > 0
+        self.micro_batch = (run.high_res_micro_batch if high_res else run.micro_batch) or share
+        self.micro_batches = share // self.micro_batch
         self._build(found)
         self.writer = Writer(
             self.state / "checkpoints",
@@ -119,7 +140,7 @@ class _Training:
     def _build(self, found: Checkpoint | None) -> None:
         section, place = self.section, self.place
         encoder = trainable.build(
-            section.model, section.embedding_dim, section.image_size, section.drop_path,
+            section.model, section.embedding_dim, self.phase.image_size, section.drop_path,
             section.seed,
         )  # fmt: skip
         centroids = Centroids(self.run_.centroids)
@@ -132,6 +153,8 @@ class _Training:
             margin_type=section.margin_type,
             negative_ratio=section.negative_ratio,
             seed=section.seed,
+            memory_limit=self.run_.memory_limit,
+            compute_dtype=torch.float32 if section.precision == "fp32" else None,
             device=place.device,
         )
         start, stop = self.classifier.start, self.classifier.stop
@@ -143,10 +166,8 @@ class _Training:
         )
         with torch.no_grad():
             if found is not None:
-                weights = found.encoder("weight/")
-                for name, weight in encoder.named_parameters():
-                    weight.copy_(weights[f"weight/{name}"])
-                set_buffers(encoder, found.buffers(place.rank, place.world_size))
+                statistics = found.buffers(place.rank, place.world_size)
+                set_weights(encoder, found.encoder("weight/"), statistics)
                 rows = found.rows(start, stop)
                 self.classifier.weight.copy_(rows.pop("weight"))
                 self.optimizer.load_state_tensors(rows)
@@ -157,9 +178,15 @@ class _Training:
                     )
                 )
         encoder.train()
+        shapes = {name: weight.shape for name, weight in encoder.named_parameters()}
         self.engine = EncoderEngine(encoder, section, place, self.micro_batch)
         if found is not None:
-            self.engine.restore(found.encoder("exp_avg"), found.step)
+            moments = {
+                # Bilinear: the second moment stays positive.
+                key: fitted(key, value, shapes[key.split("/", 1)[1]], "bilinear")
+                for key, value in found.encoder("exp_avg").items()
+            }
+            self.engine.restore(moments, found.step)
             LOGGER.info("going on from step %d of %d", found.step, self.total)
 
     def run(self) -> dict[str, Any]:
@@ -170,20 +197,20 @@ class _Training:
                 self.state / "metrics.jsonl", Path(self.run_.output) / "tensorboard", self.step
             )
             LOGGER.info(
-                "%d pictures, %d classes, %d steps of %d pictures on %d ranks (%s), %d at once",
-                self.order.n, self.classifier.num_classes, self.total, section.batch_size,
+                "%d pictures, %d classes, %d steps of %d pictures of %d pixels on %d ranks (%s), "
+                "%d at once", self.order.n, self.classifier.num_classes,
+                self.phase.last - self.phase.first, section.batch_size, self.phase.image_size,
                 place.world_size, place.device.type, self.micro_batch,
             )  # fmt: skip
         data = self._data()
         clock, waited, pictures, loss = time.monotonic(), 0.0, 0, math.nan
-        for step in progress(range(self.step, self.total), label="train", unit="step"):
-            rates = factor(step, self.total, section.warmup_steps, section.schedule)
-            record, wait = self._step(step, data, rates)
+        for step in progress(range(self.step, self.phase.last), label="train", unit="step"):
+            record, wait = self._step(step, data)
             loss = record["loss"]
             waited += wait
             pictures += section.batch_size
             self.step = step + 1
-            last = self.step == self.total
+            last = self.step == self.phase.last
             if self.step % section.log_every == 0 or last:
                 elapsed = time.monotonic() - clock
                 (waited,) = all_sum([waited], place.device)
@@ -199,7 +226,8 @@ class _Training:
         dist.barrier()
         if metrics:
             metrics.close()
-        self._finish()
+        if self.step == self.total:
+            self._finish()
         return {"steps": self.step, "loss": None if math.isnan(loss) else loss}
 
     def _data(self) -> Iterator[Batch]:
@@ -207,7 +235,7 @@ class _Training:
         dataset = Steps(
             self.index,
             self.order,
-            Augment(section.image_size, section.crop_min_area, section.flip, section.seed),
+            Augment(self.phase.image_size, section.crop_min_area, section.flip, section.seed),
             rank=place.rank,
             world_size=place.world_size,
             micro_batches=self.micro_batches,
@@ -215,16 +243,17 @@ class _Training:
         return batches(
             dataset,
             self.step * self.micro_batches,
-            self.total * self.micro_batches,
+            self.phase.last * self.micro_batches,
             workers=self.run_.workers,
             pin=place.device.type == "cuda",
         )
 
-    def _step(self, step: int, data: Iterator[Batch], rate: float) -> tuple[dict[str, Any], float]:
+    def _step(self, step: int, data: Iterator[Batch]) -> tuple[dict[str, Any], float]:
         """Take one optimiser step; return its record and the seconds spent waiting for data."""
         section, place = self.section, self.place
-        lr, classifier_lr = section.lr * rate, section.classifier_lr * rate
-        logged = (step + 1) % section.log_every == 0 or step + 1 == self.total
+        rate = self.phase.factor(step, section)
+        lr, classifier_lr = self.phase.lr * rate, self.phase.classifier_lr * rate
+        logged = (step + 1) % section.log_every == 0 or step + 1 == self.phase.last
         waited, loss, norm = 0.0, 0.0, None
         sums = dict.fromkeys(
             ("positive_term", "negative_term", "positive_similarity", "negative_similarity",
@@ -299,8 +328,12 @@ class _Training:
             self.step,
             self.classifier.start,
             {name: _copy(tensor) for name, tensor in rows.items()},
-            {name: _copy(tensor) for name, tensor in self.engine.encoder.named_buffers()},
+            {
+                name: _copy(tensor)
+                for name, tensor in running_statistics(self.engine.encoder).items()
+            },
             encoder,
+            self.phase.image_size,
         )
 
     def _finish(self) -> None:

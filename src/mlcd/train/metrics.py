@@ -41,13 +41,15 @@ class Metrics:
         self._board = SummaryWriter(str(tensorboard), purge_step=resume_step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one line. `record` holds ``step`` (finished steps) and floats."""
+        """Append one line. `record` holds ``step`` (finished steps), floats, and None for what no
+        number says (a mean over nothing).
+        """
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in record.items():
             if name != "step" and value is not None:
                 self._board.add_scalar(f"train/{name}", value, record["step"])
-        if record["feature_cosine"] > _COLLAPSE:
+        if (record["feature_cosine"] or 0) > _COLLAPSE:
             LOGGER.warning(
                 "step %d: features of different pictures have a mean cosine of %.3f: the encoder "
                 "collapses; lower train.lr or train.scale",
