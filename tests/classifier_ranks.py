@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ def rank_main(rank: int, world: int, folder: str) -> None:
         "no reduce-scatter": compare(rank, world, "mlcd", "cosface", 0.1, reduce_scatter=False),
         "training": training(rank, world),
         "saturation": saturation(rank, world),
+        "traffic": {
+            "float32": traffic(rank, world, torch.float32),
+            "bfloat16": traffic(rank, world, torch.bfloat16),
+        },
         "sampled": [classifier().sampled_rows(step).tolist() for step in range(3)],
         "start": classifier().start,
         "random_rows": classifier().weight.detach(),
@@ -152,6 +157,30 @@ def training(rank: int, world: int) -> dict[str, Any]:
         "weight": head.weight.detach(),
         **optimiser.state_tensors(),
     }
+
+
+def counting(collective: Callable[[torch.Tensor], Any], sizes: list[int]) -> Callable[..., Any]:
+    """Return `collective`, noting the bytes that each call is given."""
+
+    def counted(tensor: torch.Tensor) -> Any:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return collective(tensor)
+
+    return counted
+
+
+def traffic(rank: int, world: int, compute_dtype: torch.dtype) -> dict[str, list[int]]:
+    """Return the bytes that a training step hands to each collective, by the exchange's method."""
+    head = classifier(compute_dtype=compute_dtype)
+    handed: dict[str, list[int]] = {}
+    for name in ("gather", "add", "scatter_sum"):
+        handed[name] = []
+        setattr(head.exchange, name, counting(getattr(head.exchange, name), handed[name]))
+    embedding, _, labels = problem()
+    part = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    head(embedding[part].clone().requires_grad_(), labels[part], step=0).backward()
+    RowSparseAdamW(head, lr=0.05).clip(1.0)
+    return handed
 
 
 def saturation(rank: int, world: int) -> int:

@@ -76,6 +76,26 @@ def test_training_does_not_depend_on_the_world_size(results: list[dict], single:
         torch.testing.assert_close(whole, one[name], rtol=1e-3, atol=1e-5, msg=lambda m: name + m)  # noqa: B023
 
 
+@pytest.mark.parametrize(("precision", "p"), [("float32", 4), ("bfloat16", 2)])
+def test_a_step_sends_the_bytes_of_the_formula(results: list[dict], precision: str, p: int) -> None:
+    """The table "Bytes a step" of docs/learning-core.md, from what each collective is handed.
+
+    In a ring, a rank sends (W − 1) times its part in an all-gather, (W − 1) / W of the whole in a
+    reduce-scatter, and twice that in an all-reduce.
+    """
+    world, d, labels = len(results), ranks.DIM, ranks.LABELS
+    batch = ranks.BATCH // world
+    for result in results:
+        handed = result["traffic"][precision]
+        assert handed["gather"] == [batch * d * p, batch * labels * 8]
+        assert handed["scatter_sum"] == [world * batch * d * 4]
+        assert handed["add"] == [world * batch * 16 + 32, 8]
+        sent = (world - 1) * sum(handed["gather"])
+        sent += (world - 1) * (sum(handed["scatter_sum"]) + 2 * sum(handed["add"])) / world
+        rows = (world - 1) * batch * (d * (p + 4) + 8 * labels + 32)
+        assert sent == pytest.approx(rows + 80 * (world - 1) / world)
+
+
 def test_positives_do_not_crowd_out_negatives(results: list[dict], single: dict) -> None:
     expected = round(0.25 * ranks.BATCH * ranks.LABELS)
     assert single["saturation"] == expected

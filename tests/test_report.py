@@ -165,6 +165,19 @@ def test_training_says_what_happened_and_warns(tmp_path):
     assert drawing.warnings[1] in Outline(drawing.html()).words
 
 
+def test_nulls_are_gaps_and_a_field_of_nulls_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{**step(i), "negative_similarity": None, "grad_norm": None if i == 20 else 2.0}
+             for i in range(10, 60, 10)]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawing = train.draw(Report(), str(path))
+    rows = {row[0]: row[1:] for row in cells(drawing.body)}
+    assert rows["Gradient norm: encoder"] == ["2", "2"]
+    assert "Cosine similarity of features: negatives" not in rows
+    assert rows["Cosine similarity of features: positives"][0] == "0.025"
+    assert not drawing.warnings
+
+
 def test_a_long_run_is_drawn_small(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(step(i)) + "\n" for i in range(1, 20_001)))

@@ -20,7 +20,7 @@ from mlcd.train import inputs, plan
 from mlcd.train.centres import initial_rows, principal_axes
 from mlcd.train.order import Order
 from mlcd.train.pictures import Augment, Steps, batches
-from mlcd.train.schedule import factor
+from mlcd.train.schedule import factor, phases
 
 # ---------------------------------------------------------------------------------- order
 
@@ -143,7 +143,10 @@ def test_missing_double_and_foreign_files_are_refused(tmp_path):
         ({"batch_size": 15}, {}, r"train.batch_size: 15 does not divide by 2"),
         ({"batch_size": 16}, {"micro_batch": 3}, r"--micro-batch: 3"),
         ({"batch_size": 128}, {}, r"only 64 have labels"),
+        ({"batch_size": 16}, {"high_res_micro_batch": 3}, r"--high-res-micro-batch: 3"),
         ({"batch_size": 16}, {"keep": 0}, r"--keep"),
+        ({"batch_size": 16}, {"memory_limit": "much"}, r"--memory-limit: 'much' is no size"),
+        ({"model": "mixer_s32_224", "high_res_image_size": 96}, {}, r"^train.high_res_image_size"),
     ],
 )
 def test_plans_that_do_not_fit_are_refused(tmp_path, section, options, expected):
@@ -230,6 +233,23 @@ def test_crops_keep_their_area_and_differ_by_epoch_and_picture():
 
 
 # ---------------------------------------------------------------------------------- the rest
+
+
+def test_the_second_phase_has_a_schedule_of_its_own():
+    section = Train(epochs=3, lr=1e-2, classifier_lr=1e-3, warmup_steps=5)
+    (only,) = phases(section, 10)
+    assert (only.first, only.last, only.image_size) == (0, 30, 64)
+    section = section.model_copy(
+        update={"high_res_image_size": 96, "high_res_epochs": 2, "high_res_lr": 1e-3}
+    )
+    first, second = phases(section, 10)
+    assert first == only
+    assert (second.first, second.last, second.image_size) == (30, 50, 96)
+    assert second.lr == 1e-3 and second.classifier_lr == pytest.approx(1e-4)
+    assert second.factor(34, section) == 1.0 and first.factor(29, section) < 0.01
+    assert [second.factor(step, section) for step in range(30, 50)] == [
+        factor(step, 20, 5, "cosine") for step in range(20)
+    ]
 
 
 def test_learning_rates():

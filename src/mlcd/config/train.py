@@ -112,7 +112,9 @@ class Train(Section):
         "arithmetic for a fraction of the memory. Same losses.",
     )
     compile: bool = Field(
-        False, description="Compile the encoder with torch.compile; the first step takes minutes."
+        False,
+        description="Compile the encoder with torch.compile: same losses to rounding, a first step "
+        "that takes minutes. Needs Triton on GPUs, a C++ compiler on CPUs; not with zero_stage 3.",
     )
     shuffle_block: int = Field(
         64,
@@ -133,6 +135,13 @@ class Train(Section):
     def _sums_of_exponentials_stay_finite(self) -> Train:
         if self.scale * (1 + self.margin) > 600:
             raise ValueError("scale · (1 + margin) is over 600; lower scale")
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_weights_are_whole(self) -> Train:
+        # torch.compile meets the empty placeholders of divided weights in attention layers.
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile does not work with zero_stage 3; lower zero_stage to 2")
         return self
 
     @model_validator(mode="after")

@@ -40,8 +40,6 @@ class EncoderEngine:
         if section.activation_checkpointing:
             checkpoint_activations(encoder)
         module: nn.Module = _Forward(encoder.to(device), section.precision == "bf16")
-        if section.compile:
-            module = torch.compile(module)
         optimizer = torch.optim.AdamW(
             parameter_groups(encoder, section.weight_decay),
             lr=section.lr,
@@ -51,6 +49,8 @@ class EncoderEngine:
         self._engine = _initialize(
             module, optimizer, _deepspeed_config(section, place, micro_batch)
         )
+        if section.compile:
+            self._engine.compile(backend="inductor")
         self._states = self._make_moments()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
