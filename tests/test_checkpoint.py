@@ -116,6 +116,12 @@ def test_a_broken_newest_is_skipped_with_a_warning(tmp_path, caplog, harm):
     assert newest(tmp_path, "run").step == 20
 
 
+def test_ranks_leave_the_folder_before_it_is_renamed(tmp_path):
+    """Rank 0 renames it as soon as the other has spoken; nobody may look for the old name then."""
+    write(tmp_path, range(1, 41), 4, keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"step_00000039", "step_00000040"}
+
+
 def test_what_a_killed_run_left_is_not_seen_and_is_cleared(tmp_path):
     write(tmp_path, [10])
     (tmp_path / ".step_00000020").mkdir()

@@ -14,6 +14,7 @@ a pickle. Writing runs beside training: only the copy to main memory stops it.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import threading
@@ -130,7 +131,10 @@ class Writer:
         files = {piece_name(self._rank): _save(tensors, temporary / piece_name(self._rank))}
         sums = temporary / f"{self._rank}.json"
         if self._rank:
-            write_json(sums, {"start": snapshot.start, "stop": stop, "files": files})
+            said = temporary / f".{self._rank}.json"
+            said.write_text(json.dumps({"start": snapshot.start, "stop": stop, "files": files}))
+            # The last touch: once rank 0 sees the name, it renames the folder.
+            said.rename(sums)
             return
         assert snapshot.encoder is not None
         files[ENCODER] = _save(snapshot.encoder, temporary / ENCODER)
