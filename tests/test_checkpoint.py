@@ -3,10 +3,12 @@
 import json
 import logging
 import threading
+import time
 
 import pytest
 import torch
 
+import mlcd.files
 from mlcd.cli import main
 from mlcd.config.train import Train
 from mlcd.encoders import trainable
@@ -116,10 +118,17 @@ def test_a_broken_newest_is_skipped_with_a_warning(tmp_path, caplog, harm):
     assert newest(tmp_path, "run").step == 20
 
 
-def test_ranks_leave_the_folder_before_it_is_renamed(tmp_path):
-    """Rank 0 renames it as soon as the other has spoken; nobody may look for the old name then."""
-    write(tmp_path, range(1, 41), 4, keep=2)
-    assert {path.name for path in tmp_path.iterdir()} == {"step_00000039", "step_00000040"}
+def test_a_slow_rank_does_not_look_for_the_folder_once_it_is_renamed(tmp_path, monkeypatch):
+    """Rank 0 renames it as soon as the others have spoken."""
+
+    def slow(folder, sync=mlcd.files.fsync_directory):
+        if not (folder / "complete.json").exists():  # rank 0, which ends the checkpoint, is fast
+            time.sleep(0.3)
+        sync(folder)
+
+    monkeypatch.setattr(mlcd.files, "fsync_directory", slow)
+    write(tmp_path, [10, 20], 3)
+    assert newest(tmp_path, "run").step == 20
 
 
 def test_what_a_killed_run_left_is_not_seen_and_is_cleared(tmp_path):
