@@ -233,9 +233,26 @@ def test_summary_finds_near_duplicate_centres(tmp_path: Path) -> None:
     labels = builders.labels_file(tmp_path / "l.h5", np.zeros((30, 2)), 30, embeddings)
     found = summary_of(tmp_path, labels, centroids=centroids)["near_duplicate_centres"]
     assert found["centres"] == 6
+    assert found["looked_at"] == 30
     pairs = {centre: other for centre, other, _ in found["nearest"]}
     assert pairs == {4: 20, 20: 4, 6: 25, 25: 6, 26: 6, 27: 6}
     assert all(cosine > 0.999 for _, _, cosine in found["nearest"])
+
+
+def test_summary_of_many_centres_looks_at_a_sample(tmp_path: Path, monkeypatch) -> None:
+    centres = np.repeat(builders.unit_vectors(30, 24), 2, axis=0)
+    centroids = builders.centroids_file(tmp_path / "c.h5", centres)
+    embeddings = builders.embeddings_file(tmp_path / "e.h5", centres)
+    labels = builders.labels_file(tmp_path / "l.h5", np.zeros((60, 2)), 60, embeddings)
+    monkeypatch.setattr("mlcd.label.summary.LOOKED_AT", 20)
+    found = summary_of(tmp_path, labels, centroids=centroids)["near_duplicate_centres"]
+    assert found["looked_at"] == found["centres"] == 20
+    looked_at = [centre for centre, _, _ in found["nearest"]]
+    # Each one's twin is found, whether or not it is in the sample itself.
+    assert all(other == centre ^ 1 for centre, other, _ in found["nearest"])
+    assert looked_at == sorted(set(looked_at))
+    assert any(centre ^ 1 not in looked_at for centre in looked_at)
+    assert summary_of(tmp_path, labels, centroids=centroids)["near_duplicate_centres"] == found
 
 
 def test_summary_refuses_labels_of_other_centroids(tmp_path: Path, capsys) -> None:

@@ -53,7 +53,10 @@ def _draw(values: dict[str, Any]) -> Drawing:
             f"{use['huge']['classes']:,}",
         ),
         ("imbalance of use (1: all alike)", f"{use['imbalance']:.2f}"),
-        (f"centres with another within cosine {duplicates['over']}", f"{duplicates['centres']:,}"),
+        (
+            f"centres with another within cosine {duplicates['over']}",
+            f"{duplicates['centres']:,} of {duplicates['looked_at']:,}",
+        ),
     ]
     if len(numbers) > 12:  # a threshold with a large l: the chart of use says enough
         del rows[1 : 1 + len(numbers)]
