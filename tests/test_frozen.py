@@ -1,6 +1,7 @@
 """Frozen encoders: features against plain references, identity, refusals in one line."""
 
 import io
+import json
 import subprocess
 import sys
 
@@ -129,6 +130,61 @@ def test_local_checkpoint_is_loaded_and_its_path_is_not_in_the_identity(clip, tm
     assert loaded.identity["pretrained"] == "half.pt"
     assert loaded.identity["weights_sha256"] == weights_sha256(state)
     assert str(tmp_path) not in str(loaded.identity)
+
+
+@pytest.fixture
+def tags(clip, tmp_path, monkeypatch):
+    """Pretrained tags of the tiny model, whose download is a local file, and its -quickgelu."""
+    import open_clip
+    from open_clip import factory, pretrained
+
+    quick = tmp_path / "tiny-clip-quickgelu.json"
+    quick.write_text(json.dumps({**tiny_clip.CONFIG, "quick_gelu": True}))
+    open_clip.add_model_config(quick)
+    found = {"with_quick": {"quick_gelu": True}, "without": {}}
+    found = {tag: {"hf_hub": "nobody/nothing/", **values} for tag, values in found.items()}
+    for name in ("tiny-clip", "tiny-clip-quickgelu"):
+        monkeypatch.setitem(pretrained._PRETRAINED, name, found)
+    weights = tmp_path / "weights.pt"
+    torch.save(frozen.load(clip)._model.state_dict(), weights)
+    monkeypatch.setattr(factory, "download_pretrained", lambda *_, **__: str(weights))
+    yield weights
+    del factory._MODEL_CONFIGS["tiny-clip-quickgelu"], factory._MODEL_CONFIG_PATHS[-1]
+
+
+def test_a_tag_brings_its_activation(tags, recwarn):
+    quick = frozen.load("tiny-clip", "with_quick")
+    plain = frozen.load("tiny-clip", "without")
+    assert not [w for w in recwarn if "QuickGELU" in str(w.message)]
+    assert quick.identity["weights_sha256"] == plain.identity["weights_sha256"]
+    activations = [encoder.identity["activation"] for encoder in (quick, plain)]
+    assert activations == ["quick_gelu", "gelu"]
+    pixels = batch(quick)
+    named = frozen.load("tiny-clip-quickgelu", tags)
+    assert torch.equal(quick.encode_images(pixels), named.encode_images(pixels))
+    assert not torch.equal(quick.encode_images(pixels), plain.encode_images(pixels))
+
+
+def test_a_quickgelu_model_refuses_weights_trained_with_gelu(tags):
+    with pytest.raises(UserError, match=r"embed.model: .*'without'.* set it to tiny-clip$"):
+        frozen.load("tiny-clip-quickgelu", "without")
+    assert frozen.load("tiny-clip-quickgelu", "with_quick").identity["activation"] == "quick_gelu"
+
+
+def test_openai_weights_are_asked_for_with_quick_gelu(monkeypatch):
+    import open_clip
+
+    asked = {}
+
+    def create_model(name, **options):
+        asked[name, options["pretrained"]] = options["force_quick_gelu"]
+        raise UserError("no weights here")
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    for pair in [("ViT-L-14", "openai"), ("ViT-L/14", "openai"), ("ViT-L-14", "laion2b_s32b_b82k")]:
+        with pytest.raises(UserError, match="no weights here"):
+            frozen.load(*pair)
+    assert list(asked.values()) == [True, True, False]
 
 
 def test_checkpoint_of_another_model_is_refused(clip, tmp_path):

@@ -21,7 +21,8 @@ class Embed(Section):
         None,
         description="open_clip's pretrained tag or a local checkpoint; null for the packaged "
         "model, or for random weights (tests only). The paper: openai. If the machine has no "
-        "network, download the weights elsewhere and give the file's path.",
+        "network, download the weights elsewhere and give the file's path; a tag brings its "
+        "activation along, a file does not: OpenAI's weights need the model ViT-L-14-quickgelu.",
     )
     features: Literal["image", "image_text_mean"] = Field(
         "image",

@@ -25,6 +25,8 @@ from mlcd.progress import LOGGER
 
 #: Seed of the weights where none are asked for.
 _SEED = 0
+#: What the names of open_clip's models with the activation x · sigmoid(1.702 x) end in.
+_QUICKGELU = "-quickgelu"
 _SCHEMES = ("local-dir:", "hf-hub:")
 
 
@@ -52,6 +54,8 @@ class OpenClip(FrozenEncoder):
             device=device,
             precision=precision,
         )
+        # No weight tells which activation they were trained with, and features differ much.
+        self.identity["activation"] = _activation(model)
 
     def _image_features(self, batch: Tensor) -> Tensor:
         return self._model.encode_image(batch)
@@ -84,6 +88,8 @@ def load(
             model = open_clip.create_model(
                 name,
                 pretrained=tag,
+                # open_clip only warns where the tag's weights need another activation than `name`.
+                force_quick_gelu=_is_tag(name, tag) and _trained_with_quick_gelu(name, tag),
                 force_image_size=image_size,
                 pretrained_image=False,
                 pretrained_text=False,
@@ -113,6 +119,11 @@ def _check(name: str, tag: str | None) -> str | None:
         return None
     tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
     if _is_tag(name, tag):
+        if name.endswith(_QUICKGELU) and not _trained_with_quick_gelu(name, tag):
+            raise UserError(
+                f"embed.model: the weights {tag!r} were trained with GELU, not the QuickGELU of "
+                f"{name}; set it to {name.removesuffix(_QUICKGELU)}"
+            )
         return tag
     if Path(tag).is_file():
         return Path(tag).name
@@ -126,6 +137,19 @@ def _is_tag(name: str, tag: str | None) -> bool:
     import open_clip
 
     return tag is not None and open_clip.is_pretrained_cfg(name.replace("/", "-"), tag)
+
+
+def _trained_with_quick_gelu(name: str, tag: str | None) -> bool:
+    import open_clip
+
+    return bool(open_clip.get_pretrained_cfg(name.replace("/", "-"), tag).get("quick_gelu"))
+
+
+def _activation(model: torch.nn.Module) -> str:
+    """Return the activation between a block's linear layers, `quick_gelu` or `gelu`."""
+    from open_clip.transformer import QuickGELU
+
+    return "quick_gelu" if any(isinstance(m, QuickGELU) for m in model.modules()) else "gelu"
 
 
 def _nearest(word: str, known: list[str]) -> str:
