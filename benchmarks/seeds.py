@@ -5,7 +5,7 @@
 takes the labels, embeddings, pictures and centroids of a finished run, trains once a seed with the
 sections of --config (seed s for weights, order, crops and negatives), evaluates pixels, random
 weights of the same seed and the trained encoder, and puts the table into OUTPUT/seeds.md. A seed
-whose summary.csv is there is not run again.
+is not run again while its config, inputs and code are the ones in seed-S/identity.json.
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
-from mlcd.config import load
-from mlcd.files import write_text
+from mlcd.config import Config, load
+from mlcd.errors import UserError
+from mlcd.files import read_json, write_json, write_text
+from mlcd.sources import code_hash, file_identity
+from mlcd.stores.centroids import Centroids
+from mlcd.stores.labels import Labels
 
 
 def main() -> None:
@@ -34,21 +39,24 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["pixels", "random", "trained"])
     parser.add_argument("--ranks", type=int, default=2)
     arguments = parser.parse_args()
-    load(arguments.config)
+    config = load(arguments.config)
     values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for seed in arguments.seeds:
-        for row in one_seed(arguments, seed):
+        for row in one_seed(arguments, config, seed):
             values[row["dataset"], row["metric"], row["model"]].append(float(row["value"]))
     text = report(values, len(arguments.seeds))
     write_text(arguments.output / "seeds.md", text)
     print(text)
 
 
-def one_seed(arguments: argparse.Namespace, seed: int) -> list[dict[str, str]]:
+def one_seed(arguments: argparse.Namespace, config: Config, seed: int) -> list[dict[str, str]]:
     """Train and evaluate with one seed, or take what is there; return the summary's rows."""
     folder = arguments.output / f"seed-{seed}"
     summary = folder / "evaluate" / "summary.csv"
-    if not summary.exists():
+    current = identity(arguments, config, seed)
+    if not (summary.exists() and recorded(folder) == current):
+        # A summary without an identity is never taken, whichever run it is of.
+        (folder / "identity.json").unlink(missing_ok=True)
         common = ["--config", arguments.config, "--seed", str(seed)]
         results = arguments.results
         run(
@@ -63,8 +71,38 @@ def one_seed(arguments: argparse.Namespace, seed: int) -> list[dict[str, str]]:
             "evaluate", *common, "--encoder", folder / "train", "--output", summary.parent,
             "--models", *arguments.models,
         )  # fmt: skip
+        write_json(folder / "identity.json", current)
     with summary.open(newline="") as handle:
         return list(csv.DictReader(handle))
+
+
+def identity(arguments: argparse.Namespace, config: Config, seed: int) -> dict[str, Any]:
+    """Return what the numbers of one seed depend on: config, inputs and code."""
+    labels = sorted((arguments.results / "labels").glob("*.h5"))
+    if not labels:
+        raise UserError(f"{arguments.results}/labels: holds no labels; give a finished run")
+    for dataset in config.evaluate.datasets:
+        if not Path(dataset.path).exists():
+            raise UserError(f"evaluate.datasets: {dataset.path}: no such file; fetch it first")
+    train = config.train.model_copy(update={"seed": seed})
+    evaluate = config.evaluate.model_copy(update={"seed": seed, "models": arguments.models})
+    return {
+        "train": train.model_dump(mode="json"),
+        "evaluate": evaluate.model_dump(mode="json"),
+        "datasets": [file_identity(dataset.path) for dataset in config.evaluate.datasets],
+        "centroids": Centroids(arguments.results / "clusters" / "centroids.h5").fingerprint,
+        "labels": [Labels(path).fingerprint for path in labels],
+        "ranks": arguments.ranks,
+        "code": {stage: code_hash(stage) for stage in ("train", "evaluate")},
+    }
+
+
+def recorded(folder: Path) -> dict[str, Any] | None:
+    """Return the identity of the run in `folder`; None if it is not there or not whole."""
+    try:
+        return read_json(folder / "identity.json")
+    except UserError:
+        return None
 
 
 def run(*words: object) -> None:
@@ -96,4 +134,7 @@ def report(values: dict[tuple[str, str, str], list[float]], seeds: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"seeds: {error}")
