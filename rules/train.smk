@@ -32,6 +32,9 @@ rule train:
         nodes=1,
         ranks_per_node=2,
         checkpoint_every=100,
+        # Pictures a rank takes at once, in both phases; 0: its whole share of the batch.
+        micro_batch=0,
+        high_res_micro_batch=0,
         # auto is judged on the machine that runs this rule: a login node may have no GPU.
         device="auto",
         # Further options of the gang's job: time limit, account, partition.
@@ -54,6 +57,8 @@ rule train:
             --nodes {resources.nodes} \
             --ranks-per-node {resources.ranks_per_node} \
             --checkpoint-every {resources.checkpoint_every} \
+            --micro-batch {resources.micro_batch} \
+            --high-res-micro-batch {resources.high_res_micro_batch} \
             --device {resources.device} \
             {resources.launch_options} \
             --config {params.cfg:q} \
