@@ -13,6 +13,7 @@ import builders
 import h5py
 import numpy as np
 import pytest
+from memory import many_rows, peak_memory
 from test_cluster import files_of, refused, run
 
 from mlcd import cli
@@ -162,34 +163,10 @@ def test_bad_options(tmp_path: Path, capsys, options: list, words: list[str]) ->
     refused(capsys, *words)
 
 
-MEASURE = """
-import pathlib, sys
-from mlcd import cli
-code = cli.main(sys.argv[1:])
-# Not ru_maxrss, which begins at what the parent held when it started this process.
-status = pathlib.Path("/proc/self/status").read_text()
-print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
-raise SystemExit(code)
-"""
-
-
 def test_peak_memory_stays_within_the_limit(tmp_path: Path) -> None:
-    # 120 MB of float16 rows, 240 MB as float32: does not fit in 400 MiB beside the program.
-    vectors = builders.unit_vectors(1000, 512)
-    with h5py.File(tmp_path / "e.h5", "w") as file:
-        rows = file.create_dataset("embedding", (120_000, 512), "f2", chunks=(1000, 512))
-        for start in range(0, 120_000, 1000):
-            rows[start : start + 1000] = vectors
-    words = ["cluster", "--embeddings", tmp_path / "e.h5", "--output", tmp_path / "c.h5"]
+    words = ["cluster", "--embeddings", many_rows(tmp_path / "e.h5"), "--output", tmp_path / "c.h5"]
     words += ["--k", 32, "--iterations", 2, "--memory-limit", "400MiB", "--threads", 1]
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
-    )
-    assert int(done.stdout) <= 400 << 20
+    assert peak_memory(*words) <= 400 << 20
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

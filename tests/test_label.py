@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import builders
 import h5py
 import numpy as np
 import pytest
+from memory import many_rows, peak_memory
 
 from mlcd import cli
 from mlcd.stores import h5
@@ -275,33 +273,12 @@ def test_summary_refuses_labels_of_other_centroids(tmp_path: Path, capsys) -> No
         refused(capsys, *words)
 
 
-MEASURE = """
-import pathlib, sys
-from mlcd import cli
-code = cli.main(sys.argv[1:])
-# Not ru_maxrss, which begins at what the parent held when it started this process.
-status = pathlib.Path("/proc/self/status").read_text()
-print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
-raise SystemExit(code)
-"""
-
-
 def test_peak_memory_stays_within_the_limit(tmp_path: Path) -> None:
-    vectors = builders.unit_vectors(1000, 512)
-    with h5py.File(tmp_path / "e.h5", "w") as file:
-        rows = file.create_dataset("embedding", (120_000, 512), "f2", chunks=(1000, 512))
-        for start in range(0, 120_000, 1000):
-            rows[start : start + 1000] = vectors
-    centroids = builders.centroids_file(tmp_path / "c.h5", vectors[:64], model="")
+    embeddings = many_rows(tmp_path / "e.h5")
+    vectors = builders.unit_vectors(64, 512)
+    centroids = builders.centroids_file(tmp_path / "c.h5", vectors, model="")
     with h5py.File(centroids, "r+") as file:
         file.attrs["model"] = ""
-    words = ["label", "--embeddings", tmp_path / "e.h5", "--centroids", centroids]
+    words = ["label", "--embeddings", embeddings, "--centroids", centroids]
     words += ["--output", tmp_path / "l.h5", "--memory-limit", "400MiB", "--threads", 1]
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
-    )
-    assert int(done.stdout) <= 400 << 20
+    assert peak_memory(*words) <= 400 << 20
