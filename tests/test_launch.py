@@ -94,6 +94,8 @@ def driver(tmp_path: Path, seconds: float) -> subprocess.Popen:
     """Start a driver in its own process; return when both ranks run."""
     code = (
         "import sys; from pathlib import Path; from test_launch import *\n"
+        # A shell that runs the tests in its background has them ignore SIGINT, and it is inherited.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"print(run_gang(slow, dict(pids={str(tmp_path)!r}, seconds={seconds}),"
         f" Path({str(tmp_path)!r}), TWO), flush=True)"
     )

@@ -64,7 +64,7 @@ def folder(tmp_path_factory):
     (folder / "few.tar").write_bytes(b"")
     config = {
         "metadata": ["first.parquet", "second.parquet"],
-        "prepare": {"chunk_rows": N},
+        "prepare": {"chunk_rows": N, "hash_column": None},
         "evaluate": {"datasets": [{"name": "few", "path": "few.tar", "label_field": "top"}]},
         "report": {"montage_clusters": 4, "montage_pictures": 5, "label_examples": 3},
     }
