@@ -309,7 +309,7 @@ def test_foreign_embeddings(tmp_path):
     assert np.array_equal(foreign.read(2, 5), vectors[2:5])
     assert [(first, len(rows)) for first, rows in foreign.blocks(4)] == [(0, 4), (4, 4), (8, 2)]
     assert foreign.keys(8).tolist() == [b"000000008", b"000000009"]
-    assert (foreign.model, foreign.has_places, len(foreign.fingerprint)) == ({}, False, 64)
+    assert (foreign.model, len(foreign.fingerprint)) == ({}, 64)
     with pytest.raises(UserError, match=r"f.h5: does not say where its pictures lie"):
         foreign.places()
 

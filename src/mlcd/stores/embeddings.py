@@ -107,12 +107,6 @@ class Embeddings:
                 return file["key"][start:stop]
         return np.array([b"%09d" % row for row in range(*slice(start, stop).indices(self.n))], "S9")
 
-    @property
-    def has_places(self) -> bool:
-        """True if the file says where each picture lies, as our own files do."""
-        with self._open() as file:
-            return all(name in file for name in Places._fields)
-
     def places(self, start: int = 0, stop: int | None = None) -> Places:
         """Return where the pictures of rows start … stop − 1 lie. Raises :class:`UserError`."""
         with self._open() as file:
