@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,14 @@ from mlcd.neighbours.exact import ExactSearch, search_bytes
 from mlcd.neighbours.rows import Rows
 from mlcd.progress import LOGGER, progress
 from mlcd.stores.embeddings import open_all
+
+
+class Search(Protocol):
+    """Finds the nearest centres of rows, such as :class:`mlcd.neighbours.exact.ExactSearch`."""
+
+    def nearest(self, rows: np.ndarray, l: int) -> np.ndarray:
+        """Return ids int64 [n, l] of the `l` nearest centres of `rows` float32 [n, d]."""
+        ...
 
 
 def cluster(
@@ -55,15 +63,18 @@ def run_kmeans(
     device: str = "cpu",
     threads: int = 0,
     group: Alone | None = None,
+    make_search: Callable[[np.ndarray], Search] | None = None,
 ) -> State:
     """Return the state after the last iteration; see :class:`State`.
 
     `initial` makes the first centres, float32 [K, d] unit rows. With `folder`, each iteration is
     saved there and a rerun goes on from the newest whole one. In a `group` of ranks each gives its
-    part of the rows. Same rows, section and initial centres give the same bits whatever the blocks
-    and parts of `rows`, the device and the threads.
+    part of the rows. `make_search` makes the search among the centres of an iteration [an exact
+    one on `device` with `threads`]. Same rows, section and initial centres give the same bits
+    whatever the blocks and parts of `rows`, the device and the threads.
     """
     group = group or Alone()
+    make_search = make_search or partial(ExactSearch, device=device, threads=threads)
 
     def start() -> State:
         state = checkpoint.load(folder) if folder else None
@@ -79,7 +90,7 @@ def run_kmeans(
         began = time.monotonic()
         iteration = len(records) + 1
         sums.clear()
-        search = ExactSearch(centres, device=device, threads=threads)
+        search = make_search(centres)
         group.agree(partial(_assign, rows, search, sums, f"iteration {iteration}"))
         group.add_up(sums)
         objective, shift, spread = move_centres(centres, sums)
@@ -95,7 +106,7 @@ def run_kmeans(
     return state
 
 
-def _assign(rows: Rows, search: ExactSearch, sums: ClusterSums, label: str) -> None:
+def _assign(rows: Rows, search: Search, sums: ClusterSums, label: str) -> None:
     """Add every row to the sums of its nearest centre."""
     for _, block in progress(rows.blocks(), total=len(rows), label=label, unit="block"):
         sums.add(block, search.nearest(block, 1)[:, 0])
