@@ -1,6 +1,7 @@
 # make demo   the whole chain on real pictures: environment, web server, workflow, report
 # make test   the tests
-# Both make their own environment in .venv from Python 3.11 or 3.12; nothing else is needed.
+# make test-slurm   the tests on a real Slurm cluster of four nodes on this machine (root, Debian)
+# All make their own environment in .venv from Python 3.11 or 3.12; nothing else is needed.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,6 +13,9 @@ OPTIONS ?=
 RESULTS ?= results
 # Tests that run side by side.
 WORKERS ?= 2
+# What `make test-slurm` runs, and options of its cluster.
+TESTS ?= tests/slurm
+SLURM_OPTIONS ?=
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
@@ -19,7 +23,7 @@ SNAKEMAKE = snakemake --profile profiles/local --cores $(CORES) $(OPTIONS)
 export PATH := $(BIN):$(PATH)
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo install report test lint config
+.PHONY: demo install report test test-slurm lint config
 
 install: $(STAMP)
 
@@ -44,6 +48,11 @@ $(RESULTS)/report.html: $(wildcard $(RESULTS)/report/* $(RESULTS)/evaluate/summa
 
 test: $(STAMP)
 	python -m pytest --numprocesses $(WORKERS) --dist loadfile tests
+
+# SLURM_OPTIONS=--accounting adds slurmdbd and its database; TESTS picks tests.
+test-slurm: $(STAMP)
+	python tests/slurm/cluster.py install $(SLURM_OPTIONS)
+	python tests/slurm/cluster.py run $(SLURM_OPTIONS) -- python -m pytest $(TESTS)
 
 lint: $(STAMP)
 	ruff check .
