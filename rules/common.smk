@@ -6,6 +6,7 @@
 # stale. Nothing here imports torch: every Slurm job parses this file again.
 
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -61,12 +62,6 @@ wildcard_constraints:
 def section(stage):
     """Return a stage's section as one line of JSON: what `mlcd STAGE --config` takes."""
     return getattr(CONFIG, stage).to_json()
-
-
-def memory_for_centres(stage_mb, kilobytes):
-    """Return mem_mb as a function of the attempt: `stage_mb` and so many kilobytes a centre."""
-    needed = stage_mb + CONFIG.cluster.k * kilobytes // 1000
-    return lambda wildcards, attempt: int(needed * (1 + attempt) / 2)
 
 
 def of_chunks(pattern):

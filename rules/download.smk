@@ -21,8 +21,10 @@ rule download:
         "../environment.yml"
     threads: 2
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=720,
+        # A process of img2dataset holds its imports and the pictures in flight.
+        mem_mb=memory(2000, row_bytes=500, thread_mb=750),
+        # Transfers end at the deadline; then the tars are written, their bytes read again.
+        runtime=minutes(15 + round(CONFIG.download.deadline / 60 * 1.1), rows_a_second=1000),
         # Connections at once a process: waiting on the network, not computing.
         connections=32,
         patience=download_patience(),

@@ -19,8 +19,11 @@ rule embed:
         "../environment.yml"
     threads: 2
     resources:
-        mem_mb=lambda wildcards, attempt: 6000 * attempt,
-        runtime=720,
+        # Half of the threads are processes that decode pictures.
+        mem_mb=memory(5000, row_bytes=1000, thread_mb=500),
+        # A GPU with eight cores beside it is some times faster; ViT-L/14 on a CPU is slower, and
+        # goes on from where it was in the next attempt.
+        runtime=minutes(15, rows_a_second=100),
         max_failed=str(CONFIG.embed.max_failed),
     params:
         cfg=embed_section(),

@@ -9,7 +9,7 @@ rule prepare:
     """Cut rows of {wildcards.chunk} out of its URL list."""
     input:
         # ancient: a copied list has a new time; its identity below tells whether it is another.
-        metadata=lambda wildcards: ancient(CHUNKS[wildcards.chunk][0]),
+        metadata=lambda wildcards: ancient(CHUNKS[wildcards.chunk].list),
     output:
         table=f"{RESULTS}/urls/{{chunk}}.parquet",
         counts=f"{RESULTS}/urls/{{chunk}}.json",
@@ -21,13 +21,14 @@ rule prepare:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        # The URLs of the chunk, to find doubles.
+        mem_mb=memory(1000, row_bytes=500),
+        runtime=minutes(15, rows_a_second=10_000),
     params:
         cfg=section("prepare"),
         code=code_hash("prepare"),
-        part=lambda wildcards: CHUNKS[wildcards.chunk][1],
-        identity=lambda wildcards: file_identity(CHUNKS[wildcards.chunk][0]),
+        part=lambda wildcards: CHUNKS[wildcards.chunk].index,
+        identity=lambda wildcards: file_identity(CHUNKS[wildcards.chunk].list),
     shell:
         """
         mlcd prepare \

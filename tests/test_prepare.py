@@ -314,11 +314,11 @@ def test_plan_names_chunks_in_order_and_refuses_what_is_empty(tmp_path):
     second.write_text("\n".join(urls(4)))
     lists = [str(first), str(second)]
     assert plan(lists, 2) == {
-        "b-00000": (lists[0], 0),
-        "b-00001": (lists[0], 1),
-        "b-00002": (lists[0], 2),
-        "a-00000": (lists[1], 0),
-        "a-00001": (lists[1], 1),
+        "b-00000": (lists[0], 0, 2),
+        "b-00001": (lists[0], 1, 2),
+        "b-00002": (lists[0], 2, 1),
+        "a-00000": (lists[1], 0, 2),
+        "a-00001": (lists[1], 1, 2),
     }
     assert list(plan(lists, 2)) == [*(f"b-0000{i}" for i in range(3)), "a-00000", "a-00001"]
     # One more list leaves the others' chunks alone.

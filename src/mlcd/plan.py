@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from mlcd.errors import UserError
 
@@ -28,6 +28,14 @@ _BLOCK = 1 << 20
 _MOST_CHUNKS = 100_000
 # Chunk names become file names, wildcards and words of shell commands.
 _SAFE_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+=@-]*")
+
+
+class Chunk(NamedTuple):
+    """A chunk's list, its place in the list, and its rows (fewer in a list's last chunk)."""
+
+    list: str
+    index: int
+    rows: int
 
 
 def list_format(path: str | Path) -> str:
@@ -91,8 +99,8 @@ def expand_lists(metadata: list[str]) -> list[str]:
 
 def plan(
     metadata: list[str], chunk_rows: int, columns: dict[str, str | None] | None = None
-) -> dict[str, tuple[str, int]]:
-    """Return chunk name → (list, index of the chunk in it), in the order of the lists.
+) -> dict[str, Chunk]:
+    """Return chunk name → :class:`Chunk`, in the order of the lists.
 
     `columns` (config key → name, or None) are looked for in the footers of parquet lists.
 
@@ -104,7 +112,7 @@ def plan(
     # Opening is waiting where the lists lie on a network disk, so several are opened at a time.
     with ThreadPoolExecutor(max_workers=8) as pool:
         counts = list(pool.map(lambda path: _look_at(path, columns or {}), metadata))
-    chunks: dict[str, tuple[str, int]] = {}
+    chunks: dict[str, Chunk] = {}
     for path, rows in zip(metadata, counts, strict=True):
         if rows == 0:
             raise UserError(f"{path}: this list has no rows; take it out of the key metadata")
@@ -117,10 +125,10 @@ def plan(
             name = chunk_name(path, index)
             if name in chunks:
                 raise UserError(
-                    f"{path}: its chunks would be named like those of {chunks[name][0]}; "
+                    f"{path}: its chunks would be named like those of {chunks[name].list}; "
                     "rename one of the two lists"
                 )
-            chunks[name] = (path, index)
+            chunks[name] = Chunk(path, index, min(chunk_rows, rows - index * chunk_rows))
     return chunks
 
 

@@ -1,0 +1,34 @@
+# What jobs ask of a cluster: memory and time as functions of the chunk's rows and of the attempt.
+#
+# A job that ran out of memory or time is tried again with more (profiles: retries); the profile's
+# `resources` cap both at what its partition offers. Every stage goes on from its saved state, so
+# that an attempt cut off by the time limit is not lost. None of this makes a result stale.
+
+
+def memory(fixed_mb, row_bytes=0, thread_mb=0):
+    """Return mem_mb: `fixed_mb`, bytes a row of the chunk, MB a thread; times the attempt."""
+
+    def needed(wildcards, attempt, threads):
+        rows = CHUNKS[wildcards.chunk].rows
+        return attempt * (fixed_mb + rows * row_bytes // 1_000_000 + threads * thread_mb)
+
+    return needed
+
+
+def memory_for_centres(stage_mb, kilobytes):
+    """Return mem_mb: `stage_mb` and so many kilobytes a centre; half as much more an attempt."""
+    needed = stage_mb + CONFIG.cluster.k * kilobytes // 1000
+    return lambda wildcards, attempt: int(needed * (1 + attempt) / 2)
+
+
+def minutes(fixed, rows_a_second, by_threads=False):
+    """Return runtime: `fixed` minutes and the chunk's rows at a rate, of one thread or of the job.
+
+    Times the attempt; the rate is a slow one, since a time limit is no estimate.
+    """
+
+    def needed(wildcards, attempt, threads):
+        rate = rows_a_second * (threads if by_threads else 1)
+        return attempt * (fixed + math.ceil(CHUNKS[wildcards.chunk].rows / rate / 60))
+
+    return needed

@@ -1,0 +1,76 @@
+"""The Slurm profiles: they plan, their first block reaches every job, and they stay alike."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yte
+
+ROOT = Path(__file__).parent.parent
+SLURM = ("slurm", "slurm-1gpu", "slurm-cpu")
+
+
+def text(name: str) -> str:
+    return (ROOT / "profiles" / name / "config.yaml").read_text()
+
+
+def parsed(source: str) -> dict:
+    return yte.process_yaml(io.StringIO(source), require_use_yte=True)
+
+
+@pytest.mark.parametrize("name", SLURM)
+def test_the_first_block_reaches_every_job(name):
+    changed = re.sub(r'account: ""', "account: vision-7", text(name))
+    changed = re.sub(r"( (?:gpu_)?partition): main", r"\1: big", changed)
+    changed = re.sub(r"time_limit: \d+", "time_limit: 77", changed)
+    profile = parsed(changed)
+    assert profile["default-resources"]["slurm_account"] == "'vision-7'"
+    assert profile["default-resources"]["slurm_partition"] == "'big'"
+    assert profile["resources"]["runtime"] == 77
+    assert "main" not in str(profile)
+    gangs = [keys for keys in profile["set-resources"].values() if "launcher" in keys]
+    assert gangs
+    for keys in gangs:
+        for part in ("account=vision-7", "partition=big", "--timeout-min 77"):
+            assert part in keys["launch_options"]
+
+
+@pytest.mark.parametrize("name", SLURM)
+def test_without_an_account_none_is_named(name):
+    profile = parsed(text(name))
+    assert "slurm_account" not in profile["default-resources"]
+    assert "account" not in str(profile["set-resources"])
+
+
+def test_the_profiles_differ_only_in_width_and_gpus():
+    profiles = {name: parsed(text(name)) for name in SLURM}
+    width = {"jobs", "cores", "resources", "set-threads", "set-resources"}
+    alike = [{k: v for k, v in p.items() if k not in width} for p in profiles.values()]
+    assert alike[0] == alike[1] == alike[2]
+    assert "gres" not in str(profiles["slurm-cpu"])
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("name", SLURM)
+def test_jobs_ask_for_what_their_chunk_and_threads_need(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--dry-run", "--profile", f"profiles/{name}",
+         "--config", f"results={tmp_path}"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    profile = parsed(text(name))
+    jobs = re.findall(r"^rule (\w+):$(.*?)^    resources: ([^\n]*)$", done.stdout, re.M | re.S)
+    asked = {rule: dict(re.findall(r"(\w+)=(\S+?)(?:,|$)", told)) for rule, _, told in jobs}
+    threads = profile["set-threads"]["embed"]
+    # The demo's chunks hold 600 rows: less than a megabyte and a minute.
+    assert int(asked["embed"]["mem_mb"]) == 5000 + 500 * threads
+    limit = profile["resources"]["runtime"]
+    assert int(asked["embed"]["runtime"]) == (limit if name == "slurm-cpu" else 16)
+    assert ("gres" in asked["embed"]) == (name != "slurm-cpu")
+    assert all(int(keys["runtime"]) <= limit for keys in asked.values())
