@@ -137,7 +137,7 @@ def test_pruned_search_equals_the_full_one(l: int, noise: float) -> None:
     np.testing.assert_array_equal(pruned.nearest(rows, l), full)
     basis = directions(centres)
     for dims in (4, 16, 63):
-        heads = Heads(centres, basis, dims, exact._cpu_search)
+        heads = Heads(centres, basis, dims, exact.cpu_search)
         ids, certain = pruned._nearest_by_heads(heads, rows, l)
         np.testing.assert_array_equal(ids[certain], full[certain])
     if l == 1 and noise == 3.0:
@@ -149,7 +149,7 @@ def test_bounds_of_heads_hold() -> None:
     rows, centres = planted(1100)
     true = rows.astype(float) @ centres.T.astype(float)
     for dims in (1, 8, 40):
-        heads = Heads(centres, directions(centres), dims, exact._cpu_search)
+        heads = Heads(centres, directions(centres), dims, exact.cpu_search)
         bounds, ids = heads.search(rows, 20)
         assert (bounds + heads.margin >= np.take_along_axis(true, ids, axis=1)).all()
         # What is not returned has a lower bound than all that is.

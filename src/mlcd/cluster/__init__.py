@@ -1,7 +1,8 @@
-"""Stage `cluster`: spherical k-means over all embeddings, exact, streamed and resumable.
+"""Stage `cluster`: spherical k-means over all embeddings, streamed and resumable.
 
 The centroids are the same bytes whatever the memory limit, the threads and the device, and after
-any interruption; see :mod:`mlcd.neighbours.exact` and :mod:`mlcd.cluster.sums` for why.
+any interruption; see :mod:`mlcd.neighbours.exact` and :mod:`mlcd.cluster.sums` for why. That holds
+in both modes: each row compared to all centres, or :mod:`mlcd.cluster.two_level`.
 """
 
 from __future__ import annotations
@@ -82,12 +83,14 @@ def run(arguments: argparse.Namespace, section: Cluster) -> None:
             raise UserError(f"{folder}: holds no whole checkpoint; run the same command again")
     lines = "".join(json.dumps(record) + "\n" for record in state.records)
     write_text(output.with_name(ITERATIONS), lines)
+    # Objectives of another number of centres are not to be compared with these.
+    records = [record for record in state.records if record.get("phase") != "coarse"]
     centroids.write(
         output,
         centroid=state.centres,
         size=state.size,
-        objective=[record["objective"] for record in state.records],
-        empty=[record["empty"] for record in state.records],
+        objective=[record["objective"] for record in records],
+        empty=[record["empty"] for record in records],
         attributes={
             "model": json.dumps(files[0].model),
             "embeddings": json.dumps(fingerprints),

@@ -15,11 +15,13 @@ from mlcd.cluster.checkpoint import State
 from mlcd.cluster.initial import kmeans_plus_plus, random_rows
 from mlcd.cluster.ranks import Alone
 from mlcd.cluster.sums import ClusterSums
+from mlcd.cluster.two_level import two_level
 from mlcd.cluster.update import move_centres, repair_empty
 from mlcd.config.cluster import Cluster
 from mlcd.neighbours import memory
-from mlcd.neighbours.exact import ExactSearch, search_bytes
+from mlcd.neighbours.exact import SPARE, ExactSearch, search_bytes
 from mlcd.neighbours.rows import Rows
+from mlcd.neighbours.two_level import search_bytes as two_level_bytes
 from mlcd.progress import LOGGER, progress
 from mlcd.stores.embeddings import open_all
 
@@ -41,9 +43,18 @@ def cluster(
     n, d = sum(file.n for file in files), files[0].d
     # Besides the centres and the blocks: the integer sums and what the search holds.
     fixed = 8 * section.k * (d + 6) + search_bytes(section.k, d)
+    labels = 1
+    if section.mode == "two_level":
+        # The centres of the phase before are held too.
+        fixed += two_level_bytes(section.k, d) + 4 * section.k * d
+        labels = max(1, section.probes) * (1 + SPARE)
     share = -(-n // group.size)
-    plan = group.agree(lambda: memory.plan_blocks(limit, share, d, 1, fixed))
+    plan = group.agree(lambda: memory.plan_blocks(limit, share, d, labels, fixed))
     rows = Rows(files, plan.rows, plan.keep, part=(group.rank, group.size))
+    if section.mode == "two_level":
+        return two_level(
+            rows, section, folder, run_kmeans, device=device, threads=threads, group=group
+        )
 
     def initial() -> np.ndarray:
         if section.init == "random":

@@ -20,7 +20,7 @@ from mlcd.neighbours.heads import Heads, Search, directions
 #: Pairs scored at once by :func:`dots`: few enough that their float64 products stay in cache.
 _PAIRS = 256
 #: Candidates asked for beyond l. They settle nearly all close calls, and cost faiss nothing.
-_SPARE = 3
+SPARE = 3
 #: Candidates beyond l in a search by bounds, which are looser than products.
 _CANDIDATES = 7
 #: Fewer centres than this are searched in full: trying would cost more than it saves.
@@ -30,7 +30,7 @@ _TRIED = 512
 _SHARES = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5)
 #: Heads must promise less than this part of the full work.
 _WORTH = 0.85
-#: Bytes of the scores of one block in :meth:`ExactSearch._scan`.
+#: Bytes of the scores of one block in :func:`scan`.
 _SCAN_BYTES = 32 << 20
 
 
@@ -76,12 +76,11 @@ class ExactSearch:
     ) -> None:
         self.centres = np.ascontiguousarray(centres, np.float32)
         self.K, self.d = self.centres.shape
-        self._bound = error_bound(self.d)
         on_gpu = _on_gpu(device)
         if threads:
             # One limit for faiss and for numpy, whose BLAS is another.
             threadpoolctl.threadpool_limits(threads)
-        self._search = _gpu_search(self.centres) if on_gpu else _cpu_search(self.centres)
+        self._search = _gpu_search(self.centres) if on_gpu else cpu_search(self.centres)
         self._heads: Heads | None = None
         self._untried = prune and not on_gpu and self.K >= _LEAST_CENTRES and self.d >= 64
 
@@ -106,7 +105,7 @@ class ExactSearch:
         basis = directions(self.centres)
         best, least = None, _WORTH
         for share in _SHARES:
-            heads = Heads(self.centres, basis, int(self.d * share), _cpu_search)
+            heads = Heads(self.centres, basis, int(self.d * share), cpu_search)
             _, certain = self._nearest_by_heads(heads, rows, l)
             work = share + 1 - certain.mean()
             if work < least:
@@ -131,47 +130,69 @@ class ExactSearch:
 
     def _nearest_in_full(self, rows: np.ndarray, l: int) -> np.ndarray:
         """Do what :meth:`nearest` says from products over all dimensions."""
-        wanted = min(self.K, l + _SPARE)
+        wanted = min(self.K, l + SPARE)
         scores, ids = self._search(rows, wanted)
-        # Between neighbours further apart than twice the bound, the order is certain.
-        unsure = np.flatnonzero((scores[:, :-1] - scores[:, 1:] <= 2 * self._bound)[:, :l].any(1))
-        if len(unsure):
-            # The last candidate bounds all that were not returned: is the l-th clear of them?
-            clear = scores[unsure, l - 1] - scores[unsure, -1] > 2 * self._bound
-            if wanted == self.K:
-                clear[:] = True
-            settled, open_ = unsure[clear], unsure[~clear]
-            if len(settled):
-                ids[settled] = self._ordered(rows, settled, ids[settled])
-            if len(open_):
-                ids[open_, :l] = self._scan(rows, open_, l)
+        open_ = settle(rows, self.centres, scores, ids, l, complete=wanted == self.K)
+        step = max(1, _SCAN_BYTES // (4 * self.K))
+        for start in range(0, len(open_), step):
+            part = open_[start : start + step]
+            ids[part, :l] = scan(rows[part], self.centres, l)
         return ids[:, :l]
 
     def similarities(self, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Return the cosine similarity of each row to its centres `ids` [n, l], float64 [n, l]."""
-        n, l = ids.shape
-        return dots(rows, self.centres, np.repeat(np.arange(n), l), ids.ravel()).reshape(n, l)
+        return similarities(rows, self.centres, ids)
 
-    def _ordered(self, rows: np.ndarray, chosen: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """Order the candidates `ids` [len(chosen), k] of the `chosen` rows by (score, id)."""
-        k = ids.shape[1]
-        scores = dots(rows, self.centres, np.repeat(chosen, k), ids.ravel()).reshape(-1, k)
-        return np.take_along_axis(ids, np.lexsort((ids, -scores), axis=1), axis=1)
 
-    def _scan(self, rows: np.ndarray, chosen: np.ndarray, l: int) -> np.ndarray:
-        """Return the `l` nearest of the `chosen` rows, scoring all that could be among them."""
-        out = np.empty((len(chosen), l), np.int64)
-        step = max(1, _SCAN_BYTES // (4 * self.K))
-        for start in range(0, len(chosen), step):
-            part = chosen[start : start + step]
-            scores = rows[part] @ self.centres.T
-            lth = np.partition(scores, self.K - l, axis=1)[:, self.K - l]
-            row, centre = np.nonzero(scores >= (lth - 2 * self._bound)[:, None])
-            exact = dots(rows, self.centres, part[row], centre)
-            order = np.lexsort((centre, -exact, row))
-            firsts = np.searchsorted(row[order], np.arange(len(part)))
-            out[start : start + step] = centre[order][firsts[:, None] + np.arange(l)]
-        return out
+def similarities(rows: np.ndarray, centres: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return the cosine similarity of each row to its centres `ids` [n, l], float64 [n, l]."""
+    n, l = ids.shape
+    return dots(rows, centres, np.repeat(np.arange(n), l), ids.ravel()).reshape(n, l)
+
+
+def settle(
+    rows: np.ndarray,
+    centres: np.ndarray,
+    scores: np.ndarray,
+    ids: np.ndarray,
+    l: int,
+    *,
+    complete: bool = False,
+) -> np.ndarray:
+    """Put the first `l` of the candidates `ids` [n, k] in their exact order, in place.
+
+    `scores` float32 [n, k] are the products that chose them, falling; what was not chosen scores
+    no more than the last, or is not there (`complete`). Ids −1 with scores of −4 pad. Returns the
+    rows for which the candidates do not tell the `l` nearest: :func:`scan` does.
+    """
+    bound = 2 * error_bound(centres.shape[1])
+    # Between neighbours further apart than twice the bound, the order is certain.
+    unsure = np.flatnonzero((scores[:, :-1] - scores[:, 1:] <= bound)[:, :l].any(axis=1))
+    # The last candidate bounds all that were not chosen: is the l-th clear of them?
+    clear = scores[unsure, l - 1] - scores[unsure, -1] > bound
+    if complete:
+        clear[:] = True
+    settled = unsure[clear]
+    if len(settled):
+        found, k = ids[settled], ids.shape[1]
+        exact = dots(rows, centres, np.repeat(settled, k), found.ravel()).reshape(-1, k)
+        exact[found < 0] = -np.inf
+        order = np.lexsort((found, -exact), axis=1)
+        ids[settled] = np.take_along_axis(found, order, axis=1)
+    return unsure[~clear]
+
+
+def scan(rows: np.ndarray, centres: np.ndarray, l: int) -> np.ndarray:
+    """Return the `l` nearest centres of each row, int64 [n, l], scoring all that could be."""
+    k = len(centres)
+    bound = 2 * error_bound(centres.shape[1])
+    scores = rows @ centres.T
+    lth = np.partition(scores, k - l, axis=1)[:, k - l]
+    row, centre = np.nonzero(scores >= (lth - bound)[:, None])
+    exact = dots(rows, centres, row, centre)
+    order = np.lexsort((centre, -exact, row))
+    firsts = np.searchsorted(row[order], np.arange(len(rows)))
+    return centre[order][firsts[:, None] + np.arange(l)]
 
 
 def search_bytes(k: int, d: int) -> int:
@@ -190,13 +211,13 @@ def _on_gpu(device: str) -> bool:
     return device != "cpu" and gpus > 0
 
 
-def _cpu_search(centres: np.ndarray) -> Search:
+def cpu_search(centres: np.ndarray) -> Search:
     """Return search(rows, k) → (scores float32 [n, k] falling, ids int64 [n, k])."""
     return lambda rows, k: faiss.knn(rows, centres, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 def _gpu_search(centres: np.ndarray) -> Search:
-    """Return the same as :func:`_cpu_search`, on this rank's GPU."""
+    """Return the same as :func:`cpu_search`, on this rank's GPU."""
     config = faiss.GpuIndexFlatConfig()
     config.device = int(os.environ.get("LOCAL_RANK", "0")) % faiss.get_num_gpus()
     index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), centres.shape[1], config)

@@ -1,0 +1,167 @@
+"""Two-level search and two-level k-means, held to plain versions and to the exact ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import builders
+import numpy as np
+import pytest
+from test_cluster import files_of, run, stored, unit
+from test_cluster_runs import SLOW
+from test_label_search import hard_case
+
+from mlcd import cli
+from mlcd.cluster.two_level import shares
+from mlcd.neighbours.exact import ExactSearch, dots
+from mlcd.neighbours.two_level import TwoLevelSearch, agreement, group_directions
+from mlcd.stores.centroids import Centroids
+
+
+def plain_two_level(
+    rows: np.ndarray, centres: np.ndarray, groups: np.ndarray, probes: int, l: int
+) -> np.ndarray:
+    """Return the `l` nearest centres among those of each row's nearest groups, row by row."""
+    group = ExactSearch(groups).nearest(centres, 1)[:, 0]
+    used = np.unique(group)
+    out = []
+    for row in rows:
+        scores = [dots(row[None], groups, [0], [g])[0] for g in used]
+        probed = used[np.argsort(-np.array(scores), kind="stable")[:probes]]
+        ids = np.flatnonzero(np.isin(group, probed))
+        if len(ids) < l:
+            ids = np.arange(len(centres))
+        exact = dots(row[None], centres, np.zeros(len(ids), int), ids)
+        out.append(ids[np.lexsort((ids, -exact))[:l]])
+    return np.array(out)
+
+
+@pytest.mark.parametrize(("probes", "l"), [(1, 1), (1, 9), (3, 4), (50, 8)])
+def test_finds_the_nearest_centres_of_the_nearest_groups(probes: int, l: int) -> None:
+    rows, centres = hard_case()
+    rows = rows[::3]
+    groups = builders.unit_vectors(12, 32, seed=8)
+    expected = plain_two_level(rows, centres, groups, probes, l)
+    search = TwoLevelSearch(centres, groups, probes)
+    np.testing.assert_array_equal(search.nearest(rows, l), expected)
+    if probes == 50:
+        np.testing.assert_array_equal(expected, ExactSearch(centres).nearest(rows, l))
+    elif probes == 1:
+        assert (expected != ExactSearch(centres).nearest(rows, l)).any()
+
+
+def test_same_ids_for_any_block_and_threads() -> None:
+    rows, centres = hard_case()
+    groups = group_directions(centres, 12)
+    whole = TwoLevelSearch(centres, groups, 2, threads=1).nearest(rows, 5)
+    for threads, step in ((1, 7), (2, 64)):
+        np.testing.assert_array_equal(group_directions(centres, 12, threads=threads), groups)
+        search = TwoLevelSearch(centres, groups, 2, threads=threads)
+        parts = [search.nearest(rows[i : i + step], 5) for i in range(0, len(rows), step)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_agreement_counts_labels_in_any_order() -> None:
+    exact = np.array([[1, 2, 3], [4, 5, 6]])
+    assert agreement(exact[:, ::-1], exact) == 1
+    assert agreement(np.array([[1, 2, 9], [7, 8, 9]]), exact) == 2 / 6
+    assert agreement(np.zeros((0, 3)), np.zeros((0, 3))) == 1
+
+
+def test_shares_follow_the_sizes_and_add_up() -> None:
+    size = np.array([50, 0, 25, 24, 1])
+    np.testing.assert_array_equal(shares(size, 10), [5, 0, 3, 2, 0])
+    np.testing.assert_array_equal(shares(size, 100), size)
+    rng = np.random.default_rng(0)
+    for k in (1, 7, 300, 3999):
+        size = rng.integers(0, 99, 90)
+        given = shares(size, min(k, size.sum()))
+        assert given.sum() == min(k, size.sum())
+        assert (given <= size).all()
+        assert (np.abs(given - k * size / size.sum()) < 1).all() or k > size.sum()
+
+
+def plain_objective(files: list[Path], centres: np.ndarray) -> float:
+    return float((stored(files) @ centres.T.astype(float)).max(axis=1).mean())
+
+
+def test_two_level_comes_near_the_exact_objective_and_all_centres_live(tmp_path: Path) -> None:
+    # Groups of groups, and many copies: random first centres leave some without rows.
+    rng = np.random.default_rng(0)
+    wide = unit(rng.standard_normal((30, 24)))
+    narrow = unit(wide[rng.integers(0, 30, 300)] + 0.1 * rng.standard_normal((300, 24)))
+    vectors = unit(narrow[rng.integers(0, 300, 6000)] + 0.06 * rng.standard_normal((6000, 24)))
+    vectors[1000:1400] = vectors[1000]
+    files = files_of(tmp_path, vectors, 2)
+    found = {}
+    for name, options in {
+        "exact": ["--mode", "exact"],
+        "within": ["--mode", "two_level", "--refinements", 0],
+        "two_level": ["--mode", "two_level", "--refinements", 4, "--probes", 3],
+        "finished": ["--mode", "two_level", "--refinements", 4, "--probes", 0],
+    }.items():
+        output = tmp_path / name / "c.h5"
+        assert run(files, output, "--k", 256, "--iterations", 6, *options) == 0
+        found[name] = Centroids(output)
+    objective = {name: plain_objective(files, c.array) for name, c in found.items()}
+    assert objective["two_level"] > objective["exact"] - 0.005 > objective["within"] - 0.005
+    assert objective["finished"] > objective["exact"] - 0.005
+    for name in ("two_level", "finished"):
+        assert (found[name].sizes > 0).all()
+        nearest = (stored(files) @ found[name].array.T.astype(float)).argmax(axis=1)
+        assert len(np.unique(nearest)) >= 254
+    lines = (tmp_path / "two_level/iterations.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert list(dict.fromkeys(record["phase"] for record in records)) == [
+        "coarse", "within", "refine",
+    ]  # fmt: skip
+    late = [record["objective"] for record in records if record["phase"] != "coarse"]
+    assert found["two_level"].objective.tolist() == late
+
+
+OPTIONS = ["--mode", "two_level", "--k", 64, "--iterations", 3, "--refinements", 2, "--probes", 2]
+OPTIONS = [str(option) for option in [*OPTIONS, "--threads", 1]]
+
+
+def test_same_bytes_for_any_blocks_and_ranks(tmp_path: Path) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(1500, 24, groups=30), 3)
+    runs = {
+        "one": ["--memory-limit", "6GiB"],
+        "small": ["--memory-limit", builders.memory_limit(450)],
+        "ranks": ["--ranks-per-node", 3],
+    }
+    results = set()
+    for name, options in runs.items():
+        output = tmp_path / name / "c.h5"
+        assert run(files, output, *OPTIONS, *options) == 0
+        results.add((output.read_bytes(), output.with_name("iterations.jsonl").read_bytes()))
+        assert not list((tmp_path / name / "state").iterdir())
+    assert len(results) == 1
+
+
+def test_killed_in_each_phase_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(1200, 24, groups=20), 2)
+    assert run(files, tmp_path / "whole/c.h5", *OPTIONS) == 0
+    words = ["cluster", "--embeddings", *map(str, files), "--output", str(tmp_path / "cut/c.h5")]
+    for saved in (2, 3, 2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW, *words, *OPTIONS],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        )
+        for _ in range(saved):
+            assert process.stdout.readline().startswith("saved")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    assert len(list((tmp_path / "cut/state").glob("*/refine/*.h5"))) == 1
+    assert run(files, tmp_path / "cut/c.h5", *OPTIONS) == 0
+    for name in ("c.h5", "iterations.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
