@@ -5,6 +5,7 @@
 # modules that the stage imports). Threads, memory, nodes and ranks are resources: they make nothing
 # stale. Nothing here imports torch: every Slurm job parses this file again.
 
+import functools
 import json
 import math
 import shlex
@@ -16,7 +17,8 @@ from snakemake.exceptions import WorkflowError
 from mlcd.config import Config, validate
 from mlcd.errors import UserError
 from mlcd.plan import plan
-from mlcd.sources import code_hash, file_identity
+from mlcd.sources import code_hash
+from mlcd.sources import file_identity as read_identity
 
 # The programs of the environment that runs Snakemake, whether or not it is activated.
 shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
@@ -59,6 +61,30 @@ wildcard_constraints:
     format="[a-z_]+",
 
 
+# Asked once a job, of few files: a list of URLs has many chunks.
+file_identity = functools.cache(read_identity)
+
+
+def check_command_length():
+    """Stop before any work if the longest command, which names files of all chunks, is too long."""
+    paths = [
+        path
+        for pattern in (
+            "labels/{chunk}.h5",
+            "embeddings/{chunk}.h5",
+            "images/{chunk}/manifest.json",
+        )
+        for path in of_chunks(pattern)
+    ]
+    # Linux takes 128 KiB as one argument, which the whole command is to bash; 8 KiB for the rest.
+    if (length := len(shlex.join(paths))) > 120 * 1024:
+        raise WorkflowError(
+            f"prepare.chunk_rows: {len(CHUNKS)} chunks with paths as long as {max(paths, key=len)} "
+            f"make commands of {length} bytes, and Linux takes 120 KiB; raise it, or give a "
+            "shorter path as results (a symbolic link)"
+        )
+
+
 def section(stage):
     """Return a stage's section as one line of JSON: what `mlcd STAGE --config` takes."""
     return getattr(CONFIG, stage).to_json()
@@ -69,6 +95,7 @@ def of_chunks(pattern):
     return expand(f"{RESULTS}/{pattern}", chunk=CHUNKS)
 
 
+check_command_length()
 DATASETS = {dataset.name: dataset for dataset in CONFIG.evaluate.datasets}
 
 
