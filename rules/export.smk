@@ -1,6 +1,7 @@
 # export: the trained encoder in formats that other programs load, each checked by equal outputs.
 #
 # REQUIRED INPUTS  results/train/encoder.safetensors, encoder.json
+#                  results/clusters/centroids.h5, results/evaluate/summary.csv   for the model card
 # OUTPUTS          results/export/{format}/check.json   written last, beside weights and config
 
 
@@ -9,6 +10,8 @@ rule export:
     input:
         weights=f"{RESULTS}/train/encoder.safetensors",
         description=f"{RESULTS}/train/encoder.json",
+        centroids=f"{RESULTS}/clusters/centroids.h5",
+        summary=[f"{RESULTS}/evaluate/summary.csv"] if DATASETS else [],
     output:
         check=f"{RESULTS}/export/{{format}}/check.json",
     log:
@@ -23,9 +26,11 @@ rule export:
         runtime=30,
     params:
         cfg=lambda wildcards: json.dumps(
-            {"formats": [wildcards.format], "tolerance": CONFIG.export.tolerance}
+            {**CONFIG.export.model_dump(mode="json"), "formats": [wildcards.format]}
         ),
         code=code_hash("export"),
+        summary=lambda wildcards, input: as_options({"summary": input.summary} if DATASETS else {}),
+        lists=[Path(name).name for name in CONFIG.metadata],
         encoder=subpath(input.weights, parent=True),
         folder=subpath(output.check, ancestor=2),
     shell:
@@ -33,6 +38,9 @@ rule export:
         mlcd export \
             --encoder {params.encoder:q} \
             --output {params.folder:q} \
+            --centroids {input.centroids:q} \
+            {params.summary} \
+            --lists {params.lists:q} \
             --config {params.cfg:q} \
             --log {log:q}
         """

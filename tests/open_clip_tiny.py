@@ -1,4 +1,7 @@
-"""A CLIP small enough for tests, registered with open_clip as `tiny-for-tests`."""
+"""A CLIP small enough for tests, registered with open_clip as `tiny-for-tests`.
+
+`tiny-quickgelu` has OpenAI's activation instead.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 import mlcd.compat  # noqa: F401  (before open_clip)
 
 NAME = "tiny-for-tests"
+QUICK = "tiny-quickgelu"
 CONFIG = {
     "embed_dim": 16,
     "vision_cfg": {
@@ -19,10 +23,11 @@ CONFIG = {
 
 
 def register() -> None:
-    """Make the name known to open_clip in this process."""
+    """Make the names known to open_clip in this process."""
     import open_clip
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{NAME}.json"
-        path.write_text(json.dumps(CONFIG))
-        open_clip.add_model_config(path)
+        for name, config in ((NAME, CONFIG), (QUICK, {**CONFIG, "quick_gelu": True})):
+            path = Path(folder) / f"{name}.json"
+            path.write_text(json.dumps(config))
+            open_clip.add_model_config(path)

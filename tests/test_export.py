@@ -10,7 +10,8 @@ import sys
 
 import pytest
 import torch
-from builders import jpeg
+import yaml
+from builders import centroids_file, jpeg, unit_vectors
 from open_clip_tiny import register
 from safetensors.torch import load_file, save_file
 
@@ -20,6 +21,8 @@ from mlcd.config import parse_section
 from mlcd.encoders import trainable
 from mlcd.errors import UserError
 from mlcd.export import to_open_clip, to_timm
+from mlcd.files import sha256_file
+from mlcd.stores.centroids import Centroids
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +40,13 @@ def trained(folder, model: str, dim: int, side: int) -> trainable.Encoder:
     return encoder.eval()
 
 
-def export(train, output, *formats: str, **keys) -> None:
+def export(train, output, *formats: str, centroids=None, summary=None, lists=(), **keys) -> None:
     section = parse_section("export", json.dumps({"formats": list(formats), **keys}), {})
-    mlcd.export.run(argparse.Namespace(encoder=str(train), output=str(output)), section)
+    arguments = argparse.Namespace(
+        encoder=str(train), output=str(output), centroids=centroids, summary=summary,
+        lists=list(lists),
+    )  # fmt: skip
+    mlcd.export.run(arguments, section)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +118,12 @@ def test_changed_weights_are_found_out(tmp_path, monkeypatch):
     trained(tmp_path / "train", "test_vit", 8, 32)
     write = to_timm.write
 
-    def spoiled(encoder, about, folder):
-        write(encoder, about, folder)
+    def spoiled(encoder, folder):
+        usage = write(encoder, folder)
         state = load_file(folder / "model.safetensors")
         state["head.bias"] += 0.1
         save_file(state, folder / "model.safetensors")
+        return usage
 
     export(tmp_path / "train", tmp_path / "export", "timm")
     monkeypatch.setattr(to_timm, "write", spoiled)
@@ -140,6 +148,10 @@ def test_a_rerun_gives_the_same_bytes(tmp_path):
     [
         ("test_vit", 32, "open_clip", "set export.formats to [timm]"),
         ("open_clip:tiny-for-tests", 32, "timm", "set export.formats to [open_clip]"),
+        ("mlcd_vit_tiny_patch8", 32, "timm", "set export.formats to [transformers]"),
+        ("mlcd_vit_tiny_patch8", 32, "open_clip", "set export.formats to [transformers]"),
+        ("test_vit", 32, "transformers", "set export.formats to [timm]"),
+        ("open_clip:RN50", 32, "transformers", "set export.formats to [open_clip]"),
     ],
 )
 def test_formats_that_do_not_fit_are_refused(tmp_path, capsys, model, side, format, mend):
@@ -149,5 +161,41 @@ def test_formats_that_do_not_fit_are_refused(tmp_path, capsys, model, side, form
          "--formats", format]
     )  # fmt: skip
     assert status == 2
-    expected = f"export.formats: {format} cannot load {model}; {mend}"
-    assert expected in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"export.formats: {format} cannot load {model}" in said and mend in said
+
+
+def test_the_card_tells_where_the_weights_come_from(tmp_path):
+    encoder = trainable.build("test_vit", 8, 32)
+    extra = {"steps": 1234, "num_classes": 20, "section": {"model": "test_vit", "scale": 16.0}}
+    trainable.save(encoder, tmp_path / "train", extra)
+    centroids = centroids_file(tmp_path / "centroids.h5", unit_vectors(20, 8), model="clip|x")
+    summary = tmp_path / "summary.csv"
+    summary.write_text(
+        "model,dataset,metric,value,seed\nchance,few,knn,0.1,0\ntrained,few,knn,0.625,0\n"
+    )
+    export(
+        tmp_path / "train", tmp_path / "export", "timm",
+        centroids=str(centroids), summary=str(summary), lists=["/a/b/laion-*.parquet"],
+        license="cc-by-4.0",
+    )  # fmt: skip
+    folder = tmp_path / "export" / "timm"
+    card = (folder / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert (front["license"], front["library_name"]) == ("cc-by-4.0", "timm")
+    for expected in [
+        "| Training steps | 1,234 |",
+        "| URL lists | `laion-*.parquet` |",
+        "| Clusters | 20 |",
+        r"| Clustered features | `clip\|x` |",
+        "| few | knn | 0.6250 | 0.1000 |",
+        "  scale: 16.0",
+        f"| Fingerprint of the centres | `{Centroids(centroids).fingerprint}` |",
+        f"| model.safetensors | `{sha256_file(folder / 'model.safetensors')}` |",
+        trainable.read_description(tmp_path / "train")["sha256"],
+    ]:
+        assert expected in card, expected
+    assert "/a/b" not in card
+    summary.write_text("model,dataset\nx,y\n")
+    with pytest.raises(UserError, match=r"not the summary\.csv"):
+        export(tmp_path / "train", tmp_path / "export", "timm", summary=str(summary))

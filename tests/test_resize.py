@@ -61,8 +61,10 @@ def test_open_clip_towers_are_resampled_as_open_clip_does(sizes):
         assert large(images(sizes[1])).shape == (3, 8)
 
 
-def test_convolutional_networks_keep_every_tensor():
-    small, large = moved("test_resnet", 32, 48)
+# The second has positions, but no table of them.
+@pytest.mark.parametrize("model", ["test_resnet", "mlcd_vit_tiny_patch8"])
+def test_what_knows_no_image_size_keeps_every_tensor(model):
+    small, large = moved(model, 32, 48)
     for name, tensor in small.state_dict().items():
         assert torch.equal(large.state_dict()[name], tensor), name
     with torch.no_grad():

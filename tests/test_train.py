@@ -69,6 +69,17 @@ OFFERED = {
 }
 
 
+#: Rotary positions, checkpointed blocks and two image sizes.
+ROTARY = {
+    f"rotary, stage {stage}{', activations' * activations}": (
+        {**SHORT, **HIGH_RES, "model": "mlcd_vit_tiny_patch8", "zero_stage": stage,
+         "clip_norm": TIGHT, "activation_checkpointing": activations},
+        {},
+    )
+    for stage, activations in [(0, False), (2, True), (3, True)]
+}  # fmt: skip
+
+
 def offered(stage, micro=0, clip=TIGHT):
     return f"stage {stage}, micro {micro}, clip {clip:g}"
 
@@ -87,6 +98,7 @@ def runs(tmp_path_factory, paths):
         "high-res, stage 3": ({**HIGH_RES, "zero_stage": 3}, {"high_res_micro_batch": 2}),
         "cnn": ({"base": CNN}, {"checkpoint_every": 4, "keep": 3, "workers": 1}),
         **OFFERED,
+        **ROTARY,
         **{
             f"bf16, stage {stage}": ({**OFFERED[offered(stage)][0], "precision": "bf16"}, {})
             for stage in STAGES
@@ -104,6 +116,14 @@ def runs(tmp_path_factory, paths):
 def test_every_combination_gives_the_losses_of_stage_0(runs, name):
     clip = OFFERED[name][0]["clip_norm"]
     base = runs[offered(0, clip=clip)]
+    assert losses(runs[name]) == pytest.approx(losses(base), rel=1e-5)
+    assert norms(runs[name]) == pytest.approx(norms(base), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_rotary_positions_train_alike_when_divided(runs, name):
+    base = runs["rotary, stage 0"]
+    assert len(losses(base)) == 6
     assert losses(runs[name]) == pytest.approx(losses(base), rel=1e-5)
     assert norms(runs[name]) == pytest.approx(norms(base), rel=1e-3)
 

@@ -15,6 +15,7 @@ CASES = [
     ("resnet10t", 16, 32),
     ("test_vit", 24, 48),  # a ViT at another size than its own
     ("open_clip:tiny-for-tests", 8, 64),
+    ("mlcd_vit_tiny_patch8", 16, 24),
 ]
 
 
@@ -77,8 +78,15 @@ def test_open_clip_towers_end_in_their_own_projection():
     assert encoder.trunk.output_dim == 24
 
 
-def test_stochastic_depth_is_passed_on():
-    encoder = trainable.build("resnet10t", 8, 32, drop_path=0.5)
+def test_mlcd_vit_needs_no_projection_at_its_own_width():
+    for dim, weights in ((192, []), (16, [torch.Size([16, 192])])):
+        encoder = trainable.build("mlcd_vit_tiny_patch8", dim, 32)
+        assert [weight.shape for weight in encoder.projection.parameters()] == weights
+
+
+@pytest.mark.parametrize("model", ["resnet10t", "mlcd_vit_tiny_patch8"])
+def test_stochastic_depth_is_passed_on(model):
+    encoder = trainable.build(model, 8, 32, drop_path=0.5)
     assert any(type(module).__name__ == "DropPath" for module in encoder.modules())
 
 
@@ -87,6 +95,8 @@ def test_stochastic_depth_is_passed_on():
     [
         (("resnet10x", 8, 32), "train.model: unknown model 'resnet10x'; did you mean resnet10t"),
         (("open_clip:VitB32", 8, 32), "did you mean open_clip:ViT-B-32"),
+        (("mlcd_vit_tiny", 8, 32), "did you mean mlcd_vit_tiny_patch8"),
+        (("mlcd_vit_base_patch32", 8, 80), "no multiple of the 32 pixels of a patch"),
         (("hf-hub:some/model", 8, 32), "train.model: unknown model"),
         (("test_vit", 8, 3), "train.model: test_vit cannot be built for pictures of 3 pixels"),
         (("open_clip:RN50", 8, 32, 0.1), "train.drop_path: open_clip:RN50 has no stochastic depth"),

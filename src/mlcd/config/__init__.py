@@ -31,6 +31,14 @@ __all__ = [
 ]  # fmt: skip
 
 
+#: How names of train.model begin → the formats that such encoders may have; the last is any other.
+_FORMATS = {
+    "open_clip:": ("open_clip", "transformers"),
+    "mlcd_vit_": ("transformers",),
+    "": ("timm",),
+}
+
+
 class Config(Section):
     """A whole run: the lists of URLs, the results folder, and one section a stage."""
 
@@ -62,12 +70,14 @@ class Config(Section):
                 f"label.top: {self.label.top} labels of {self.cluster.k} clusters; "
                 "lower it or raise cluster.k"
             )
-        wanted = "open_clip" if self.train.model.startswith("open_clip:") else "timm"
+        fitting = next(
+            formats for prefix, formats in _FORMATS.items() if self.train.model.startswith(prefix)
+        )
         for name in self.export.formats:
-            if name != wanted:
+            if name not in fitting:
                 raise ValueError(
                     f"export.formats: {name} does not fit train.model {self.train.model}; "
-                    f"set it to [{wanted}]"
+                    f"set it to [{' or '.join(fitting)}]"
                 )
         return self
 

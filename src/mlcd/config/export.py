@@ -12,11 +12,18 @@ from mlcd.config.base import Section
 class Export(Section):
     """Write the trained encoder for other libraries, each checked by equal outputs."""
 
-    formats: list[Literal["timm", "open_clip"]] = Field(
+    formats: list[Literal["timm", "open_clip", "transformers"]] = Field(
         ["timm"],
         min_length=1,
-        description="timm (encoders with a timm name) and open_clip (encoders named open_clip:…; "
-        "the image tower, since no text tower was trained).",
+        description="timm (encoders with a timm name), open_clip (encoders named open_clip:…; the "
+        "image tower, since no text tower was trained), transformers (mlcd_vit_* as "
+        "MLCDVisionModel, CLIP-like open_clip:ViT-… as CLIPVisionModelWithProjection).",
+    )
+    license: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$",
+        description="Licence under which the weights are given on, as model hubs spell it "
+        "(apache-2.0, cc-by-4.0, other). null: the model card says that none was chosen.",
     )
     tolerance: float = Field(
         1e-5,

@@ -14,14 +14,17 @@ class Train(Section):
 
     model: str = Field(
         "resnet10t",
-        description="Vision encoder to train: a timm model name, or open_clip:NAME for the vision "
-        "tower of an open_clip model. The paper: open_clip:ViT-B-32, ViT-B-16, ViT-L-14.",
+        description="Vision encoder to train: a timm model name, open_clip:NAME for the vision "
+        "tower of an open_clip model, or a vision transformer with rotary positions in two "
+        "dimensions: mlcd_vit_tiny_patch8 (laptops), _base_patch32, _base_patch16, _large_patch14, "
+        "_bigg_patch14. The paper: open_clip:ViT-B-32, ViT-B-16, ViT-L-14.",
     )
     embedding_dim: int = Field(
         128,
         gt=0,
         description="Dimension d of the trained embedding and of the class centres. "
-        "The paper: 512 (ViT-B), 768 (ViT-L).",
+        "The paper: 512 (ViT-B), 768 (ViT-L). At the width of an mlcd_vit_* (192, 768, 768, 1024, "
+        "1664) the projection is left out.",
     )
     image_size: int = Field(64, gt=0, description="Side of the training crop in pixels.")
     drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth rate, where offered.")

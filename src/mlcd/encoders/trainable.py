@@ -1,4 +1,4 @@
-"""The encoder that is trained: any timm model, or the vision tower of any open_clip model, by name.
+"""The encoder that is trained, by name: timm's, the vision tower of open_clip's, or mlcd_vit_*.
 
 Built at random weights from a seed; nothing is downloaded. Stored as float32 safetensors beside a
 JSON file that says how to build it again.
@@ -18,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mlcd.compat  # noqa: F401  (before timm and open_clip)
+from mlcd.encoders import mlcd_vit
 from mlcd.errors import UserError
 from mlcd.files import atomic_path, read_json, sha256_file, write_json
 
 WEIGHTS = "encoder.safetensors"
 DESCRIPTION = "encoder.json"
 _OPEN_CLIP = "open_clip:"
+_LISTS = "timm.list_models() and mlcd.encoders.mlcd_vit.SIZES"
 #: Normalisation that open_clip applies to a model without pretrained weights (OpenAI's CLIP).
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -34,7 +36,8 @@ class Encoder(nn.Module):
 
     The output is not L2-normalised. `trunk` gives pooled features; `projection` maps them to d
     (linear without bias; the identity where the trunk ends in a projection of its own, as
-    open_clip's towers do). Attributes: `model`, `embedding_dim`, `image_size`, `mean`, `std`.
+    open_clip's towers do, and for mlcd_vit_* where d is its width). Attributes: `model`,
+    `embedding_dim`, `image_size`, `mean`, `std`.
     """
 
     def __init__(
@@ -64,13 +67,16 @@ class Encoder(nn.Module):
 def build(
     model: str, embedding_dim: int, image_size: int, drop_path: float = 0.0, seed: int = 0
 ) -> Encoder:
-    """Build `model` (a timm name, or open_clip:NAME) at random weights drawn from `seed`.
+    """Build `model` (timm's name, open_clip:NAME, mlcd_vit_*) at random weights from `seed`.
 
     Equal arguments give equal weights; the global random state is left as it was. Raises
     :class:`UserError` if the name is unknown, if the model cannot see pictures of `image_size`
     pixels, or if `drop_path` is set for a model that has no stochastic depth.
     """
-    make = _open_clip_tower if model.startswith(_OPEN_CLIP) else _timm_trunk
+    if model.startswith(_OPEN_CLIP):
+        make = _open_clip_tower
+    else:
+        make = _mlcd_vit if model.startswith(mlcd_vit.PREFIX) else _timm_trunk
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would also reseed every CUDA device, which is not restored.
         torch.random.default_generator.manual_seed(seed)
@@ -178,9 +184,29 @@ def _timm_trunk(
             ) from None
         raise
     width = getattr(trunk, "head_hidden_size", None) or trunk.num_features
+    return (
+        trunk,
+        _projection(width, embedding_dim),
+        trunk.pretrained_cfg["mean"],
+        trunk.pretrained_cfg["std"],
+    )
+
+
+def _mlcd_vit(
+    model: str, embedding_dim: int, image_size: int, drop_path: float
+) -> tuple[nn.Module, nn.Module, tuple[float, ...], tuple[float, ...]]:
+    if model not in mlcd_vit.SIZES:
+        raise UserError(_unknown(model, list(mlcd_vit.SIZES)))
+    trunk = mlcd_vit.build(model, image_size, drop_path)
+    width = trunk.size.width
+    projection = nn.Identity() if embedding_dim == width else _projection(width, embedding_dim)
+    return trunk, projection, _CLIP_MEAN, _CLIP_STD
+
+
+def _projection(width: int, embedding_dim: int) -> nn.Linear:
     projection = nn.Linear(width, embedding_dim, bias=False)
     nn.init.normal_(projection.weight, std=width**-0.5)  # as CLIP draws its projection
-    return trunk, projection, trunk.pretrained_cfg["mean"], trunk.pretrained_cfg["std"]
+    return projection
 
 
 def _open_clip_tower(
@@ -257,7 +283,7 @@ def _check_forward(encoder: Encoder) -> None:
 
 def _unknown(model: str, known: list[str]) -> str:
     close = difflib.get_close_matches(model, known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
+    hint = f"did you mean {', '.join(close)}?" if close else f"see {_LISTS}"
     return f"train.model: unknown model {model!r}; {hint}"
 
 

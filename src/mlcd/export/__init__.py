@@ -1,7 +1,8 @@
 """Stage `export`: the trained encoder as other libraries load it, each checked by equal outputs.
 
-A format is a module with two functions: `write(encoder, about, folder)` writes weights, config and
-a model card, `load(folder)` gives back pictures → embeddings through the other library alone.
+A format is a module with three functions: `write(encoder, folder)` writes weights and config and
+says how they are used; `load(folder)` gives back pictures → embeddings through the other library
+alone; `pixels(folder)` reads the transform of pictures from the library's config.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mlcd.errors import UserError
@@ -17,7 +19,14 @@ if TYPE_CHECKING:
     from mlcd.config import Export
     from mlcd.encoders.trainable import Encoder
 
-_MODULES = {"timm": "mlcd.export.to_timm", "open_clip": "mlcd.export.to_open_clip"}
+_MODULES = {
+    "timm": "mlcd.export.to_timm",
+    "open_clip": "mlcd.export.to_open_clip",
+    "transformers": "mlcd.export.to_transformers",
+}
+CHECK = "check.json"
+#: Endings of weights and configs.
+_KINDS = (".json", ".safetensors")
 #: Random pictures that both sides see.
 PICTURES = 4
 
@@ -30,6 +39,15 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder that gets a folder a format"
     )
+    parser.add_argument(
+        "--centroids", metavar="FILE", help="clusters/centroids.h5, for the model card"
+    )
+    parser.add_argument(
+        "--summary", metavar="FILE", help="evaluate/summary.csv, for the model card"
+    )
+    parser.add_argument(
+        "--lists", nargs="+", default=[], metavar="NAME", help="URL lists, for the model card"
+    )
 
 
 def run(arguments: argparse.Namespace, section: Export) -> None:
@@ -38,19 +56,36 @@ def run(arguments: argparse.Namespace, section: Export) -> None:
     Raises :class:`UserError` if a format does not fit the encoder, or if the outputs differ.
     """
     from mlcd.encoders import trainable
+    from mlcd.export import card
+    from mlcd.files import sha256_file
 
+    made_from = card.origin(arguments.lists, arguments.centroids, arguments.summary)
     about = trainable.read_description(arguments.encoder)
     encoder = trainable.load(arguments.encoder)
     for name in section.formats:
-        module = importlib.import_module(_MODULES[name])
+        module = module_of(name)
         folder = Path(arguments.output) / name
-        (folder / "check.json").unlink(missing_ok=True)
-        module.write(encoder, about, folder)
-        _check(name, encoder, about, module.load, folder, section.tolerance)
+        (folder / CHECK).unlink(missing_ok=True)
+        usage = module.write(encoder, folder)
+        written = sorted(path for path in folder.iterdir() if path.suffix in _KINDS)
+        files = {path.name: sha256_file(path) for path in written}
+        card.write(folder, about, usage, made_from, section.license, files)
+        _check(name, encoder, about, module.load, folder, section.tolerance, files)
+
+
+def module_of(name: str) -> ModuleType:
+    """Return the module of a format."""
+    return importlib.import_module(_MODULES[name])
 
 
 def _check(
-    name: str, encoder: Encoder, about: dict[str, Any], load: Any, folder: Path, tolerance: float
+    name: str,
+    encoder: Encoder,
+    about: dict[str, Any],
+    load: Any,
+    folder: Path,
+    tolerance: float,
+    files: dict[str, str],
 ) -> None:
     """Compare outputs on random pictures and write check.json, the last file of the export."""
     import torch
@@ -83,6 +118,7 @@ def _check(
         "largest_output": float(f"{largest:.6g}"),
         "largest_difference": float(f"{difference:.3g}"),
         "tolerance": tolerance,
+        "files": files,
     }
-    write_json(folder / "check.json", check)
+    write_json(folder / CHECK, check)
     LOGGER.info("%s: outputs equal to %.2g of the largest", folder, difference)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 import mlcd.compat  # noqa: F401  (before open_clip)
+from mlcd.encoders.frozen.preprocess import Preprocess
+from mlcd.encoders.mlcd_vit import MLCDViT
 from mlcd.encoders.trainable import Encoder, open_clip_config, plain_state
 from mlcd.errors import UserError
-from mlcd.export import card
-from mlcd.files import atomic_path, write_json
+from mlcd.export.card import Usage
+from mlcd.files import atomic_path, read_json, write_json
 
 WEIGHTS = "image_tower.safetensors"
+CONFIG = "open_clip_config.json"
 #: Text tower of CLIP ViT-B, in place of one that open_clip would fetch from a hub to build.
 _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
 EXAMPLE = f"""
@@ -37,14 +39,16 @@ with torch.inference_mode():
 """
 
 
-def write(encoder: Encoder, about: dict[str, Any], folder: Path) -> None:
-    """Write image_tower.safetensors, open_clip_config.json and README.md.
+def write(encoder: Encoder, folder: Path) -> Usage:
+    """Write image_tower.safetensors and open_clip_config.json.
 
     Raises :class:`UserError` if the encoder is no tower of open_clip's.
     """
     if not encoder.model.startswith("open_clip:"):
+        other = "transformers" if isinstance(encoder.trunk, MLCDViT) else "timm"
         raise UserError(
-            f"export.formats: open_clip cannot load {encoder.model}; set export.formats to [timm]"
+            f"export.formats: open_clip cannot load {encoder.model}; "
+            f"set export.formats to [{other}]"
         )
     config = open_clip_config(encoder.model, encoder.embedding_dim, encoder.image_size)
     if "hf_model_name" in config["text_cfg"]:
@@ -59,12 +63,8 @@ def write(encoder: Encoder, about: dict[str, Any], folder: Path) -> None:
     }
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(plain_state(encoder.trunk), temporary)
-    write_json(
-        folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess}
-    )
-    card.write(
-        folder,
-        about,
+    write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
+    return Usage(
         "open_clip",
         EXAMPLE,
         "The text tower was not trained and is at random weights: use `encode_image` only.",
@@ -82,3 +82,10 @@ def load(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
             pretrained_image_path=str(folder / WEIGHTS),
         )
     return model.eval().encode_image
+
+
+def pixels(folder: Path) -> Preprocess:
+    """Return the transform that open_clip_config.json describes."""
+    settings = read_json(folder / CONFIG)["preprocess_cfg"]
+    side = settings["size"]
+    return Preprocess((side, side), tuple(settings["mean"]), tuple(settings["std"]))

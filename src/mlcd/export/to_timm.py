@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from mlcd.encoders.frozen.preprocess import Preprocess
+from mlcd.encoders.mlcd_vit import MLCDViT
 from mlcd.encoders.trainable import Encoder, plain_state
 from mlcd.errors import UserError
-from mlcd.export import card
-from mlcd.files import atomic_path, write_json
+from mlcd.export.card import Usage
+from mlcd.files import atomic_path, read_json, write_json
 
 EXAMPLE = """
 import timm
@@ -30,17 +32,18 @@ with torch.inference_mode():
 """
 
 
-def write(encoder: Encoder, about: dict[str, Any], folder: Path) -> None:
-    """Write model.safetensors, config.json and README.md.
+def write(encoder: Encoder, folder: Path) -> Usage:
+    """Write model.safetensors and config.json.
 
     Raises :class:`UserError` if the encoder has no timm name, or if its classifier is no single
     linear layer on the pooled features.
     """
     import timm
 
-    if encoder.model.startswith("open_clip:"):
+    if isinstance(encoder.trunk, MLCDViT) or encoder.model.startswith("open_clip:"):
+        other = "transformers" if isinstance(encoder.trunk, MLCDViT) else "open_clip"
         raise UserError(
-            f"export.formats: timm cannot load {encoder.model}; set export.formats to [open_clip]"
+            f"export.formats: timm cannot load {encoder.model}; set export.formats to [{other}]"
         )
     architecture = encoder.model.split(".")[0]
     pretrained = dict(encoder.trunk.pretrained_cfg)
@@ -84,9 +87,7 @@ def write(encoder: Encoder, about: dict[str, Any], folder: Path) -> None:
     if arguments:
         config["model_args"] = arguments
     write_json(folder / "config.json", config)
-    card.write(
-        folder,
-        about,
+    return Usage(
         "timm",
         EXAMPLE,
         "`model.forward_features` and `forward_head(…, pre_logits=True)` give the features before "
@@ -100,6 +101,14 @@ def load(folder: Path) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def pixels(folder: Path) -> Preprocess:
+    """Return the transform that config.json describes."""
+    settings = read_json(folder / "config.json")["pretrained_cfg"]
+    return Preprocess(
+        tuple(settings["input_size"][1:]), tuple(settings["mean"]), tuple(settings["std"])
+    )
 
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:
