@@ -45,8 +45,8 @@ from safetensors.torch import load_file
 embedding = embedding @ load_file("{PROJECTION}")["weight"].T
 """
 _REMARK = (
-    "`backend='pil'` resizes as the evaluation did, to the last bit; without it pixels may differ "
-    "by a few levels. For patch tokens, as LLaVA takes them, call the model with `output_hidden_states=True` and "
+    "`backend='pil'` resizes as the evaluation did; without it pixels differ by a few levels. "
+    "For patch tokens, as LLaVA takes them, call the model with `output_hidden_states=True` and "
     "take `output.hidden_states[-2][:, 1:]`."
 )
 
