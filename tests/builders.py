@@ -158,6 +158,7 @@ def labels_file(path: Path, labels: np.ndarray, num_classes: int, embeddings: Pa
     datasets = {
         "label": labels.astype(np.int32),
         "similarity": np.where(labels >= 0, 0.5, 0).astype(np.float16),
+        "gap": np.full(len(labels), 0.25, np.float16),
     }
     attributes = {
         "chunk": path.stem,

@@ -56,7 +56,11 @@ class Stores:
             h5.write(
                 labels,
                 "labels",
-                {"label": top[part], "similarity": self.similarity[part]},
+                {
+                    "label": top[part],
+                    "similarity": self.similarity[part],
+                    "gap": self.similarity[part, -1],
+                },
                 {
                     "chunk": chunk,
                     "num_classes": K,

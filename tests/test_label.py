@@ -62,7 +62,14 @@ def test_equals_plain_top_l(tmp_path: Path, l: int) -> None:
     assert (labels.chunk, labels.num_classes, labels.n, labels.l) == ("a-00000", 60, 500, l)
     assert labels.embeddings == h5.fingerprint(embeddings)
     assert labels.centroids == h5.fingerprint(centroids)
-    assert json.loads(labels.section) == {"top": l, "threshold": None}
+    assert json.loads(labels.section)["top"] == l
+    assert (labels.agreement, labels.agreement_rows) == (1, 0)
+    if l == 60:
+        assert (labels.gap() == -1).all()
+    else:
+        _, wider = plain_top(rows, Centroids(centroids).array, l + 1)
+        gap = (wider[:, l - 1] - wider[:, l]).astype(np.float16)
+        np.testing.assert_allclose(labels.gap(), gap, atol=1e-6)
 
 
 def test_same_bytes_for_any_limit_and_threads(tmp_path: Path) -> None:
@@ -214,9 +221,14 @@ def test_summary_of_similarities_equals_numpy(tmp_path: Path) -> None:
     labels = Labels(tmp_path / "l.h5")
     similarity, number = labels.similarity().astype(float), (labels.label() >= 0).sum(axis=1)
     summary = summary_of(tmp_path, labels.path, centroids=centroids)
-    columns = {"first": similarity[:, 0], "last": similarity[np.arange(500), number - 1]}
-    for name, values in columns.items():
-        found = summary[f"similarity_of_{name}_label"]
+    pairs = [
+        (summary["similarity_of_last_label"], similarity[np.arange(500), number - 1]),
+        (summary["gap_after_last_label"], labels.gap().astype(float)),
+    ]
+    for place, found in enumerate(summary["similarity_of_label"]):
+        pairs.append((found, similarity[number > place, place]))
+    assert len(pairs) == 2 + 5
+    for found, values in pairs:
         assert found["mean"] == pytest.approx(values.mean(), abs=1e-12)
         for q, value in found["quantiles"].items():
             assert value == np.quantile(values, float(q), method="lower")
@@ -231,26 +243,88 @@ def test_summary_finds_near_duplicate_centres(tmp_path: Path) -> None:
     labels = builders.labels_file(tmp_path / "l.h5", np.zeros((30, 2)), 30, embeddings)
     found = summary_of(tmp_path, labels, centroids=centroids)["near_duplicate_centres"]
     assert found["centres"] == 6
-    assert found["looked_at"] == 30
+    assert found["search"] == "exact"
     pairs = {centre: other for centre, other, _ in found["nearest"]}
     assert pairs == {4: 20, 20: 4, 6: 25, 25: 6, 26: 6, 27: 6}
     assert all(cosine > 0.999 for _, _, cosine in found["nearest"])
 
 
-def test_summary_of_many_centres_looks_at_a_sample(tmp_path: Path, monkeypatch) -> None:
-    centres = np.repeat(builders.unit_vectors(30, 24), 2, axis=0)
+def test_near_duplicates_of_many_centres_are_found_by_groups(tmp_path: Path, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    centres = np.repeat(builders.unit_vectors(300, 24), 2, axis=0)[rng.permutation(600)]
+    centres[:400] = builders.unit_vectors(400, 24, seed=1)
     centroids = builders.centroids_file(tmp_path / "c.h5", centres)
     embeddings = builders.embeddings_file(tmp_path / "e.h5", centres)
-    labels = builders.labels_file(tmp_path / "l.h5", np.zeros((60, 2)), 60, embeddings)
-    monkeypatch.setattr("mlcd.label.summary.LOOKED_AT", 20)
+    labels = builders.labels_file(tmp_path / "l.h5", np.zeros((60, 2)), 600, embeddings)
+    exact = summary_of(tmp_path, labels, centroids=centroids)["near_duplicate_centres"]
+    monkeypatch.setattr("mlcd.label.summary.EXACT_UP_TO", 20)
     found = summary_of(tmp_path, labels, centroids=centroids)["near_duplicate_centres"]
-    assert found["looked_at"] == found["centres"] == 20
-    looked_at = [centre for centre, _, _ in found["nearest"]]
-    # Each one's twin is found, whether or not it is in the sample itself.
-    assert all(other == centre ^ 1 for centre, other, _ in found["nearest"])
-    assert looked_at == sorted(set(looked_at))
-    assert any(centre ^ 1 not in looked_at for centre in looked_at)
-    assert summary_of(tmp_path, labels, centroids=centroids)["near_duplicate_centres"] == found
+    assert exact["centres"] > 50
+    assert found == {**exact, "search": "two_level"}
+
+
+def loose(folder: Path, n: int) -> tuple[Path, Path]:
+    """Write embeddings and 300 centres that lie in no groups, so that few groups are too few."""
+    rows = builders.unit_vectors(n, 12, seed=1)
+    embeddings = builders.embeddings_file(folder / "a-00000.h5", rows)
+    centres = builders.unit_vectors(300, 12, seed=2)
+    return embeddings, builders.centroids_file(folder / "c.h5", centres)
+
+
+def test_two_level_labels_and_their_agreement(tmp_path: Path) -> None:
+    embeddings, centroids = loose(tmp_path, 1500)
+    words = ["--embeddings", embeddings, "--centroids", centroids, "--top", 4, "--output"]
+    assert run(*words, tmp_path / "exact.h5") == 0
+    two_level = ["--mode", "two_level", "--probes", 6, "--min-agreement", 0.5]
+    for name, options in {"a": ["--threads", 2], "b": ["--memory-limit", "1GiB"]}.items():
+        assert run(*words, tmp_path / f"{name}.h5", *two_level, *options) == 0
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    found, exact = Labels(tmp_path / "a.h5"), Labels(tmp_path / "exact.h5")
+    sample = np.linspace(0, 1499, 1024).astype(int)
+    pairs = zip(found.label()[sample], exact.label()[sample], strict=True)
+    share = np.mean([len(set(a) & set(b)) / 4 for a, b in pairs])
+    assert (found.agreement, found.agreement_rows) == (pytest.approx(share), 1024)
+    assert 0.6 < share < 1
+    same = (found.label() == exact.label()).all(axis=1)
+    np.testing.assert_array_equal(found.similarity()[same], exact.similarity()[same])
+    summary = summary_of(tmp_path, tmp_path / "a.h5", centroids=centroids)["search"]
+    assert summary == {
+        "mode": "two_level", "probes": 6, "rows": 1024, "agreement": pytest.approx(share),
+        "least_agreement_of_a_chunk": pytest.approx(share),
+    }  # fmt: skip
+
+
+def test_low_agreement_is_refused_and_the_mend_works(tmp_path: Path, capsys) -> None:
+    embeddings, centroids = loose(tmp_path, 800)
+    output = tmp_path / "l.h5"
+    words = ["--embeddings", embeddings, "--centroids", centroids, "--output", output]
+    words += ["--mode", "two_level"]
+    assert run(*words, "--probes", 1) == 2
+    said = capsys.readouterr().err
+    assert "label.min_agreement: with label.probes 1 only 0." in said
+    assert f"{embeddings} are found, less than 0.99; set label.probes to " in said
+    assert not output.exists()
+    enough = said.split("set label.probes to ")[1].split(",")[0]
+    assert run(*words, "--probes", enough) == 0
+    assert Labels(output).agreement >= 0.99
+    assert run(*words, "--probes", 1, "--min-agreement", 1, "--groups", 3) == 2
+    refused(capsys, "label.min_agreement", "set label.mode to exact")
+
+
+def test_any_h5_with_embeddings_is_enough(tmp_path: Path) -> None:
+    # No attributes, no keys: what anybody's script writes.
+    vectors = builders.unit_vectors(400, 24, groups=15)
+    for name, kind in (("half", np.float16), ("single", np.float32)):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["embedding"] = vectors.astype(kind)
+        words = ["--embeddings", str(tmp_path / f"{name}.h5"), "--output"]
+        centres = tmp_path / name / "c.h5"
+        assert cli.main(["cluster", *words, str(centres), "--k", "40", "--iterations", "3"]) == 0
+        output = tmp_path / name / "l.h5"
+        assert run(*words, output, "--centroids", centres, "--top", 8) == 0
+        labels = Labels(output)
+        assert (labels.n, labels.l, labels.num_classes, labels.chunk) == (400, 8, 40, name)
+        assert summary_of(tmp_path, output, centroids=centres)["pictures"] == 400
 
 
 def test_summary_refuses_labels_of_other_centroids(tmp_path: Path, capsys) -> None:

@@ -1,7 +1,8 @@
 """Stage `label`: the nearest centres of every picture become its labels.
 
 One job labels one chunk; `--summarise` then counts over the labels of all chunks. Labels are
-exact, ties go to the lower id, and no result depends on memory limit, threads or device.
+exact, or found by way of groups of centres and compared with exact ones on a sample. Ties go to the
+lower id, and no result depends on memory limit, threads or device.
 """
 
 from __future__ import annotations

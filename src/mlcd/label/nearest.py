@@ -1,4 +1,4 @@
-"""Labelling one chunk: its rows' nearest centres, exact, in blocks."""
+"""Labelling one chunk: its rows' nearest centres, in blocks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import numpy as np
 
 from mlcd.config import Label
 from mlcd.errors import UserError
+from mlcd.label.search import check_agreement, make_search
 from mlcd.neighbours import memory
-from mlcd.neighbours.exact import ExactSearch, search_bytes
+from mlcd.neighbours.exact import SPARE, ExactSearch, search_bytes
 from mlcd.neighbours.rows import Rows
+from mlcd.neighbours.two_level import TwoLevelSearch
+from mlcd.neighbours.two_level import search_bytes as two_level_bytes
 from mlcd.progress import progress
 from mlcd.stores import labels
 from mlcd.stores.centroids import Centroids
@@ -30,23 +33,31 @@ def label_file(
 ) -> None:
     """Write the labels of the embeddings at `path` to `output`, within `limit` bytes of memory.
 
-    Raises :class:`UserError` if the two files do not fit together or rows are unusable.
+    Raises :class:`UserError` if the two files do not fit together, rows are unusable, or too few
+    of the exact labels are found.
     """
     embeddings = Embeddings(path)
     _check(embeddings, centroids)
-    search = ExactSearch(centroids.array, device=device, threads=threads)
+    where = {"device": device, "threads": threads}
+    search = make_search(centroids.array, section, **where)
     # The centres are in memory already and do not count.
-    fixed = search_bytes(centroids.K, centroids.d)
+    fixed, candidates = search_bytes(centroids.K, centroids.d), section.top + 1
+    if section.mode == "two_level":
+        fixed = two_level_bytes(centroids.K, centroids.d)
+        candidates = section.probes * (candidates + SPARE)
     plan = memory.plan_blocks(
-        limit + search.centres.nbytes, embeddings.n, embeddings.d, section.top, fixed
+        limit + search.centres.nbytes, embeddings.n, embeddings.d, candidates, fixed
     )
     rows = Rows([embeddings], plan.rows)
+    agreement, looked_at = check_agreement(search, rows, section, **where)
     attributes = {
         "chunk": str(embeddings.attributes.get("chunk", embeddings.path.stem)),
         "num_classes": centroids.K,
         "embeddings": embeddings.fingerprint,
         "centroids": centroids.fingerprint,
         "section": section.to_json(),
+        "agreement": agreement,
+        "agreement_rows": looked_at,
     }
     with labels.writing(output, attributes) as writer:
         # A chunk whose pictures all failed still has labels: none.
@@ -55,17 +66,27 @@ def label_file(
             writer.append(*_labels(search, block, section))
 
 
-def _labels(search: ExactSearch, rows: np.ndarray, section: Label) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels int32 [n, top], −1 padded, and similarities float16 [n, top], 0 padded."""
-    if not len(rows):
-        return np.zeros((0, section.top), np.int32), np.zeros((0, section.top), np.float16)
-    ids = search.nearest(rows, section.top)
+def _labels(
+    search: ExactSearch | TwoLevelSearch, rows: np.ndarray, section: Label
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return labels int32 [n, top], similarities float16 [n, top] and gaps float16 [n].
+
+    Labels are −1 and similarities 0 where the threshold leaves one out. The gap is the similarity
+    of the last of `top` centres minus that of the next one, −1 where there is no next one.
+    """
+    n, top = len(rows), section.top
+    if not n:
+        empty = np.zeros((0, top))
+        return empty.astype(np.int32), empty.astype(np.float16), np.zeros(0, np.float16)
+    ids = search.nearest(rows, min(top + 1, search.K))
     similarity = search.similarities(rows, ids)
+    gap = similarity[:, top - 1] - similarity[:, top] if top < search.K else np.full(n, -1.0)
+    ids, similarity = ids[:, :top].copy(), similarity[:, :top].copy()
     if section.threshold is not None:
         far = similarity < section.threshold
         far[:, 0] = False
         ids[far], similarity[far] = -1, 0
-    return ids.astype(np.int32), similarity.astype(np.float16)
+    return ids.astype(np.int32), similarity.astype(np.float16), gap.astype(np.float16)
 
 
 def _check(embeddings: Embeddings, centroids: Centroids) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from mlcd.errors import UserError
 from mlcd.neighbours.exact import ExactSearch
+from mlcd.neighbours.two_level import TwoLevelSearch, group_count, group_directions
 from mlcd.progress import progress
 from mlcd.stores.centroids import Centroids
 from mlcd.stores.labels import Labels
@@ -18,9 +20,12 @@ from mlcd.stores.labels import Labels
 HUGE = 10
 #: Two centres more similar than this are called near-duplicates.
 NEAR_DUPLICATE = 0.999
-#: Above this many centres, near-duplicates are looked for of a sample of this size: all pairs of
-#: K = 1M would take hours, the sample's pairs with all K take minutes on 16 cores.
-LOOKED_AT = 50_000
+#: Above this many centres, near-duplicates are looked for in each centre's nearest groups: all
+#: pairs of K = 1M would take hours, those take minutes, and centres so close share their groups.
+EXACT_UP_TO = 50_000
+_PROBES = 4
+#: Places among a picture's labels whose similarities are described: the first ones.
+_PLACES = 32
 #: Items of a list that is cut short, so that the summary of a million classes stays small.
 _LISTED = 100
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -43,32 +48,52 @@ def summarise(
     k, l = centroids.K, files[0].l
     use = np.zeros((2, k), np.int64)
     # Similarities are float16: counting their 65,536 values gives exact quantiles in one pass.
-    values = np.zeros((2, 1 << 16), np.int64)
+    places = min(l, _PLACES)
+    # The last label's similarity, the gap after it, and the similarity of each place.
+    values = np.zeros((2 + places, 1 << 16), np.int64)
     number = np.zeros(l + 1, np.int64)
     for file in progress(files, label="summarise", unit="file"):
         for start in range(0, file.n, _BLOCK):
             label = file.label(start, start + _BLOCK)
             similarity = file.similarity(start, start + _BLOCK)
+            gap = file.gap(start, start + _BLOCK)
             given = label >= 0
             count = given.sum(axis=1)
             last = np.take_along_axis(similarity, np.maximum(count - 1, 0)[:, None], axis=1)
             use[0] += np.bincount(label[:, 0][given[:, 0]], minlength=k)
             use[1] += np.bincount(label[given], minlength=k)
-            for row, column in enumerate((similarity[:, 0], last[:, 0])):
-                bits = np.ascontiguousarray(column[count > 0]).view(np.uint16)
-                values[row] += np.bincount(bits, minlength=1 << 16)
+            columns = [last[count > 0, 0], gap[gap >= 0]]
+            columns += [similarity[count > place, place] for place in range(places)]
+            for row, column in enumerate(columns):
+                values[row] += np.bincount(column.view(np.uint16), minlength=1 << 16)
             number += np.bincount(count, minlength=l + 1)
     return {
         "pictures": int(number.sum()),
         "num_classes": k,
         "labels_a_picture": l,
+        "search": _search(files),
         "pictures_by_number_of_labels": {str(i): int(n) for i, n in enumerate(number) if n},
         "use_as_first_label": _use(use[0]),
         "use_as_any_label": _use(use[1]),
-        "similarity_of_first_label": _similarity(values[0]),
-        "similarity_of_last_label": _similarity(values[1]),
+        "similarity_of_label": [_similarity(counts) for counts in values[2:]],
+        "similarity_of_last_label": _similarity(values[0]),
+        "gap_after_last_label": _similarity(values[1]),
         "cluster_sizes": _use(centroids.sizes),
         "near_duplicate_centres": _near_duplicates(centroids.array, device, threads),
+    }
+
+
+def _search(files: list[Labels]) -> dict[str, Any]:
+    """Describe how labels were found: mode, and agreement with exact ones on `rows` pictures."""
+    rows = np.array([file.agreement_rows for file in files])
+    share = np.array([file.agreement for file in files])
+    section = json.loads(files[0].section)
+    return {
+        "mode": section.get("mode", "exact"),
+        "probes": section.get("probes") if rows.any() else None,
+        "rows": int(rows.sum()),
+        "agreement": float((rows * share).sum() / rows.sum()) if rows.any() else 1.0,
+        "least_agreement_of_a_chunk": float(share.min()),
     }
 
 
@@ -117,34 +142,31 @@ def _quantiles(values: np.ndarray, times: np.ndarray) -> dict[str, float | int]:
 
 
 def _near_duplicates(centres: np.ndarray, device: str, threads: int) -> dict[str, Any]:
-    """Find centres, of all or of a sample, whose most similar other centre is a near-duplicate.
-
-    Memory beside `centres` float32 [K, d] stays under 1 GB for any K.
-    """
+    """Find centres float32 [K, d] whose most similar other centre is a near-duplicate."""
     k = len(centres)
-    looked_at = np.arange(k)
-    if k > LOOKED_AT:
-        rng = np.random.Generator(np.random.Philox(0))
-        looked_at = np.sort(rng.choice(k, LOOKED_AT, replace=False))
+    where = {"device": device, "threads": threads}
+    mode = "exact" if k <= EXACT_UP_TO else "two_level"
+    if mode == "exact":
+        search = ExactSearch(centres, **where)
+    else:
+        groups = group_directions(centres, group_count(k), **where)
+        search = TwoLevelSearch(centres, groups, _PROBES, **where)
     centre, other, cosine = [], [], []
-    if k > 1:
-        # Pruning copies centres, which pays for many rows only.
-        search = ExactSearch(centres, device=device, threads=threads, prune=k <= LOOKED_AT)
-        blocks = range(0, len(looked_at), 4096)
-        for start in progress(blocks, label="near-duplicate centres", unit="block"):
-            own = looked_at[start : start + 4096]
-            rows = centres[own]
-            # Of the two nearest at most one is the centre itself (none if it has many copies).
-            ids = search.nearest(rows, 2)
-            nearest = np.where(ids[:, 0] == own, ids[:, 1], ids[:, 0])
-            value = search.similarities(rows, nearest[:, None])[:, 0]
-            close = np.flatnonzero(value > NEAR_DUPLICATE)
-            centre += own[close].tolist()
-            other += nearest[close].tolist()
-            cosine += value[close].tolist()
+    blocks = range(0, k if k > 1 else 0, 16384)
+    for start in progress(blocks, label="near-duplicate centres", unit="block"):
+        rows = centres[start : start + 16384]
+        own = np.arange(start, start + len(rows))
+        # Of the two nearest at most one is the centre itself (none if it has many copies).
+        ids = search.nearest(rows, 2)
+        nearest = np.where(ids[:, 0] == own, ids[:, 1], ids[:, 0])
+        value = search.similarities(rows, nearest[:, None])[:, 0]
+        close = np.flatnonzero(value > NEAR_DUPLICATE)
+        centre += own[close].tolist()
+        other += nearest[close].tolist()
+        cosine += value[close].tolist()
     return {
         "over": NEAR_DUPLICATE,
-        "looked_at": len(looked_at),
+        "search": mode,
         "centres": len(centre),
         "nearest": [list(item) for item in zip(centre, other, cosine, strict=True)][:_LISTED],
     }
@@ -164,4 +186,8 @@ def _check(files: list[Labels], centroids: Centroids) -> None:
             raise UserError(
                 f"{file.path}: {file.l} labels a picture, but {files[0].path} has {files[0].l}; "
                 "rerun label"
+            )
+        if file.section != files[0].section:
+            raise UserError(
+                f"{file.path}: made with another section label than {files[0].path}; rerun label"
             )

@@ -26,9 +26,9 @@ _GATHERED = 4096
 class TwoLevelSearch:
     """Search among `centres` float32 [K, d] by way of `groups` float32 [G, d], all unit rows.
 
-    A centre belongs to its nearest group; groups without a centre are left out. `probes` is the
-    number of groups searched a row. The groups are found on `device`, the products within them run
-    on the CPU with `threads` [all CPUs, or OMP_NUM_THREADS].
+    A centre belongs to its nearest group; groups without a centre are left out. Of `self.groups`
+    groups, the `probes` nearest are searched for a row. They are found on `device`; the products
+    within them run on the CPU with `threads` [all CPUs, or OMP_NUM_THREADS].
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class TwoLevelSearch:
         if len(used) < len(groups):
             coarse = ExactSearch(groups[used], device=device, threads=threads)
         self._coarse = coarse
-        self.probes = min(probes, len(used))
+        self.groups = len(used)
+        self.probes = min(probes, self.groups)
         # Centres of a group lie together, by rising id.
         self._ids = np.argsort(group, kind="stable")
         self._sorted = self.centres[self._ids]

@@ -18,6 +18,7 @@ def draw(section: Report, centroids: str) -> Drawing:
     store = Centroids(centroids)
     sizes, objective, repaired = store.sizes, store.objective, store.empty
     model = json.loads(store.model or "{}")
+    section = json.loads(store.section)
     pictures, k = int(sizes.sum()), len(sizes)
     median = float(np.median(sizes))
     title = (
@@ -28,8 +29,14 @@ def draw(section: Report, centroids: str) -> Drawing:
         "Spherical k-means. The objective is the mean cosine similarity of a picture's embedding "
         "to its centre: it can only rise, save where empty clusters were repaired."
     )
+    if section.get("mode") == "two_level":
+        lead += (
+            " Rows were compared to the centres of their nearest groups only; a jump marks where "
+            "rows could first change their group."
+        )
     rows = [
         ("clustered features", f"{model.get('name', 'unknown')}, {store.d} dimensions"),
+        ("mode", section.get("mode", "exact").replace("_", "-")),
         ("iterations", f"{len(objective):,}"),
         ("objective, first → last", f"{objective[0]:.4f} → {objective[-1]:.4f}")
         if len(objective)

@@ -14,7 +14,11 @@ from mlcd.report import style
 from mlcd.report.page import Drawing, table
 
 #: Pairs of quantiles drawn as ever thicker bars around the median.
-_SPREADS = (("0.01", "0.99", 2), ("0.05", "0.95", 6), ("0.25", "0.75", 14))
+_SPREADS = (("0.01", "0.99", 2), ("0.05", "0.95", 5), ("0.25", "0.75", 10))
+#: Places of labels drawn at most.
+_SHOWN = 8
+#: Below this agreement of a chunk with exact labels the page warns.
+_LOW_AGREEMENT = 0.99
 
 
 def draw(section: Report, summary: str) -> Drawing:
@@ -33,17 +37,20 @@ def _draw(values: dict[str, Any]) -> Drawing:
         f"A class is a label of {use['mean']:,.1f} pictures on average; "
         f"{use['unused']:,} of {k:,} are never used"
     )
-    near = [values["similarity_of_first_label"], values["similarity_of_last_label"]]
-    if all(near):
+    near = [place for place in values["similarity_of_label"] if place]
+    last, gap = values["similarity_of_last_label"], values["gap_after_last_label"]
+    if near:
         lead = (
             f"{values['pictures']:,} pictures with {l} labels each at most. Mean cosine similarity "
-            f"{near[0]['mean']:.3f} to the first label's centre, {near[1]['mean']:.3f} to the last."
+            f"{near[0]['mean']:.3f} to the first label's centre, {last['mean']:.3f} to the last."
         )
     else:
         lead = "No picture has a label."
     numbers = values["pictures_by_number_of_labels"]
     duplicates = values["near_duplicate_centres"]
+    search = values["search"]
     rows = [
+        ("search", _search(search)),
         ("pictures", f"{values['pictures']:,}"),
         *((f"pictures with {n} labels", f"{count:,}") for n, count in numbers.items()),
         ("classes never a first label", f"{first['unused']:,}"),
@@ -55,20 +62,43 @@ def _draw(values: dict[str, Any]) -> Drawing:
         ("imbalance of use (1: all alike)", f"{use['imbalance']:.2f}"),
         (
             f"centres with another within cosine {duplicates['over']}",
-            f"{duplicates['centres']:,} of {duplicates['looked_at']:,}",
+            f"{duplicates['centres']:,} of {k:,}",
         ),
     ]
+    if gap:
+        rows.append(
+            (
+                "gap from the last label to the next centre, median",
+                f"{gap['quantiles']['0.5']:.4f}",
+            )
+        )
     if len(numbers) > 12:  # a threshold with a large l: the chart of use says enough
-        del rows[1 : 1 + len(numbers)]
+        del rows[2 : 2 + len(numbers)]
     with style.style():
         chart = style.figure(height=3.9)
-        left, right = chart.subplots(1, 2, width_ratios=(3, 2))
-        _use(left, first["histogram"], use["histogram"], l)
-        if all(near):
-            _similarity(right, near, l)
-        else:
-            right.remove()
-    return Drawing(title, lead, table(["quantity", "value"], rows, numbers=(1,)), chart)
+        grid = chart.add_gridspec(2, 2, width_ratios=(3, 2), height_ratios=(3, 1))
+        _use(chart.add_subplot(grid[:, 0]), first["histogram"], use["histogram"], l)
+        if near:
+            _similarity(chart.add_subplot(grid[0, 1] if gap else grid[:, 1]), near)
+        if gap:
+            _gap(chart.add_subplot(grid[1, 1]), gap)
+    warnings = []
+    if search["least_agreement_of_a_chunk"] < _LOW_AGREEMENT:
+        warnings.append(
+            f"In one chunk only {search['least_agreement_of_a_chunk']:.1%} of the exact labels "
+            "were found: raise label.probes, or set label.mode to exact."
+        )
+    return Drawing(title, lead, table(["quantity", "value"], rows, numbers=(1,)), chart, warnings)
+
+
+def _search(search: dict[str, Any]) -> str:
+    """Say in words how labels were found."""
+    if not search["rows"]:
+        return "exact" if search["mode"] == "exact" else search["mode"]
+    return (
+        f"two-level, {search['probes']:,} groups a picture: {search['agreement']:.2%} of the exact "
+        f"labels on {search['rows']:,} pictures"
+    )
 
 
 def _use(axes: Axes, first: list[dict[str, int]], every: list[dict[str, int]], l: int) -> None:
@@ -96,23 +126,34 @@ def _use(axes: Axes, first: list[dict[str, int]], every: list[dict[str, int]], l
     style.legend_above(axes)
 
 
-def _similarity(axes: Axes, near: list[dict[str, Any]], l: int) -> None:
-    """Draw the spread of similarities of the first and of the last label."""
-    for place, values in enumerate(near):
-        quantiles = values["quantiles"]
-        colour = (style.BLUE, style.ORANGE)[place]
-        for low, high, width in _SPREADS:
-            axes.plot(
-                [quantiles[low], quantiles[high]], [place, place],
-                color=colour, linewidth=width, solid_capstyle="butt",
-            )  # fmt: skip
-        axes.plot(quantiles["0.5"], place, "o", color="white", markersize=5)
-        axes.annotate(
-            f"median {quantiles['0.5']:.3f}", (quantiles["0.5"], place), xytext=(0, -12),
-            textcoords="offset points", ha="center", va="top", fontsize=9,
-        )  # fmt: skip
-    axes.set_yticks([0, 1], ["first label", "last label" if l > 1 else "last (the same)"])
-    axes.set_ylim(1.6, -0.6)
-    axes.set_title("Similarity to the centre", pad=26)
+def _similarity(axes: Axes, near: list[dict[str, Any]]) -> None:
+    """Draw the spread of similarities of the first to the last label, of eight places at most."""
+    shown = np.unique(np.linspace(0, len(near) - 1, min(len(near), _SHOWN)).round().astype(int))
+    for row, place in enumerate(shown):
+        _spread(axes, row, near[place]["quantiles"], style.BLUE if place == 0 else style.ORANGE)
+    axes.set_yticks(range(len(shown)), [f"label {place + 1}" for place in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_title("Similarity to the centre of each label")
     axes.set_xlabel("cosine; bars hold 50 %, 90 %, 98 % of pictures")
     style.grid_only(axes, "x")
+
+
+def _gap(axes: Axes, gap: dict[str, Any]) -> None:
+    """Draw the spread of the gap between the last label and the next centre."""
+    _spread(axes, 0, gap["quantiles"], style.GREEN)
+    axes.set_yticks([0], ["gap"])
+    axes.set_ylim(0.6, -0.6)
+    axes.set_xlabel(
+        f"last label nearer than the next centre by; median {gap['quantiles']['0.5']:.4f}"
+    )
+    style.grid_only(axes, "x")
+
+
+def _spread(axes: Axes, place: int, quantiles: dict[str, float], colour: str) -> None:
+    """Draw quantiles as ever thicker bars around the median."""
+    for low, high, width in _SPREADS:
+        axes.plot(
+            [quantiles[low], quantiles[high]], [place, place],
+            color=colour, linewidth=width, solid_capstyle="butt",
+        )  # fmt: skip
+    axes.plot(quantiles["0.5"], place, "o", color="white", markersize=4)

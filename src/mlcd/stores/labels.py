@@ -20,7 +20,8 @@ class Labels:
 
     Row i belongs to row i of the chunk's embeddings. Attributes: `path`, `chunk` (name), `n`
     (rows), `l` (labels a row), `num_classes` (K), `embeddings` and `centroids` (fingerprints of
-    the files they came from), `section` (JSON), `fingerprint` (hex).
+    the files they came from), `section` (JSON), `fingerprint` (hex); `agreement` (share of exact
+    labels found) on `agreement_rows` rows, 1 on 0 rows where the search was exact.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -39,6 +40,8 @@ class Labels:
             self.embeddings = str(file.attrs.get("embeddings", ""))
             self.centroids = str(file.attrs.get("centroids", ""))
             self.section = str(file.attrs.get("section", "{}"))
+            self.agreement = float(file.attrs.get("agreement", 1.0))
+            self.agreement_rows = int(file.attrs.get("agreement_rows", 0))
             self.fingerprint = str(file.attrs.get("fingerprint", ""))
 
     def __len__(self) -> int:
@@ -63,6 +66,17 @@ class Labels:
         with h5.reading(self.path, KIND) as file:
             return file["similarity"][start:stop]
 
+    def gap(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return how much nearer the last centre is than the next, float16 [rows]; −1: no next.
+
+        In cosine similarity, of the l nearest centres whatever the threshold. Raises
+        :class:`UserError` if the file has none.
+        """
+        with h5.reading(self.path, KIND) as file:
+            if "gap" not in file or file["gap"].shape != (self.n,):
+                raise UserError(f"{self.path}: expected a dataset 'gap' [n]; rerun label")
+            return file["gap"][start:stop]
+
 
 class Writer:
     """Append labels block by block; made by :func:`writing`."""
@@ -70,10 +84,11 @@ class Writer:
     def __init__(self, writer: h5.Writer) -> None:
         self._writer = writer
 
-    def append(self, label: np.ndarray, similarity: np.ndarray) -> None:
-        """Append `label` [rows, l] and `similarity` [rows, l] of the next rows."""
+    def append(self, label: np.ndarray, similarity: np.ndarray, gap: np.ndarray) -> None:
+        """Append `label` [rows, l], `similarity` [rows, l] and `gap` [rows] of the next rows."""
         self._writer.append("label", label.astype(np.int32, copy=False))
         self._writer.append("similarity", similarity.astype(np.float16, copy=False))
+        self._writer.append("gap", gap.astype(np.float16, copy=False))
 
 
 @contextlib.contextmanager
