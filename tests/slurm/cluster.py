@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import ctypes
 import os
-import re
 import shutil
 import signal
 import stat
@@ -121,7 +120,7 @@ class Cluster:
         self.start_controller(clean=True)
         for name in names:
             self.start_node(name)
-        self._wait(lambda: self._idle() == nodes, "the nodes never became idle")
+        self._wait(self.idle, "the nodes never became idle")
 
     def environment(self) -> dict[str, str]:
         """Return the environment of the daemons: this one, marked as the cluster's."""
@@ -146,6 +145,23 @@ class Cluster:
     def answers(self) -> bool:
         """True if slurmctld answers."""
         return _run("scontrol", "ping").returncode == 0
+
+    def idle(self) -> bool:
+        """True if no node is down and none has work."""
+        states = _run("sinfo", "--noheader", "--Node", "--format=%T", "--partition=main").stdout
+        return set(states.split()) == {"idle"}
+
+    def set_node(self, name: str, state: str) -> None:
+        """Set a node ``down`` (its jobs end or go back into the queue) or ``resume`` it."""
+        order = ["update", f"NodeName={name}", f"State={state}", "Reason=test"]
+        subprocess.run(["scontrol", *order], check=True, capture_output=True)
+
+    def settle(self) -> None:
+        """Cancel all jobs and let all nodes work again."""
+        _run("scancel", "--user", "root")
+        down = _run("sinfo", "--noheader", "--Node", "--format=%N", "--states=down,drain").stdout
+        for name in set(down.split()):
+            self.set_node(name, "resume")
 
     def status(self) -> str:
         """Return what sinfo says, and where the cluster lies."""
@@ -194,10 +210,6 @@ class Cluster:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return found
-
-    def _idle(self) -> int:
-        states = _run("sinfo", "--noheader", "--Node", "--format=%N %T", "--partition=main").stdout
-        return len(re.findall(r"^\S+ idle$", states, re.MULTILINE))
 
     def _wait(self, condition, complaint: str, seconds: float = 30) -> None:
         end = time.monotonic() + seconds

@@ -47,7 +47,7 @@ _NODE = (
 )
 _PARTITION = (
     "PartitionName={name} {more} Nodes=node[1-{nodes}] MaxTime=120 DefaultTime=10 "
-    "DefMemPerCPU=500 State=UP\n"
+    "DefMemPerCPU=1900 State=UP\n"
 )
 
 

@@ -1,0 +1,103 @@
+"""The training's job is disturbed between steps; it goes on and the encoder is the same."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+import pytest
+from project import Project, scontrol, wait_for
+
+
+@pytest.fixture
+def training(again):
+    """A function: the profile's names → a project, its head and its job, some steps on."""
+
+    def start(**names: str):
+        project = again("train")
+        project.write_profile({"train": "checkpoint_every: 5"}, **names)
+        head = project.start("results/train/encoder.safetensors")
+        wait_for(lambda: project.steps_trained() >= 12, "twelve steps of training")
+        (job,) = project.jobs("gang")
+        assert job["JobState"] == "RUNNING"
+        return project, head, job
+
+    return start
+
+
+def push_off(job: dict[str, str]) -> None:
+    """Submit a job of the partition high that needs the nodes of `job` for itself."""
+    order = ["--partition=high", f"--nodelist={job['NodeList']}", f"--nodes={job['NumNodes']}",
+             "--exclusive", "--job-name=urgent", "--output=/dev/null", "--chdir=/",
+             "--wrap=sleep 3"]  # fmt: skip
+    subprocess.run(["sbatch", *order], check=True, capture_output=True)
+
+
+def restarted(project: Project) -> bool:
+    """True if the one gang job has been put back into the queue."""
+    return [job["Restarts"] for job in project.jobs("gang")] == ["1"]
+
+
+def assert_went_on(project: Project, undisturbed: Project) -> None:
+    """One job, started twice; the same encoder, and not all steps trained again."""
+    (job,) = project.jobs("gang")
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
+    assert project.hashes("train") == undisturbed.hashes("train")
+
+
+def test_a_cancelled_training_is_tried_again(undisturbed, training):
+    project, head, job = training()
+    subprocess.run(["scancel", job["JobId"]], check=True)
+    head.finish()
+    assert [job["JobState"] for job in project.jobs("gang")] == ["CANCELLED", "COMPLETED"]
+    assert project.hashes("train") == undisturbed.hashes("train")
+
+
+def test_a_training_at_its_time_limit_goes_on(undisturbed, training):
+    project, head, job = training()
+    scontrol("update", f"JobId={job['JobId']}", "TimeLimit=1")
+    wait_for(lambda: restarted(project), "the requeue at the time limit", 150)
+    # The next start has its full time again, as it has where the limit is the job's own.
+    scontrol("update", f"JobId={job['JobId']}", "TimeLimit=10")
+    head.finish()
+    assert_went_on(project, undisturbed)
+
+
+def test_a_requeued_training_goes_on(undisturbed, training):
+    project, head, job = training()
+    scontrol("requeue", job["JobId"])
+    head.finish()
+    assert_went_on(project, undisturbed)
+
+
+def test_a_node_goes_down_in_training(undisturbed, training, cluster):
+    project, head, job = training()
+    cluster.set_node(job["BatchHost"], "down")
+    head.finish()
+    assert_went_on(project, undisturbed)
+
+
+def test_a_training_is_pushed_off_without_grace(undisturbed, training):
+    project, head, job = training()
+    push_off(job)
+    head.finish()
+    assert_went_on(project, undisturbed)
+
+
+def test_a_training_is_pushed_off_with_grace(undisturbed, training):
+    project, head, job = training(partition="grace")
+    push_off(job)
+    head.finish()
+    assert_went_on(project, undisturbed)
+
+
+def test_the_controller_is_away_for_45_seconds(undisturbed, training, cluster):
+    project, head, job = training()
+    controller = cluster.controller()
+    controller.suspend()
+    time.sleep(45)
+    controller.resume()
+    head.finish()
+    (job,) = project.jobs("gang")
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0")
+    assert project.hashes("train") == undisturbed.hashes("train")

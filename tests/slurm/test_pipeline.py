@@ -1,0 +1,41 @@
+"""The whole pipeline on four nodes gives what one machine gives, and real jobs made it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pandas as pd
+from project import STAGES
+
+#: Chunk stages run a job for each of the four chunks.
+CHUNK_STAGES = ["prepare", "download", "embed", "label"]
+
+
+def test_everything_on_four_nodes_equals_one_machine(undisturbed, again, tmp_path):
+    # One machine with as many ranks: the order of a sum over ranks decides the last bits.
+    alone = undisturbed.copy(tmp_path / "alone", "train")
+    done = alone.snakemake("--until", "train", "--set-resources", "train:ranks_per_node=4")
+    assert done.returncode == 0, done.stdout[-6000:]
+
+    project = again("prepare")
+    project.write_profile(nodes=2, ranks=2)
+    project.run(seconds=500)
+
+    for stage in STAGES:
+        expected = (alone if stage == "train" else undisturbed).hashes(stage)
+        assert expected
+        assert project.hashes(stage) == expected, stage
+    results = project.folder / "results"
+    summary = pd.read_csv(results / "evaluate" / "summary.csv")
+    assert {"pixels", "random", "trained"} <= set(summary.model)
+    assert (results / "report" / "results.html").exists()
+
+    jobs = project.jobs()
+    assert {job["JobState"] for job in jobs} == {"COMPLETED"}
+    by_rule = Counter(job["Rule"] for job in jobs)
+    by_node = Counter(job["NodeList"] for job in jobs if job["Rule"] in CHUNK_STAGES)
+    print(f"jobs by rule: {dict(by_rule)}; chunk jobs by node: {dict(by_node)}")
+    assert {rule: by_rule[rule] for rule in CHUNK_STAGES} == dict.fromkeys(CHUNK_STAGES, 4)
+    assert len(by_node) > 1, "chunks were to spread over nodes"
+    (gang,) = [job for job in jobs if job["Rule"] == "gang"]
+    assert (gang["NumNodes"], gang["NumTasks"]) == ("2", "4")
