@@ -23,8 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import accounting as accounting_database
 import apart
 import psutil
 from settings import gres_conf, slurm_conf
@@ -74,10 +76,26 @@ def install(accounting: bool = False) -> None:
     packages = PACKAGES + (ACCOUNTING_PACKAGES if accounting else [])
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     apt = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-    for command in (["apt-get", "update", "-qq"], apt):
-        done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL)
+    with _no_services():
+        for command in (["apt-get", "update", "-qq"], apt):
+            done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL)
     if done.returncode != 0:
         raise Missing(f"cannot be installed here: {' '.join(apt)}")
+
+
+@contextlib.contextmanager
+def _no_services() -> Iterator[None]:
+    """Keep apt from starting what it installs: the machine gets programs, no running daemons."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    if policy.exists():
+        yield
+        return
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink()
 
 
 class Cluster:
@@ -114,9 +132,7 @@ class Cluster:
             with HOSTS.open("a") as hosts:
                 hosts.write(f"127.0.0.1 {' '.join(names)} # {_MARK}\n")
         if accounting:
-            import accounting as database
-
-            database.start(self.folder, self.environment())
+            accounting_database.start(self.folder, self.environment())
         self.start_controller(clean=True)
         for name in names:
             self.start_node(name)
@@ -188,8 +204,9 @@ class Cluster:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         if Cluster.here() is not None:
-            LINK.unlink()
-            (LINK.parent / "gres.conf").unlink(missing_ok=True)
+            for link in (LINK, LINK.parent / "gres.conf", accounting_database.DBD_CONF):
+                if link.is_symlink() and self.folder in link.resolve().parents:
+                    link.unlink()
         lines = HOSTS.read_text().splitlines(keepends=True)
         if any(_MARK in line for line in lines):
             HOSTS.write_text("".join(line for line in lines if _MARK not in line))
