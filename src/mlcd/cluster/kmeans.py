@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from mlcd.cluster import checkpoint
+from mlcd.cluster.assign import Assignment, Search, assignment_bytes
 from mlcd.cluster.checkpoint import State
 from mlcd.cluster.initial import kmeans_plus_plus, random_rows
 from mlcd.cluster.ranks import Alone
@@ -19,19 +20,11 @@ from mlcd.cluster.two_level import two_level
 from mlcd.cluster.update import move_centres, repair_empty
 from mlcd.config.cluster import Cluster
 from mlcd.neighbours import memory
-from mlcd.neighbours.exact import SPARE, ExactSearch, search_bytes
+from mlcd.neighbours.exact import SPARE, search_bytes
 from mlcd.neighbours.rows import Rows
 from mlcd.neighbours.two_level import search_bytes as two_level_bytes
 from mlcd.progress import LOGGER, progress
 from mlcd.stores.embeddings import open_all
-
-
-class Search(Protocol):
-    """Finds the nearest centres of rows, such as :class:`mlcd.neighbours.exact.ExactSearch`."""
-
-    def nearest(self, rows: np.ndarray, l: int) -> np.ndarray:
-        """Return ids int64 [n, l] of the `l` nearest centres of `rows` float32 [n, d]."""
-        ...
 
 
 def cluster(
@@ -49,6 +42,7 @@ def cluster(
         fixed += two_level_bytes(section.k, d) + 4 * section.k * d
         labels = max(1, section.probes) * (1 + SPARE)
     share = -(-n // group.size)
+    fixed += assignment_bytes(section.k, share)
     plan = group.agree(lambda: memory.plan_blocks(limit, share, d, labels, fixed))
     rows = Rows(files, plan.rows, plan.keep, part=(group.rank, group.size))
     if section.mode == "two_level":
@@ -85,7 +79,9 @@ def run_kmeans(
     whatever the blocks and parts of `rows`, the device and the threads.
     """
     group = group or Alone()
-    make_search = make_search or partial(ExactSearch, device=device, threads=threads)
+    assignment = Assignment(
+        *rows.share, device=device, threads=threads, make_search=make_search
+    )  # fmt: skip
 
     def start() -> State:
         state = checkpoint.load(folder) if folder else None
@@ -97,12 +93,16 @@ def run_kmeans(
     state = group.share(start)
     centres, records = state.centres, state.records
     sums = ClusterSums(section.k, rows.d, rows.n)
+    summed = False
     while len(records) < section.iterations and not _settled(records, section.tolerance):
         began = time.monotonic()
         iteration = len(records) + 1
-        sums.clear()
-        search = make_search(centres)
-        group.agree(partial(_assign, rows, search, sums, f"iteration {iteration}"))
+        if group.rank or not summed:
+            # Later passes change the sums of all ranks by what moved: rank 0 brings them along.
+            sums.clear()
+        assignment.start(centres)
+        group.agree(partial(_assign, rows, assignment, sums, f"iteration {iteration}"))
+        summed = True
         group.add_up(sums)
         objective, shift, spread = move_centres(centres, sums)
         empty = repair_empty(centres, sums.size, spread, [section.seed, iteration])
@@ -117,10 +117,15 @@ def run_kmeans(
     return state
 
 
-def _assign(rows: Rows, search: Search, sums: ClusterSums, label: str) -> None:
-    """Add every row to the sums of its nearest centre."""
-    for _, block in progress(rows.blocks(), total=len(rows), label=label, unit="block"):
-        sums.add(block, search.nearest(block, 1)[:, 0])
+def _assign(rows: Rows, assignment: Assignment, sums: ClusterSums, label: str) -> None:
+    """Bring every row into the sums of its nearest centre and out of those of its last one."""
+    for start, block in progress(rows.blocks(), total=len(rows), label=label, unit="block"):
+        nearest = assignment.nearest(start, block)
+        last = assignment.keep(start, nearest)
+        moved = np.flatnonzero(nearest != last)
+        sums.add(block, moved, nearest[moved])
+        moved = moved[last[moved] >= 0]
+        sums.add(block, moved, last[moved], sign=-1)
 
 
 def _record(

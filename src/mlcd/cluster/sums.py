@@ -27,21 +27,27 @@ class ClusterSums:
         self.total[:] = 0
         self.size[:] = 0
 
-    def add(self, rows: np.ndarray, cluster: np.ndarray) -> None:
-        """Add `rows` float32 [m, d] to the clusters `cluster` int64 [m]."""
-        for start in range(0, len(rows), TILE):
-            tile = rows[start : start + TILE].astype(np.float64)
+    def add(
+        self, rows: np.ndarray, chosen: np.ndarray, cluster: np.ndarray, sign: int = 1
+    ) -> None:
+        """Add the `chosen` of `rows` (float32 [n, d], ids int64 [m]) to the clusters `cluster` [m].
+
+        With `sign` −1, take them out again.
+        """
+        for start in range(0, len(chosen), TILE):
+            part = slice(start, start + TILE)
+            tile = rows[chosen[part]].astype(np.float64)
             tile *= 2.0**self.bits
             units = np.rint(tile, out=tile).astype(np.int64)
             clusters, group, sizes = np.unique(
-                cluster[start : start + TILE], return_inverse=True, return_counts=True
+                cluster[part], return_inverse=True, return_counts=True
             )
             member = scipy.sparse.csr_array(
-                (np.ones(len(units), np.int64), (group, np.arange(len(units)))),
+                (np.full(len(units), sign), (group, np.arange(len(units)))),
                 shape=(len(clusters), len(units)),
             )
             self.total[clusters] += member @ units
-            self.size[clusters] += sizes
+            self.size[clusters] += sign * sizes
 
     def mean_direction(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return sums of clusters start … stop − 1, float64 [·, d], and their norms [·]."""

@@ -76,7 +76,7 @@ class ExactSearch:
     ) -> None:
         self.centres = np.ascontiguousarray(centres, np.float32)
         self.K, self.d = self.centres.shape
-        on_gpu = _on_gpu(device)
+        on_gpu = uses_gpu(device)
         if threads:
             # One limit for faiss and for numpy, whose BLAS is another.
             threadpoolctl.threadpool_limits(threads)

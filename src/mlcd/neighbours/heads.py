@@ -37,7 +37,8 @@ def directions(centres: np.ndarray) -> np.ndarray:
 class Heads:
     """Bounds from the first `dims` of `basis` [d, d] over `centres` float32 [K, d].
 
-    `margin` bounds how far rounding may push a true similarity above its computed bound.
+    `margin` bounds how far rounding may push a true similarity above its computed bound. `make`
+    builds what :meth:`search` searches with; without it compare `centres` and :meth:`shortened`.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Heads:
         centres: np.ndarray,
         basis: np.ndarray,
         dims: int,
-        make: Callable[[np.ndarray], Search],
+        make: Callable[[np.ndarray], Search] | None = None,
     ) -> None:
         d = centres.shape[1]
         unit = 2.0**-24
@@ -55,13 +56,15 @@ class Heads:
         self._slack = 2 * error + error**2 + _SLACK
         self.margin = 2 * error + error**2 + 1.02 * (dims + 1) * unit * (1 + self._slack) + _SLACK
         self.dims = dims
-        self._search = make(self._shortened(centres))
+        #: Head and length of the rest of each centre, float32 [K, dims + 1].
+        self.centres = self.shortened(centres)
+        self._search = make(self.centres) if make else None
 
     def search(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the `k` greatest bounds of each row float32 [n, k], falling, and their ids."""
-        return self._search(self._shortened(rows), k)
+        return self._search(self.shortened(rows), k)
 
-    def _shortened(self, rows: np.ndarray) -> np.ndarray:
+    def shortened(self, rows: np.ndarray) -> np.ndarray:
         """Return head and length of the rest, float32 [n, dims + 1]; the length rounded up."""
         out = np.empty((len(rows), self.dims + 1), np.float32)
         np.matmul(rows, self._basis, out=out[:, :-1])

@@ -34,7 +34,10 @@ class Rows:
         self.n = int(self.starts[-1])
         self.d = self.files[0].d
         rank, ranks = part
-        self._places = list(self._places_of(self.n * rank // ranks, self.n * (rank + 1) // ranks))
+        first, last = self.n * rank // ranks, self.n * (rank + 1) // ranks
+        #: Number of the first row of this part, and how many rows it has.
+        self.share = first, last - first
+        self._places = list(self._places_of(first, last))
         self._kept: list[tuple[int, np.ndarray]] | None = None
         self._keep = keep
 
