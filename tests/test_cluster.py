@@ -140,7 +140,7 @@ def test_sums_do_not_depend_on_the_order_of_rows() -> None:
     for order in (np.arange(2000), rng.permutation(2000)):
         sums = ClusterSums(9, 17, 2000)
         for part in np.array_split(order, 13):
-            sums.add(rows[part], cluster[part])
+            sums.add(rows, part, cluster[part])
         totals.append(sums.total)
     np.testing.assert_array_equal(*totals)
     plain = np.zeros((9, 17))
@@ -152,7 +152,7 @@ def test_sums_do_not_depend_on_the_order_of_rows() -> None:
 def test_sums_of_many_rows_do_not_overflow() -> None:
     sums = ClusterSums(1, 1, 700_000_000)
     sums.total[0, 0] = 699_999_999 << sums.bits
-    sums.add(np.ones((1, 1), np.float32), np.zeros(1, np.int64))
+    sums.add(np.ones((1, 1), np.float32), np.zeros(1, int), np.zeros(1, int))
     assert sums.mean_direction(0, 1)[0].item() == 700_000_000
 
 
@@ -176,7 +176,7 @@ def test_repair_splits_the_greatest_spread_first_and_never_copies() -> None:
     narrow = unit(np.eye(8)[2] + 0.05 * rng.standard_normal((60, 8)))
     rows = np.concatenate([np.tile(np.eye(8)[0], (500, 1)), wide, narrow]).astype(np.float32)
     sums = ClusterSums(5, 8, len(rows))
-    sums.add(rows, np.repeat([0, 1, 2], [500, 50, 60]))
+    sums.add(rows, np.arange(610), np.repeat([0, 1, 2], [500, 50, 60]))
     centres = unit(rng.standard_normal((5, 8))).astype(np.float32)
     before = centres.copy()
     _, _, spread = move_centres(centres, sums)

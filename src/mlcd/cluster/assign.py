@@ -33,6 +33,8 @@ _LEAST_CENTRES, _LEAST_DIMS = 1024, 64
 _DIMS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
 #: Rows and centres of one matrix of bounds: it should stay in cache.
 _ROWS, _CENTRES = 256, 4096
+#: Rows of a block that are copied at once for a full search.
+_COPIED = 4096
 #: Nearest centres listed for each centre, itself included.
 _LISTED = 33
 #: Costs in multiply-adds of a matrix product: a bound's comparisons; one of a pair's dimensions,
@@ -133,8 +135,9 @@ class Assignment:
             self._try_heads(rows, ids, known, open_)
         if self._heads is not None and len(open_):
             open_ = self._by_heads(rows, ids, known, open_)
-        if len(open_):
-            ids[open_] = self._full.nearest(rows[open_], 1)[:, 0]
+        for first in range(0, len(open_), _COPIED):
+            part = open_[first : first + _COPIED]
+            ids[part] = self._full.nearest(rows[part], 1)[:, 0]
         return ids
 
     def keep(self, start: int, ids: np.ndarray) -> np.ndarray:
@@ -147,7 +150,8 @@ class Assignment:
     def _scores(self, rows: np.ndarray, row: np.ndarray, centre: np.ndarray) -> np.ndarray:
         """Return similarities of pairs to float32's precision, within `_bound`; float32 [pairs]."""
         out = np.empty(len(row), np.float32)
-        arrays = rows, np.ascontiguousarray(row), self.centres, np.ascontiguousarray(centre), out
+        row, centre = (np.ascontiguousarray(ids, np.int64) for ids in (row, centre))
+        arrays = rows, row, self.centres, centre, out
         faiss.pairwise_indexed_inner_product(self.d, len(row), *map(faiss.swig_ptr, arrays))
         return out
 
@@ -283,29 +287,34 @@ class Assignment:
     ) -> None:
         """Choose how many directions the heads have by the work on a sample of the rows `open_`."""
         sample = self._sample(open_)
-        part = rows[sample]
+        part, mine, best = rows[sample], ids[sample], known[sample]
         whole = self.K * (self.d + _COMPARE)
-        self._work = _WORTH * whole
-        for dims in self._shares():
+
+        def work(dims: int) -> tuple[float, Heads]:
             heads = Heads(self.centres, self._basis, dims)
-            left = self._left(heads, part, ids[sample], known[sample])
-            work = self.K * (dims + _COMPARE) + dims * self.d + left.full.mean() * whole
-            work += len(left.row) / len(sample) * _GATHER * self.d
-            if work < self._work:
-                self._heads, self._dims, self._work = heads, dims, work
+            left = self._left(heads, part, mine, best)
+            pairs = len(left.row) / len(sample)
+            bounds = self.K * (dims + _COMPARE) + dims * self.d
+            return bounds + pairs * _GATHER * self.d + left.full.mean() * whole, heads
+
+        # Downhill from the last pass's choice: the work falls to one minimum, then rises.
+        dims = [count for count in _DIMS if 2 * count <= self.d]
+        place = dims.index(self._dims) if self._dims in dims else len(dims) // 2
+        least, heads = work(dims[place])
+        for step in (1, -1):
+            while 0 <= place + step < len(dims):
+                more, others = work(dims[place + step])
+                if more >= least:
+                    break
+                place, least, heads = place + step, more, others
+        self._dims = dims[place]
+        self._work = min(least, whole)
+        self._heads = heads if least < _WORTH * whole else None
 
     def _sample(self, ids: np.ndarray) -> np.ndarray:
         """Return some of `ids`, few enough that their bounds to all centres are small."""
         count = min(len(ids), max(32, min(_ROWS, (1 << 24) // self.K)))
         return ids[:: len(ids) // count][:count]
-
-    def _shares(self) -> list[int]:
-        """Return the numbers of directions to try: all, or those about the last pass's choice."""
-        every = [dims for dims in _DIMS if 2 * dims <= self.d]
-        if self._dims is None:
-            return every
-        place = every.index(self._dims)
-        return every[max(0, place - 1) : place + 2]
 
 
 def assignment_bytes(k: int, n: int) -> int:

@@ -27,9 +27,7 @@ class ClusterSums:
         self.total[:] = 0
         self.size[:] = 0
 
-    def add(
-        self, rows: np.ndarray, chosen: np.ndarray, cluster: np.ndarray, sign: int = 1
-    ) -> None:
+    def add(self, rows: np.ndarray, chosen: np.ndarray, cluster: np.ndarray, sign: int = 1) -> None:
         """Add the `chosen` of `rows` (float32 [n, d], ids int64 [m]) to the clusters `cluster` [m].
 
         With `sign` −1, take them out again.

@@ -201,7 +201,8 @@ def search_bytes(k: int, d: int) -> int:
     return 8 * k * (int(d * max(_SHARES)) + 1) if k >= _LEAST_CENTRES else 0
 
 
-def _on_gpu(device: str) -> bool:
+def uses_gpu(device: str) -> bool:
+    """Return whether `device` means a GPU here. Raises :class:`UserError` if it has none."""
     gpus = faiss.get_num_gpus()
     if device == "cuda" and not gpus:
         raise UserError(
