@@ -3,8 +3,8 @@
     python benchmarks/crops.py --rows 100000 --output crops.h5
 
 The demo has 2,380 pictures in its lists, too few for K = 4,096. Each crop takes 30 to 100 % of a
-side, is mirrored half of the time, and is seen at 96 pixels. A function of the seed alone, up to the
-last bits of the encoder.
+side, is mirrored half of the time, and is seen at 96 pixels. A function of the seed alone, up to
+the last bits of the encoder.
 """
 
 from __future__ import annotations

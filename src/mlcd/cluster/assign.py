@@ -6,9 +6,9 @@ is remembered between passes moves the work alone. A row goes through up to thre
 1. Its last centre a. By the triangle inequality of angles no centre c can be as near as a unless
    angle(a, c) ≤ 2 · angle(x, a) (Hamerly 2010, Newling and Fleuret 2016). The nearest centres of
    each centre are found once a pass, where a sample of rows says that this pays.
-2. Bounds from the first directions (:mod:`mlcd.neighbours.heads`) against the best similarity known:
-   that to the last centre, or to the centre of greatest bound. What the bounds do not rule out is
-   scored pair by pair.
+2. Bounds from the first directions (:mod:`mlcd.neighbours.heads`) against the best similarity
+   known: that to the last centre, or to the centre of greatest bound. What the bounds do not rule
+   out is scored pair by pair.
 3. A full search, for rows of which the bounds leave too much.
 """
 
