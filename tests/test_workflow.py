@@ -97,7 +97,8 @@ def test_a_fresh_checkout_makes_nothing_stale(changed):
         ({"label": {"top": 3}}, AFTER_LABEL),
         ({"cluster": {"k": 9}}, AFTER_CLUSTER),
         ({"train": {"lr": 0.003}}, AFTER_TRAIN),
-        ({"evaluate": {"probe_max_iterations": 50}}, {"evaluate", "evaluate_summary"}),
+        # The model card of the export shows the results.
+        ({"evaluate": {"probe_max_iterations": 50}}, {"evaluate", "evaluate_summary", "export"}),
         ({"export": {"tolerance": 1e-4}}, {"export"}),
         ({"report": {"montage_pictures": 4}}, set()),
         ({"download": {"min_success": 0.9}}, set()),

@@ -25,7 +25,11 @@ from mlcd.errors import UserError
 from mlcd.progress import LOGGER, setup_logging
 
 #: Programs beside the stages, without a section of the config: module → what it does.
-TOOLS = {"checkpoint": "Inspect training checkpoints, reshard them, export their encoder."}
+TOOLS = {
+    "checkpoint": "Inspect training checkpoints, reshard them, export their encoder.",
+    "encode": "Write embeddings of pictures by a trained or exported encoder.",
+    "search": "Find the nearest pictures of a folder and write a page of them.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,7 +35,7 @@ _ATTEMPTS = 2
 _TASK = 8
 _AHEAD = 3
 
-#: Path of the tar, offset, size.
+#: Path of the tar (or of the picture itself), offset, size.
 Place = tuple[str, int, int]
 #: uint8 pixels [H, W, 3], or the reason why there are none.
 Decoded = np.ndarray | str
@@ -68,14 +68,21 @@ class _Worker:
 class DecodePool:
     """`workers` processes that decode pictures with `decoder` (picklable, bytes → pixels).
 
-    A context manager; at its end all workers are gone.
+    A context manager; at its end all workers are gone. `loose`: each picture is a file of its own,
+    so that one which cannot be read is a failed picture (reason `unreadable`) and not a lost tar.
     """
 
     def __init__(
-        self, decoder: Callable[[bytes], np.ndarray], workers: int, *, timeout: float = TIMEOUT
+        self,
+        decoder: Callable[[bytes], np.ndarray],
+        workers: int,
+        *,
+        timeout: float = TIMEOUT,
+        loose: bool = False,
     ) -> None:
         self._decoder = decoder
         self._timeout = timeout
+        self._loose = loose
         # Spawned, not forked: the parent holds torch's threads and perhaps a CUDA context.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
@@ -187,13 +194,15 @@ class DecodePool:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, self._decoder), daemon=True)
+        process = self._context.Process(
+            target=_work, args=(theirs, self._decoder, self._loose), daemon=True
+        )
         process.start()
         theirs.close()
         return _Worker(process, ours)
 
 
-def _work(connection: Connection, decoder: Callable[[bytes], np.ndarray]) -> None:
+def _work(connection: Connection, decoder: Callable[[bytes], np.ndarray], loose: bool) -> None:
     """Run a worker: lists of places in; for each place, in order, pixels or a reason out."""
     # Where memory runs out, Linux shall end this process and not the stage.
     with contextlib.suppress(OSError):
@@ -211,11 +220,15 @@ def _work(connection: Connection, decoder: Callable[[bytes], np.ndarray]) -> Non
                 if path != opened:
                     if descriptor is not None:
                         os.close(descriptor)
+                        opened, descriptor = "", None
                     descriptor, opened = os.open(path, os.O_RDONLY), path
                 data = os.pread(descriptor, size, offset)
                 if len(data) != size:
                     raise OSError(f"{path}: shorter than expected")
             except OSError as error:
+                if loose:
+                    connection.send("unreadable")
+                    continue
                 connection.send(OSError(str(error)))
                 return
             try:

@@ -1,8 +1,8 @@
 """Stage `export`: the trained encoder as other libraries load it, each checked by equal outputs.
 
 A format is a module with three functions: `write(encoder, folder)` writes weights and config and
-says how they are used; `load(folder)` gives back pictures → embeddings through the other library
-alone; `pixels(folder)` reads the transform of pictures from the library's config.
+says how they are used; `load(folder)` gives a module, pictures → embeddings, through the other
+library alone; `pixels(folder)` reads the transform of pictures from the library's config.
 """
 
 from __future__ import annotations

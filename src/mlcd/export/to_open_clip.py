@@ -6,11 +6,11 @@ open_clip loads them by `pretrained_image_path` into a model whose text tower is
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import mlcd.compat  # noqa: F401  (before open_clip)
 from mlcd.encoders.frozen.preprocess import Preprocess
@@ -71,8 +71,8 @@ def write(encoder: Encoder, folder: Path) -> Usage:
     )
 
 
-def load(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Load the folder as a user of open_clip would; return its `encode_image`."""
+def load(folder: Path) -> nn.Module:
+    """Load the folder as a user of open_clip would; return its `encode_image` as a module."""
     import open_clip
 
     with torch.random.fork_rng(devices=[]):
@@ -81,7 +81,16 @@ def load(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
             load_weights=False,
             pretrained_image_path=str(folder / WEIGHTS),
         )
-    return model.eval().encode_image
+    return _ImageEncoder(model.eval())
+
+
+class _ImageEncoder(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model.encode_image(images)
 
 
 def pixels(folder: Path) -> Preprocess:

@@ -7,7 +7,6 @@ the projection, which lies in a file of its own where the encoder has one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +80,8 @@ def write(encoder: Encoder, folder: Path) -> Usage:
     return Usage("transformers", example + (_PROJECT if projection is not None else ""), _REMARK)
 
 
-def load(folder: Path) -> Callable[[Tensor], Tensor]:
-    """Load the folder as a user of transformers would; return pictures → embeddings."""
+def load(folder: Path) -> nn.Module:
+    """Load the folder as a user of transformers would; a module, pictures → embeddings."""
     from transformers.utils import logging
 
     (name,) = read_json(folder / "config.json")["architectures"]

@@ -1,0 +1,183 @@
+"""`mlcd encode IMAGE_OR_FOLDER … --model DIR --output E.h5`: embeddings of loose pictures.
+
+For thousands to some millions of pictures on one machine, started over if it was cut off; a
+picture set of many chunks belongs into the stages download and embed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlcd.errors import UserError
+from mlcd.progress import LOGGER, progress
+from mlcd.stores.folder import Loose, pictures
+
+if TYPE_CHECKING:
+    from mlcd.embed.pool import Decoded, DecodePool, Place
+    from mlcd.export.loading import ImageModel
+
+#: Failed pictures that are named in the log; the file names all.
+_NAMED = 100
+#: Bytes that a file may have for each pixel allowed: 16 bits in four channels, uncompressed.
+_BYTES_A_PIXEL = 8
+_HEADER = 1 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add pictures, model and output, and how wide it runs."""
+    parser.add_argument("pictures", nargs="+", metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--output", required=True, metavar="FILE", help="embeddings, HDF5")
+    add_resources(parser)
+
+
+def add_resources(parser: argparse.ArgumentParser) -> None:
+    """Add the model and what it runs on."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="results/train, or results/export/FORMAT: the encoder",
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="pictures at once [64]")
+    parser.add_argument("--workers", type=int, default=1, help="decoding processes [1]")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the encoder [1]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … [auto]")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=100_000_000,
+        help="larger pictures are counted as failed, undecoded [100000000]",
+    )
+    parser.add_argument("--log", metavar="FILE", help="also append log lines to this file")
+
+
+def run(arguments: argparse.Namespace, section: object = None) -> None:
+    """Write the embeddings; see docs/formats.md. Raises :class:`UserError`."""
+    if not arguments.output.endswith(".h5"):
+        raise UserError(f"--output: {arguments.output}: end it with .h5")
+    write(arguments.pictures, model_of(arguments), arguments.output, arguments)
+
+
+def model_of(arguments: argparse.Namespace) -> ImageModel:
+    """Open --model on --device. Raises :class:`UserError`."""
+    import torch
+
+    from mlcd.encoders.frozen.base import pick_device
+    from mlcd.export.loading import open_model
+
+    for name in ("batch_size", "workers", "threads", "max_pixels"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: expected at least 1")
+    torch.set_num_threads(arguments.threads)
+    return open_model(arguments.model, pick_device(arguments.device))
+
+
+def write(
+    places: Sequence[str],
+    model: ImageModel,
+    output: str | os.PathLike[str],
+    arguments: argparse.Namespace,
+) -> None:
+    """Embed the pictures of `places` into `output`, in the order of their names.
+
+    Raises :class:`UserError` if there are none, or if none could be decoded.
+    """
+    from mlcd.embed.pool import DecodePicture, DecodePool
+    from mlcd.stores import h5
+    from mlcd.stores.embeddings import KIND
+
+    # A first pass for the number and the longest name: HDF5 wants to know its width beforehand.
+    lengths = (len(picture.key) for picture in pictures(places))
+    total, width = 0, 9
+    for length in lengths:
+        total, width = total + 1, max(width, length)
+    if not total:
+        raise UserError(f"{places[0]}: no pictures in it; expected .jpg, .png, .webp …")
+    failures = _Failures()
+    attributes = {"chunk": "", "model": json.dumps(model.identity), "manifest": ""}
+    decoder = DecodePicture(model.pixels, arguments.max_pixels)
+    with (
+        h5.writing(output, KIND, attributes) as writer,
+        DecodePool(decoder, arguments.workers, loose=True) as pool,
+    ):
+        writer.append("embedding", np.zeros((0, model.identity["dim"]), np.float16))
+        for name in ("key", "failed_key"):
+            writer.append(name, np.zeros(0, f"S{width}"))
+        writer.append("failed_reason", np.zeros(0, "S32"))
+        batches = _decoded(pictures(places), arguments.batch_size, arguments.max_pixels, pool)
+        steps = -(-total // arguments.batch_size)
+        for batch, decoded in progress(batches, total=steps, label="encode", unit="batch"):
+            _append(writer, model, batch, decoded, failures, width)
+        if failures.count == total:
+            raise UserError(f"{places[0]}: none of {total} pictures could be used{failures}")
+    LOGGER.info("%s: %d pictures, %d failed%s", output, total - failures.count, failures.count,
+                failures)  # fmt: skip
+
+
+def _decoded(
+    found: Iterator[Loose], size: int, max_pixels: int, pool: DecodePool
+) -> Iterator[tuple[list[Loose], list[Decoded]]]:
+    """Iterate over batches in order; files too large to hold a picture allowed are not read."""
+    sent: deque[list[Loose]] = deque()
+    limit = _BYTES_A_PIXEL * max_pixels + _HEADER
+
+    def places() -> Iterator[list[Place]]:
+        while batch := list(itertools.islice(found, size)):
+            sent.append(batch)
+            yield [(one.path, 0, one.size) for one in batch if one.size <= limit]
+
+    for decoded in pool.batches(places()):
+        batch, rest = sent.popleft(), iter(decoded)
+        yield batch, ["too_large" if one.size > limit else next(rest) for one in batch]
+
+
+def _append(
+    writer: Any,
+    model: ImageModel,
+    batch: list[Loose],
+    decoded: list[Decoded],
+    failures: _Failures,
+    width: int,
+) -> None:
+    if max(len(one.key) for one in batch) > width:
+        raise UserError(f"{batch[0].path}: its folder changed meanwhile; run again")
+    good = [number for number, item in enumerate(decoded) if not isinstance(item, str)]
+    bad = [(one, item) for one, item in zip(batch, decoded, strict=True) if isinstance(item, str)]
+    for one, reason in bad:
+        failures.add(one, reason)
+    writer.append("failed_key", np.array([one.key for one, _ in bad], f"S{width}"))
+    writer.append("failed_reason", np.array([reason for _, reason in bad], "S32"))
+    if good:
+        rows = model.encode(np.stack([decoded[number] for number in good]))
+        writer.append("embedding", rows.astype(np.float16))
+        writer.append("key", np.array([batch[number].key for number in good], f"S{width}"))
+
+
+class _Failures:
+    """Pictures without an embedding, by reason; as text ' (damaged 2, empty 1)', or nothing."""
+
+    def __init__(self) -> None:
+        self._reasons: Counter[str] = Counter()
+
+    @property
+    def count(self) -> int:
+        return self._reasons.total()
+
+    def add(self, picture: Loose, reason: str) -> None:
+        self._reasons[reason] += 1
+        if self.count <= _NAMED:
+            LOGGER.warning("%r: %s", picture.path, reason)
+        elif self.count == _NAMED + 1:
+            LOGGER.warning("further failures are counted, and named in failed_key of the output")
+
+    def __str__(self) -> str:
+        counts = sorted(self._reasons.items(), key=lambda item: (-item[1], item[0]))
+        return f" ({', '.join(f'{name} {count}' for name, count in counts)})" if counts else ""
