@@ -29,6 +29,7 @@ TOOLS = {
     "checkpoint": "Inspect training checkpoints, reshard them, export their encoder.",
     "encode": "Write embeddings of pictures by a trained or exported encoder.",
     "search": "Find the nearest pictures of a folder and write a page of them.",
+    "doctor": "Look before a run for what usually goes wrong, on this machine or a Slurm cluster.",
 }
 
 

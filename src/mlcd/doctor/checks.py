@@ -1,0 +1,52 @@
+"""What a check says, and the table of all of them."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+#: Results in the order of their weight. A warning does not stop a run.
+OK, WARN, FAIL = "ok", "warn", "FAIL"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: its name, one of OK, WARN, FAIL, what was seen, and how to mend it."""
+
+    name: str
+    result: str
+    seen: str
+    mend: str = ""
+
+
+def ok(name: str, seen: str) -> Check:
+    return Check(name, OK, seen)
+
+
+def warn(name: str, seen: str, mend: str) -> Check:
+    return Check(name, WARN, seen, mend)
+
+
+def fail(name: str, seen: str, mend: str) -> Check:
+    return Check(name, FAIL, seen, mend)
+
+
+def show(checks: Iterable[Check]) -> Iterator[Check]:
+    """Print checks as they come in, one a row, the mend below; pass them on."""
+    width = min(120, max(60, shutil.get_terminal_size().columns)) - 30
+    # Paths and names stay whole: they will be copied.
+    wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).wrap
+    for check in checks:
+        seen = wrap(check.seen) or [""]
+        print(f"{check.result:<5} {check.name:<23} {seen[0]}", flush=True)
+        for line in seen[1:]:
+            print(f"{'':<30}{line}")
+        for line in wrap(f"mend: {check.mend}") if check.mend else []:
+            print(f"{'':<30}{line}", flush=True)
+        yield check
+
+
+def gigabytes(megabytes: float) -> str:
+    return f"{megabytes / 1000:.1f} GB"
