@@ -26,6 +26,7 @@ rule cluster:
     params:
         cfg=section("cluster"),
         code=code_hash("cluster"),
+        initial=file_identity(CONFIG.cluster.initial) if CONFIG.cluster.initial else None,
     # The centres come on top of the limit: a quarter of the job's memory is left for them.
     shell:
         """

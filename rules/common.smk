@@ -43,6 +43,9 @@ def check_config(values):
         weights = checked.embed.pretrained
         if weights and "/" in weights and not Path(weights).is_file():
             raise UserError(f"{source}: embed.pretrained: {weights} is no file; fetch it first")
+        centres = checked.cluster.initial
+        if centres and not Path(centres).is_file():
+            raise UserError(f"{source}: cluster.initial: {centres} is no file; give an HDF5 file")
         return checked, chunks
     except UserError as error:
         raise WorkflowError(str(error)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import builders
@@ -99,7 +100,7 @@ def test_output_and_record(tmp_path: Path) -> None:
     assert (np.diff(objective) >= -1e-7).all()
 
 
-@pytest.mark.parametrize("init", ["random", "kmeans++"])
+@pytest.mark.parametrize("init", ["random", "kmeans++", "afkmc2"])
 def test_same_bytes_for_any_blocks_files_limit_and_threads(tmp_path: Path, init: str) -> None:
     vectors = builders.unit_vectors(3000, 40, groups=30)
     vectors[500:520] = vectors[3]  # copies make exact ties
@@ -196,11 +197,11 @@ def test_repair_splits_the_greatest_spread_first_and_never_copies() -> None:
 
 def test_fewer_distinct_rows_than_clusters(tmp_path: Path) -> None:
     files = files_of(tmp_path, np.repeat(builders.unit_vectors(3, 8), 20, axis=0))
-    for init in ("random", "kmeans++"):
+    for init in ("random", "kmeans++", "afkmc2"):
         assert run(files, tmp_path / "c.h5", "--k", 5, "--iterations", 4, "--init", init) == 0
         result = Centroids(tmp_path / "c.h5")
         assert sorted(result.sizes.tolist()) in ([0, 0, 20, 20, 20], [0, 0, 0, 20, 40])
-        if init == "kmeans++":
+        if init != "random":
             assert result.objective[-1] == pytest.approx(1, abs=1e-6)
 
 
@@ -285,8 +286,73 @@ def test_kmeans_plus_plus_never_samples_less_than_asked(tmp_path: Path) -> None:
     from mlcd.errors import UserError
 
     rows = Rows(open_all(files_of(tmp_path, builders.unit_vectors(100, 8))), 100)
-    with pytest.raises(UserError, match=r"cluster\.init: kmeans\+\+ holds 80 rows"):
-        initial.kmeans_plus_plus(rows, 4, 0, 80, room=100)
+    for init in ("kmeans++", "afkmc2"):
+        with pytest.raises(UserError, match=rf"cluster\.init: {re.escape(init)} holds 80 rows"):
+            initial.from_sample(rows, Cluster(k=4, init=init, init_sample=20), room=100)
+
+
+def test_chains_tend_to_the_draws_of_kmeans_plus_plus() -> None:
+    # The case of test_kmeans_plus_plus_draws_by_squared_distance, where the second draw is known.
+    points = np.repeat(unit(np.array([[1.0, 0, 0], [0.8, 0.6, 0], [0, 0, 1]])), [5, 10, 5], axis=0)
+    points = points.astype(np.float32)
+    pairs = np.zeros((3, 3))
+    for seed in range(2000):
+        chosen = initial.choose_by_chains(points, 2, 40, np.random.default_rng(seed))
+        pairs[tuple(np.searchsorted([5, 15], chosen, "right"))] += 1
+    distance = 1 - points[[0, 5, 15]] @ points[[0, 5, 15]].T.astype(float)
+    weight = distance * [5, 10, 5]
+    expected = np.array([5, 10, 5])[:, None] / 20 * weight / weight.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(pairs / 2000, expected, atol=0.035)
+
+
+def test_chains_follow_what_those_before_them_chose() -> None:
+    # Groups of copies: 64 chains are drawn at once, and none may choose a group again.
+    points = np.repeat(builders.unit_vectors(300, 32), 7, axis=0)
+    chosen = initial.choose_by_chains(points, 300, 50, np.random.default_rng(0))
+    assert len(np.unique(chosen)) == 300
+    assert len(np.unique(chosen // 7)) > 290
+    random = np.random.default_rng(0).choice(2100, 300, replace=False)
+    assert len(np.unique(random // 7)) < 230
+
+
+def test_given_centres_are_where_it_starts(tmp_path: Path) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(600, 16, groups=9))
+    options = ["--k", 9, "--iterations"]
+    assert run(files, tmp_path / "four/c.h5", *options, 4) == 0
+    assert run(files, tmp_path / "one/c.h5", *options, 1) == 0
+    again = ["--initial", tmp_path / "one/c.h5"]
+    assert run(files, tmp_path / "three/c.h5", *options, 3, *again) == 0
+    four, three = (Centroids(tmp_path / name / "c.h5") for name in ("four", "three"))
+    assert four.array.tobytes() == three.array.tobytes()
+    assert four.objective[1:].tolist() == three.objective.tolist()
+    # The output names the content of the file, not its place.
+    (tmp_path / "else").mkdir()
+    (tmp_path / "one/c.h5").rename(tmp_path / "else/d.h5")
+    again = ["--initial", tmp_path / "else/d.h5"]
+    assert run(files, tmp_path / "other/c.h5", *options, 3, *again) == 0
+    whole = [(tmp_path / name / "c.h5").read_bytes() for name in ("three", "other")]
+    assert whole[0] == whole[1]
+
+
+@pytest.mark.parametrize(
+    ("centres", "words"),
+    [
+        (None, "no such file"),
+        (np.ones((3, 8), np.float32), "expected a dataset 'centroid' [4, 8]"),
+        (np.ones((4, 9), np.float32), "expected a dataset 'centroid' [4, 8]"),
+        (np.ones((4, 8)), "found float64 [4, 8]"),
+        (np.float32([[1] * 8] * 3 + [[0] * 8]), "centre 3 is zero"),
+        (np.float32([[1] * 8] * 3 + [[np.nan] * 8]), "centre 3 is zero or not finite"),
+    ],
+)
+def test_unfitting_given_centres_are_refused(tmp_path: Path, capsys, centres, words) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(20, 8))
+    path = tmp_path / "given.h5"
+    if centres is not None:
+        with h5py.File(path, "w") as file:
+            file["centroid"] = centres
+    assert run(files, tmp_path / "c.h5", "--k", 4, "--initial", path) == 2
+    refused(capsys, f"{path}: ", words)
 
 
 def test_kmeans_plus_plus_takes_no_copy_while_others_are_left() -> None:

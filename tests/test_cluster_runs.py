@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import builders
@@ -133,6 +134,19 @@ def test_unfitting_files_are_refused_before_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_foreign_files_of_different_models_are_refused(tmp_path: Path, capsys) -> None:
+    for name, model in {"a": "ViT-L-14", "b": "ViT-L-14", "c": "ViT-B-32", "d": "ViT-L-14"}.items():
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["embedding"] = builders.unit_vectors(50, 8, seed=ord(name))
+            file.attrs["model"] = model
+    a, b, c = (tmp_path / f"{name}.h5" for name in "abc")
+    assert run([a, b, c], tmp_path / "out/c.h5", "--k", 4) == 2
+    refused(capsys, f"{c}: made by another model")
+    with h5py.File(tmp_path / "d.h5", "a") as file:
+        file["extra"] = np.arange(3)
+    assert run([a, b, tmp_path / "d.h5"], tmp_path / "out/c.h5", "--k", 4) == 0
+
+
 def test_flipped_bit_is_refused_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = files_of(tmp_path, builders.unit_vectors(200, 8), 2)
     with h5py.File(files[1]) as file:
@@ -182,14 +196,50 @@ def test_parts_of_ranks_are_all_rows_once(tmp_path: Path, ranks: int) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_three_ranks_give_the_same_bytes_as_one(tmp_path: Path) -> None:
-    files = files_of(tmp_path, builders.unit_vectors(900, 24, groups=30), 2)
-    options = ["--k", 64, "--iterations", 4, "--threads", 1]
-    assert run(files, tmp_path / "one/c.h5", *options) == 0
-    assert run(files, tmp_path / "three/c.h5", *options, "--ranks-per-node", 3) == 0
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list, Path]:
+    """Files, options and the output of one process, with all that spares products at work."""
+    folder = tmp_path_factory.mktemp("wide")
+    vectors = builders.unit_vectors(6000, 64, groups=900)
+    vectors[100:130] = vectors[7]
+    files = files_of(folder, vectors, 2)
+    options = ["--k", 1200, "--iterations", 8, "--threads", 1]
+    assert run(files, folder / "one/c.h5", *options) == 0
+    return files, options, folder / "one"
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_ranks_give_the_same_bytes_as_one(tmp_path: Path, wide, ranks: int) -> None:
+    files, options, one = wide
+    assert run(files, tmp_path / "c.h5", *options, "--ranks-per-node", ranks) == 0
     for name in ("c.h5", "iterations.jsonl"):
-        one, three = (tmp_path / folder / name for folder in ("one", "three"))
-        assert one.read_bytes() == three.read_bytes()
+        assert (one / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.parametrize("killed", [0, 1, 2])
+def test_gang_with_a_killed_rank_goes_on_to_the_same_bytes(
+    tmp_path: Path, wide, killed: int
+) -> None:
+    files, options, one = wide
+    words = ["cluster", "--embeddings", *files, "--output", tmp_path / "c.h5", *options]
+    gang = subprocess.Popen(
+        [sys.executable, "-m", "mlcd", *map(str, words), "--ranks-per-node", "3"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )
+    while not (states := list(tmp_path.glob("state/*/iteration-000001.h5"))):
+        assert gang.poll() is None, gang.stderr.read()
+        time.sleep(0.005)
+    (place,) = states[0].parent.glob(f"gang/job-*/rank-{killed}.json")
+    os.kill(json.loads(place.read_text())["pid"], signal.SIGKILL)
+    said = gang.communicate()[1]
+    assert gang.returncode == 2, said
+    assert f"rank {killed} of 3 was killed" in said
+    assert not (tmp_path / "c.h5").exists()
+    assert run(files, tmp_path / "c.h5", *options) == 0
+    for name in ("c.h5", "iterations.jsonl"):
+        assert (one / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 @pytest.mark.parametrize("reader", ["initial", "assigning"])

@@ -46,12 +46,12 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace, section: Cluster) -> None:
     """Cluster the rows of all files. Raises :class:`UserError`."""
-    from mlcd.cluster import checkpoint
+    from mlcd.cluster import checkpoint, initial
     from mlcd.cluster.kmeans import cluster
     from mlcd.cluster.ranks import Alone, cluster_rank
     from mlcd.neighbours import memory
     from mlcd.sizes import parse_size
-    from mlcd.stores import centroids
+    from mlcd.stores import centroids, h5
     from mlcd.stores.embeddings import open_all
 
     files = open_all(arguments.embeddings)
@@ -60,7 +60,13 @@ def run(arguments: argparse.Namespace, section: Cluster) -> None:
     limit = parse_size(text) if text else 0
     fingerprints = [file.fingerprint for file in files]
     output = Path(arguments.output)
-    folder = state_dir(output, code_hash("cluster"), section.to_json(), fingerprints)
+    # Initial centres count by their content, wherever the file lies.
+    named = section
+    if section.initial:
+        initial.given(section.initial, section.k, files[0].d)
+        section = section.model_copy(update={"initial": str(Path(section.initial).resolve())})
+        named = section.model_copy(update={"initial": h5.fingerprint(section.initial)})
+    folder = state_dir(output, code_hash("cluster"), named.to_json(), fingerprints)
     if arguments.launcher != "slurm" and arguments.nodes == arguments.ranks_per_node == 1:
         limit = limit or memory.default_limit()
         state = cluster(
@@ -94,7 +100,7 @@ def run(arguments: argparse.Namespace, section: Cluster) -> None:
         attributes={
             "model": json.dumps(files[0].model),
             "embeddings": json.dumps(fingerprints),
-            "section": section.to_json(),
+            "section": named.to_json(),
         },
     )
     shutil.rmtree(folder)

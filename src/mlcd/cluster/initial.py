@@ -1,16 +1,19 @@
-"""Initial centres: distinct random rows, or k-means++ on a sample of rows.
+"""Initial centres: distinct random rows, k-means++ or AFK-MC² on a sample of rows, or given ones.
 
-Both are a function of the rows and the seed alone, not of files, blocks or threads.
+All are a function of the rows and the seed alone, not of files, blocks or threads.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from mlcd.config.cluster import Cluster
 from mlcd.errors import UserError
-from mlcd.neighbours.exact import dots, error_bound
+from mlcd.neighbours.exact import ExactSearch, dots, error_bound
+from mlcd.neighbours.memory import TILE
 from mlcd.neighbours.rows import Rows
 from mlcd.progress import LOGGER
+from mlcd.stores import h5
 
 #: Candidates drawn at once by k-means++ once many centres stand.
 _MOST_CANDIDATES = 64
@@ -23,23 +26,58 @@ def random_rows(rows: Rows, k: int, seed: int) -> np.ndarray:
     return rows.take(_sample(rows.n, k, seed))
 
 
-def kmeans_plus_plus(rows: Rows, k: int, seed: int, sample: int, room: int) -> np.ndarray:
-    """Return `k` centres chosen by k-means++ from `sample` rows drawn uniformly; float32 [k, d].
+def given(path: str, k: int, d: int) -> np.ndarray:
+    """Return the dataset `centroid` of an HDF5 file as unit rows, float32 [k, d].
+
+    Raises :class:`UserError` with the file's name if it is damaged or does not fit.
+    """
+    with h5.reading(path, "centroids", foreign=True) as file:
+        found = file.get("centroid")
+        if found is None or found.shape != (k, d) or found.dtype not in (np.float16, np.float32):
+            shape = "none" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise UserError(
+                f"{path}: expected a dataset 'centroid' [{k}, {d}] of float16 or float32, "
+                f"found {shape}; cluster.initial needs K centres of the embeddings' dimension"
+            )
+        centres = found[:].astype(np.float32, copy=False)
+    for start in range(0, k, TILE):
+        tile = centres[start : start + TILE].astype(np.float64)
+        norms = np.sqrt((tile * tile).sum(axis=1))
+        # Written so that NaN fails too.
+        bad = np.flatnonzero(~((norms > 0) & (norms < np.inf)))
+        if len(bad):
+            raise UserError(
+                f"{path}: centre {start + bad[0]} is zero or not finite; leave it out and lower K"
+            )
+        centres[start : start + TILE] = tile / norms[:, None]
+    return centres
+
+
+def from_sample(rows: Rows, section: Cluster, room: int) -> np.ndarray:
+    """Return K centres chosen by `section.init` from a uniform sample of rows; float32 [K, d].
 
     The sample must fit in `room` bytes, or :class:`UserError` is raised: a smaller sample would
     silently give another result.
     """
-    m = min(rows.n, max(sample, k))
+    k, seed = section.k, section.seed
+    m = min(rows.n, max(section.init_sample * k, k))
     # The rows, their similarities to the candidates (twice while compared), distances, numbers.
     need = m * (4 * rows.d + 8 * _MOST_CANDIDATES + 64)
+    if section.init == "afkmc2":
+        # The centres so far and the rows of a batch of chains, too.
+        need = m * (4 * rows.d + 64)
+        need += 4 * rows.d * (k + 2 * _MOST_CANDIDATES * section.init_chain)
     if need > room:
         raise UserError(
-            f"cluster.init: kmeans++ holds {m} rows in {(need >> 20) + 1} MiB, more than "
+            f"cluster.init: {section.init} holds {m} rows in {(need >> 20) + 1} MiB, more than "
             "--memory-limit allows; raise it, lower cluster.init_sample, or use init random"
         )
-    LOGGER.info("kmeans++ on %d of %d rows", m, rows.n)
+    LOGGER.info("%s on %d of %d rows", section.init, m, rows.n)
     points = rows.take(_sample(rows.n, m, seed))
-    return points[choose(points, k, np.random.default_rng([seed, 1]))]
+    rng = np.random.default_rng([seed, 1])
+    if section.init == "afkmc2":
+        return points[choose_by_chains(points, k, section.init_chain, rng)]
+    return points[choose(points, k, rng)]
 
 
 def choose(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
@@ -80,6 +118,65 @@ def choose(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
             exact = 1 - dots(points, points, closer, np.full(len(closer), row))
             distance[closer] = np.minimum(distance[closer], exact)
     return np.array(chosen, np.int64)
+
+
+def choose_by_chains(
+    points: np.ndarray, k: int, chain: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Choose `k` of the unit rows `points` float32 [m, d] by AFK-MC²; return ids int64 [k].
+
+    Bachem, Lucic, Hassani and Krause, *Fast and provably good seedings for k-means* (2016),
+    algorithm 1: each next centre is the end of a Markov chain of `chain` rows, whose proposals come
+    from the distances to the first centre alone and whose stationary distribution is that of
+    k-means++. Its work grows with K² · `chain`, not with K times the rows. Chains are drawn many at
+    a time, so that one search finds the nearest centres of all; each then follows what the chains
+    before it have chosen.
+    """
+    m, d = points.shape
+    bound = error_bound(d)
+    chosen = [int(rng.integers(m))]
+    distance = _distances(points, points[chosen], np.arange(m), np.zeros(m, np.int64))
+    total = distance.sum()
+    proposal = 0.5 * distance / total + 0.5 / m if total else np.full(m, 1 / m)
+    mass = np.cumsum(proposal)
+    while len(chosen) < k:
+        count = min(_MOST_CANDIDATES, max(1, len(chosen) // 4), k - len(chosen))
+        draws = np.searchsorted(mass, rng.random((count, chain)) * mass[-1], "right")
+        draws = np.minimum(draws, m - 1)
+        chances = rng.random((count, chain))
+        drawn, centres = points[draws.ravel()], points[chosen]
+        every = np.arange(len(drawn))
+        nearest = ExactSearch(centres, prune=False).nearest(drawn, 1)[:, 0]
+        gap = _distances(drawn, centres, every, nearest)
+        for index in range(count):
+            mine = slice(index * chain, (index + 1) * chain)
+            weight = gap[mine] / proposal[draws[index]]
+            place = 0
+            for step in range(1, chain):
+                if weight[step] > chances[index, step] * weight[place]:
+                    place = step
+            row = int(draws[index, place])
+            if weight[place] == 0:
+                # The whole chain are copies of centres: any row that is none of them.
+                row = int(rng.choice(np.setdiff1d(np.arange(m), chosen)))
+            chosen.append(row)
+            # The product only selects the rows that this centre may have come closer to.
+            rest = every[mine.stop :]
+            near = drawn[mine.stop :] @ points[row]
+            closer = rest[near > 1 - gap[mine.stop :] - bound]
+            one = points[row][None]
+            exact = _distances(drawn, one, closer, np.zeros(len(closer), np.int64))
+            gap[closer] = np.minimum(gap[closer], exact)
+    return np.array(chosen, np.int64)
+
+
+def _distances(
+    left: np.ndarray, right: np.ndarray, left_ids: np.ndarray, right_ids: np.ndarray
+) -> np.ndarray:
+    """Return 1 − cosine of the pairs, float64 [pairs]; 0 for copies."""
+    distance = 1 - dots(left, right, left_ids, right_ids)
+    distance[distance < _COPY] = 0
+    return distance
 
 
 def _sample(n: int, m: int, seed: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from mlcd.cluster import checkpoint
 from mlcd.cluster.assign import Assignment, Search, assignment_bytes
 from mlcd.cluster.checkpoint import State
-from mlcd.cluster.initial import kmeans_plus_plus, random_rows
+from mlcd.cluster.initial import from_sample, given, random_rows
 from mlcd.cluster.ranks import Alone
 from mlcd.cluster.sums import ClusterSums
 from mlcd.cluster.two_level import two_level
@@ -51,10 +51,11 @@ def cluster(
         )
 
     def initial() -> np.ndarray:
+        if section.initial:
+            return given(section.initial, section.k, rows.d)
         if section.init == "random":
             return random_rows(rows, section.k, section.seed)
-        sample, room = section.init_sample * section.k, memory.bytes_left(limit)
-        return kmeans_plus_plus(rows, section.k, section.seed, sample, room)
+        return from_sample(rows, section, memory.bytes_left(limit))
 
     return run_kmeans(rows, section, initial, folder, device=device, threads=threads, group=group)
 

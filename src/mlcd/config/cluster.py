@@ -26,15 +26,25 @@ class Cluster(Section):
         description="Stop early when an iteration gains less than this share of the objective "
         "(mean cosine similarity of a row to its centre); 0 never stops.",
     )
-    init: Literal["random", "kmeans++"] = Field(
+    init: Literal["random", "kmeans++", "afkmc2"] = Field(
         "random",
         description="Initial centres: K distinct random rows, or kmeans++ on a sample of rows, "
-        "whose work grows with the square of K.",
+        "whose work grows with K times the sample, or afkmc2, which approximates it by Markov "
+        "chains with work that grows with the square of K times `init_chain`.",
     )
     init_sample: int = Field(
         20,
         gt=0,
-        description="Rows a cluster in the sample for kmeans++. The sample must fit in memory.",
+        description="Rows a cluster in the sample for kmeans++ and afkmc2. The sample must fit in "
+        "memory.",
+    )
+    init_chain: int = Field(
+        50, gt=0, description="Steps of the Markov chain of each centre of afkmc2."
+    )
+    initial: str | None = Field(
+        None,
+        description="HDF5 file with a dataset `centroid` [K, d] of initial centres, such as the "
+        "centroids of an earlier run, which come before `init`; null for none.",
     )
     mode: Literal["exact", "two_level"] = Field(
         "exact",
@@ -67,4 +77,6 @@ class Cluster(Section):
     def _groups_fit(self) -> Cluster:
         if self.groups > self.k:
             raise ValueError(f"groups: {self.groups} groups of {self.k} centres; lower it")
+        if self.initial and self.mode == "two_level":
+            raise ValueError("initial: mode two_level makes its own first centres; use mode exact")
         return self

@@ -71,7 +71,7 @@ class Embeddings:
                 name: value.item() if isinstance(value, np.generic) else value
                 for name, value in file.attrs.items()
             }
-        self.model: dict[str, Any] = json.loads(self.attributes.get("model", "{}"))
+        self.model = _model(self.attributes.get("model"))
 
     def __len__(self) -> int:
         return self.n
@@ -131,6 +131,17 @@ class Embeddings:
 
     def _open(self) -> Any:
         return h5.reading(self.path, KIND, foreign=True)
+
+
+def _model(text: Any) -> dict[str, Any]:
+    """Return what the attribute `model` says; a foreign file's may be a mere name."""
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError):
+        found = None
+    return found if isinstance(found, dict) else {"name": str(text)}
 
 
 def open_all(paths: Sequence[str | os.PathLike[str]]) -> list[Embeddings]:
