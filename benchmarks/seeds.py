@@ -4,19 +4,22 @@
 
 takes the labels, embeddings, pictures and centroids of a finished run, trains once a seed with the
 sections of --config (seed s for weights, order, crops and negatives), evaluates pixels, random
-weights of the same seed and the trained encoder, and puts the table into OUTPUT/seeds.md. A seed
-is not run again while its config, inputs and code are the ones in seed-S/identity.json.
+weights of the same seed and the trained encoder (`--models` names others, such as frozen), and puts
+the table into OUTPUT/seeds.md. A seed is not trained, and not evaluated, again while the config,
+inputs and code of that stage are the ones in seed-S/train.identity.json and evaluate.identity.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import math
 import statistics
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,54 +56,76 @@ def one_seed(arguments: argparse.Namespace, config: Config, seed: int) -> list[d
     """Train and evaluate with one seed, or take what is there; return the summary's rows."""
     folder = arguments.output / f"seed-{seed}"
     summary = folder / "evaluate" / "summary.csv"
-    current = identity(arguments, config, seed)
-    if not (summary.exists() and recorded(folder) == current):
-        # A summary without an identity is never taken, whichever run it is of.
-        (folder / "identity.json").unlink(missing_ok=True)
-        common = ["--config", arguments.config, "--seed", str(seed)]
-        results = arguments.results
-        run(
-            "train", *common, "--output", folder / "train",
-            "--labels", *sorted((results / "labels").glob("*.h5")),
-            "--embeddings", *sorted((results / "embeddings").glob("*.h5")),
-            "--images", *sorted((results / "images").glob("*/manifest.json")),
-            "--centroids", results / "clusters" / "centroids.h5",
-            "--ranks-per-node", arguments.ranks,
-        )  # fmt: skip
-        run(
-            "evaluate", *common, "--encoder", folder / "train", "--output", summary.parent,
-            "--models", *arguments.models,
-        )  # fmt: skip
-        write_json(folder / "identity.json", current)
+    common = ["--config", arguments.config, "--seed", str(seed)]
+    results = arguments.results
+    trained = train_identity(arguments, config, seed)
+    judged = {"train": trained, **evaluate_identity(arguments, config, seed)}
+    with once(folder / "train.identity.json", trained, folder / "train/encoder.json") as needed:
+        if needed:
+            run(
+                "train", *common, "--output", folder / "train",
+                "--labels", *sorted((results / "labels").glob("*.h5")),
+                "--embeddings", *sorted((results / "embeddings").glob("*.h5")),
+                "--images", *sorted((results / "images").glob("*/manifest.json")),
+                "--centroids", results / "clusters" / "centroids.h5",
+                "--ranks-per-node", arguments.ranks,
+            )  # fmt: skip
+    with once(folder / "evaluate.identity.json", judged, summary) as needed:
+        if needed:
+            run(
+                "evaluate", *common, "--encoder", folder / "train", "--output", summary.parent,
+                "--embed-config", arguments.config, "--models", *arguments.models,
+            )  # fmt: skip
     with summary.open(newline="") as handle:
         return list(csv.DictReader(handle))
 
 
-def identity(arguments: argparse.Namespace, config: Config, seed: int) -> dict[str, Any]:
-    """Return what the numbers of one seed depend on: config, inputs and code."""
+@contextlib.contextmanager
+def once(record: Path, identity: dict[str, Any], output: Path) -> Iterator[bool]:
+    """Yield whether `output` must be made, and record `identity` once it has been.
+
+    A record is removed before the work: a run cut off is never taken for a whole one.
+    """
+    needed = not output.exists() or recorded(record) != identity
+    if needed:
+        record.unlink(missing_ok=True)
+    yield needed
+    if needed:
+        write_json(record, identity)
+
+
+def train_identity(arguments: argparse.Namespace, config: Config, seed: int) -> dict[str, Any]:
+    """Return what the encoder of one seed depends on: config, inputs and code."""
     labels = sorted((arguments.results / "labels").glob("*.h5"))
     if not labels:
         raise UserError(f"{arguments.results}/labels: holds no labels; give a finished run")
-    for dataset in config.evaluate.datasets:
-        if not Path(dataset.path).exists():
-            raise UserError(f"evaluate.datasets: {dataset.path}: no such file; fetch it first")
-    train = config.train.model_copy(update={"seed": seed})
-    evaluate = config.evaluate.model_copy(update={"seed": seed, "models": arguments.models})
     return {
-        "train": train.model_dump(mode="json"),
-        "evaluate": evaluate.model_dump(mode="json"),
-        "datasets": [file_identity(dataset.path) for dataset in config.evaluate.datasets],
+        "section": config.train.model_copy(update={"seed": seed}).model_dump(mode="json"),
         "centroids": Centroids(arguments.results / "clusters" / "centroids.h5").fingerprint,
         "labels": [Labels(path).fingerprint for path in labels],
         "ranks": arguments.ranks,
-        "code": {stage: code_hash(stage) for stage in ("train", "evaluate")},
+        "code": code_hash("train"),
     }
 
 
-def recorded(folder: Path) -> dict[str, Any] | None:
-    """Return the identity of the run in `folder`; None if it is not there or not whole."""
+def evaluate_identity(arguments: argparse.Namespace, config: Config, seed: int) -> dict[str, Any]:
+    """Return what the scores of one seed depend on, besides the encoder."""
+    for dataset in config.evaluate.datasets:
+        if not Path(dataset.path).exists():
+            raise UserError(f"evaluate.datasets: {dataset.path}: no such file; fetch it first")
+    section = config.evaluate.model_copy(update={"seed": seed, "models": arguments.models})
+    return {
+        "section": section.model_dump(mode="json"),
+        "datasets": [file_identity(dataset.path) for dataset in config.evaluate.datasets],
+        "frozen": config.embed.model_dump(mode="json") if "frozen" in arguments.models else None,
+        "code": code_hash("evaluate"),
+    }
+
+
+def recorded(path: Path) -> dict[str, Any] | None:
+    """Return the identity in a file; None if it is not there or not whole."""
     try:
-        return read_json(folder / "identity.json")
+        return read_json(path)
     except UserError:
         return None
 

@@ -32,8 +32,13 @@ def seeds(tmp_path, monkeypatch):
         words = [str(word) for word in words]
         seed = int(words[words.index("--seed") + 1])
         module.ran.append((stage, seed))
-        if stage == "evaluate":
+        if stage == "train":
+            folder = Path(words[words.index("--output") + 1])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "encoder.json").write_text("{}")
+        else:
             assert module.failing != seed
+            assert words[words.index("--embed-config") + 1] == "config.yaml"
             folder = Path(words[words.index("--output") + 1])
             folder.mkdir(parents=True, exist_ok=True)
             rows = [f"{model},few,knn,{value + seed / 10},{seed}"
@@ -65,6 +70,7 @@ def ran(seeds, monkeypatch, *words: str) -> list[tuple[str, int]]:
 
 
 BOTH = [("train", 0), ("evaluate", 0), ("train", 1), ("evaluate", 1)]
+EVALUATED = [("evaluate", 0), ("evaluate", 1)]
 
 
 def test_a_seed_is_run_again_when_what_it_depends_on_changed(seeds, monkeypatch):
@@ -80,8 +86,12 @@ def test_a_seed_is_run_again_when_what_it_depends_on_changed(seeds, monkeypatch)
     monkeypatch.setattr(seeds, "code_hash", lambda stage: stage)
     assert ran(seeds, monkeypatch) == BOTH
     assert ran(seeds, monkeypatch, "--ranks", "1") == BOTH
+    # What only the scores depend on: the encoders are used again.
     Path("few.tar").write_bytes(b"other")
-    assert ran(seeds, monkeypatch, "--ranks", "1") == BOTH
+    assert ran(seeds, monkeypatch, "--ranks", "1") == EVALUATED
+    assert ran(seeds, monkeypatch, "--ranks", "1", "--models", "frozen", "trained") == EVALUATED
+    monkeypatch.setattr(seeds, "code_hash", lambda stage: stage.removesuffix("uate"))
+    assert ran(seeds, monkeypatch, "--ranks", "1") == EVALUATED
 
 
 def test_a_run_cut_off_leaves_no_seed_that_looks_finished(seeds, monkeypatch):
@@ -91,8 +101,14 @@ def test_a_run_cut_off_leaves_no_seed_that_looks_finished(seeds, monkeypatch):
     with pytest.raises(AssertionError):
         ran(seeds, monkeypatch)
     seeds.failing = None
-    config(epochs=1)
-    assert ran(seeds, monkeypatch) == BOTH[:2]
+    assert ran(seeds, monkeypatch) == [("evaluate", 0), *BOTH[2:]]
+    seeds.failing = 0
+    Path("few.tar").write_bytes(b"other")
+    with pytest.raises(AssertionError):
+        ran(seeds, monkeypatch)
+    seeds.failing = None
+    Path("few.tar").write_bytes(b"few")  # as before, but the run between left its mark
+    assert ran(seeds, monkeypatch) == [("evaluate", 0)]
 
 
 def test_a_run_without_labels_or_data_is_refused(seeds, monkeypatch):
