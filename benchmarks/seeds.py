@@ -25,10 +25,11 @@ from typing import Any
 
 from scipy import stats
 
+from mlcd import datasets
 from mlcd.config import Config, load
 from mlcd.errors import UserError
 from mlcd.files import read_json, write_json, write_text
-from mlcd.sources import code_hash, file_identity
+from mlcd.sources import code_hash
 from mlcd.stores.centroids import Centroids
 from mlcd.stores.labels import Labels
 
@@ -110,13 +111,10 @@ def train_identity(arguments: argparse.Namespace, config: Config, seed: int) -> 
 
 def evaluate_identity(arguments: argparse.Namespace, config: Config, seed: int) -> dict[str, Any]:
     """Return what the scores of one seed depend on, besides the encoder."""
-    for dataset in config.evaluate.datasets:
-        if not Path(dataset.path).exists():
-            raise UserError(f"evaluate.datasets: {dataset.path}: no such file; fetch it first")
     section = config.evaluate.model_copy(update={"seed": seed, "models": arguments.models})
     return {
         "section": section.model_dump(mode="json"),
-        "datasets": [file_identity(dataset.path) for dataset in config.evaluate.datasets],
+        "datasets": [datasets.identity(dataset) for dataset in config.evaluate.datasets],
         "frozen": config.embed.model_dump(mode="json") if "frozen" in arguments.models else None,
         "code": code_hash("evaluate"),
     }

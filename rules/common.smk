@@ -14,7 +14,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from mlcd.config import Config, validate
+from mlcd import datasets
+from mlcd.config import Config, published, validate
 from mlcd.errors import UserError
 from mlcd.plan import plan
 from mlcd.sources import code_hash
@@ -35,11 +36,7 @@ def check_config(values):
         }
         chunks = plan(checked.metadata, prepare.chunk_rows, columns)
         for dataset in checked.evaluate.datasets:
-            if not Path(dataset.path).is_file():
-                raise UserError(
-                    f"{source}: evaluate.datasets: {dataset.path} is no file; "
-                    "give a webdataset tar, or remove the data set"
-                )
+            datasets.kind(dataset)
         weights = checked.embed.pretrained
         if weights and "/" in weights and not Path(weights).is_file():
             raise UserError(f"{source}: embed.pretrained: {weights} is no file; fetch it first")
@@ -100,6 +97,13 @@ def of_chunks(pattern):
 
 check_command_length()
 DATASETS = {dataset.name: dataset for dataset in CONFIG.evaluate.datasets}
+
+
+def pictures_of(wildcards):
+    """Return the path of a data set, if it lies on disk, as an input."""
+    dataset = DATASETS[wildcards.dataset]
+    # ancient: a copied data set has a new time; its identity tells whether it is another.
+    return [] if datasets.kind(dataset) == "digits" else [ancient(dataset.path)]
 
 
 def encoder_files(wildcards):

@@ -2,7 +2,7 @@
 #
 # REQUIRED INPUTS  config evaluate.datasets; results/train/encoder.* for trained and random
 # OUTPUTS          results/evaluate/features/{model}-{dataset}.h5   features, cached once
-#                  results/evaluate/{model}.json                    metrics of a model
+#                  results/evaluate/{model}.json                    scores of a model
 #                  results/evaluate/summary.csv, .md, .svg          all models side by side
 
 
@@ -10,8 +10,7 @@ rule evaluate_features:
     """Compute the features of {wildcards.model} on {wildcards.dataset}."""
     input:
         encoder=encoder_files,
-        # ancient: a copied data set has a new time; its identity below tells whether it is another.
-        pictures=lambda wildcards: ancient(DATASETS[wildcards.dataset].path),
+        pictures=pictures_of,
     output:
         features=f"{RESULTS}/evaluate/features/{{model}}-{{dataset}}.h5",
     log:
@@ -28,7 +27,7 @@ rule evaluate_features:
         cfg=features_section,
         code=code_hash("evaluate"),
         source=model_options,
-        identity=lambda wildcards: file_identity(DATASETS[wildcards.dataset].path),
+        identity=lambda wildcards: datasets.identity(DATASETS[wildcards.dataset]),
     shell:
         """
         mlcd evaluate --part features \
@@ -43,7 +42,7 @@ rule evaluate_features:
 
 
 rule evaluate:
-    """Score the features of {wildcards.model}: k-NN, linear probe, mean average precision."""
+    """Score the features of {wildcards.model}: k-NN, linear probe, retrieval, tags."""
     input:
         features=expand(
             f"{RESULTS}/evaluate/features/{{{{model}}}}-{{dataset}}.h5", dataset=DATASETS
@@ -92,10 +91,13 @@ rule evaluate_summary:
         runtime=30,
     params:
         code=code_hash("evaluate"),
+        # The paper's figures that stand beside this run's.
+        figures=json.dumps(published.figures(CONFIG), ensure_ascii=False),
     shell:
         """
         mlcd evaluate --part summary \
             --metrics {input.metrics:q} \
+            --figures {params.figures:q} \
             --output {output.table:q} \
             --log {log:q}
         """

@@ -46,6 +46,10 @@ def test_every_key_is_described_by_a_sentence():
         ({"train": {"loss": "mlcdd"}}, "got 'mlcdd'; did you mean mlcd?"),
         ({"evaluate": {"datasets": [{"name": "x"}]}}, "evaluate.datasets.0.path: this key is"),
         (
+            {"evaluate": {"datasets": [{"name": "mnist"}]}},
+            "evaluate.datasets.0: path: this key is required; get mnist from http",
+        ),
+        (
             {"evaluate": {"datasets": [{"name": "x", "path": "y", "lable_field": "z"}]}},
             "did you mean evaluate.datasets.0.label_field?",
         ),
@@ -63,8 +67,8 @@ def test_every_key_is_described_by_a_sentence():
         ({"train": {"zero_stage": True}}, "train.zero_stage: expected a number, got True"),
         ({"evaluate": {"knn_k": [10, True]}}, "evaluate.knn_k: expected a number, got [10, True]"),
         (
-            {"evaluate": {"probe_regularisation": [1.0, float("inf")]}},
-            "evaluate.probe_regularisation.1: expected a finite number, got inf",
+            {"evaluate": {"probe_c_max": float("inf")}},
+            "evaluate.probe_c_max: expected a finite number, got inf",
         ),
         ({"metadata": []}, "metadata: expected List should have at least 1 item"),
     ],

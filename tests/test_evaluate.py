@@ -68,6 +68,7 @@ def config(place, **keys) -> str:
         "tags_field": "tags",
         "group_field": "title",
         "min_tag_count": 5,
+        "tasks": ["knn", "linear_probe", "retrieval"],
     }
     values = {
         "datasets": [dataset | keys.pop("dataset", {})],
@@ -87,16 +88,22 @@ def test_all_parts_in_one_go(place):
     assert evaluate(*command) == 0
     with (out / "summary.csv").open() as handle:
         table = list(csv.DictReader(handle))
-    assert list(table[0]) == ["model", "dataset", "metric", "value", "seed"]
-    assert len(table) == 4 * 4
+    assert list(table[0]) == [
+        *("model", "dataset", "metric", "value", "seed", "better", "published", "difference")
+    ]
+    assert len(table) == 4 * 6
     scores = {(row["model"], row["metric"]): float(row["value"]) for row in table}
     assert scores["pixels", "knn_1"] == 1.0  # stripes are plain to see
     assert scores["pixels", "linear_probe"] == 1.0
     assert scores["pixels", "tags_map"] == 1.0
+    assert scores["pixels", "retrieval_r1"] == 1.0
     assert scores["chance", "knn_1"] == scores["chance", "tags_map"] == 0.5
+    assert {(row["better"], row["published"], row["difference"]) for row in table} == {
+        ("higher", "", "")
+    }
     assert {row["seed"] for row in table if row["model"] == "trained"} == {"4"}
     found = json.loads((out / "pixels.json").read_text())["datasets"]["few"]
-    assert found["pictures"] == {"train": 40, "test": 20, "failed": {}}
+    assert found["pictures"] == {"train": 40, "validation": 0, "test": 20, "failed": {}}
     assert found["tags"] == {"kept": 2, "too_rare": 1}
     text = (out / "summary.md").read_text()
     assert "| trained |" in text
@@ -157,7 +164,8 @@ def test_features_file_holds_what_the_formats_say(place):
         assert file["feature"].dtype == np.float32
         assert np.allclose(file["feature"][:].mean(1), 0, atol=1e-6)
         assert file["key"][3] == b"k003"
-        assert file["train"][:4].tolist() == [False, True, True, False]
+        assert file["split"][:4].tolist() == [2, 0, 0, 2]
+        assert file["group_name"][file["group"][5]] == b"title 1"
         assert [file["class_name"][i] for i in file["label"][:2]] == [b"kind 0", b"kind 1"]
         assert file["tag_name"][:].tolist() == [b"cold", b"rare", b"warm"]
         assert file["tag"][:2].tolist() == [[0, 2], [1, 0]]
@@ -211,6 +219,12 @@ def test_rare_and_unseen_classes_are_counted(place):
         "unlabelled_pictures": 1,
         "test_pictures_of_unseen_classes": 1,
     }
+    # Titles are groups of two or three test pictures, of either kind: 18 have an answer.
+    assert found["retrieval"] == {
+        "queries": 18,
+        "queries_without_an_answer": 1,
+        "gallery": 19,
+    }
     assert found["scores"]["knn_5"] == round(18 / 19, 4)  # the unseen one counts as wrong
     assert "1 test pictures of other classes count as wrong" in (out / "summary.md").read_text()
 
@@ -231,8 +245,17 @@ def test_rare_and_unseen_classes_are_counted(place):
         ([], {"models": ["pixels"], "dataset": {"label_field": "tags"}}, "expected a word"),
         ([], {"models": ["pixels"], "dataset": {"label_field": "split"}}, "needs two classes"),
         ([], {"models": ["pixels"], "dataset": {"min_tag_count": 99}}, "has no tag on 99 pictures"),
-        ([], {"models": ["pixels"], "dataset": {"path": "nowhere.tar"}}, "nowhere.tar: No such"),
-        ([], {"models": ["pixels"], "dataset": {"path": "a.zip"}}, "a.zip: expected a webdataset"),
+        ([], {"models": ["pixels"], "dataset": {"path": "none.tar"}}, "few: none.tar: no such"),
+        ([], {"models": ["pixels"], "dataset": {"path": "a.zip"}}, "few: a.zip: expected a webd"),
+        ([], {"models": ["pixels"], "dataset": {"metric": "roc_auc", "label_field": "title"}},
+         "roc_auc is of two"),
+        ([], {"models": ["pixels"], "dataset": {"metric": "map", "tags_field": None}},
+         "metric map is of tags; set tags_field"),
+        ([], {"models": ["pixels"], "dataset": {"label_field": None, "tags_field": None}},
+         "has neither classes nor tags"),
+        ([], {"probe_c_min": 10, "probe_c_max": 1}, "probe_c_min: 10 is not below probe_c_max, 1"),
+        ([], {"published": "laion"}, "no published run is called 'laion'; known: laion400m-vit-"),
+        (["--part", "image_text"], {}, "--images: needed for --part image_text"),
         ([], {"models": ["pixels", "pixels"]}, "a value stands twice"),
         ([], {}, "--encoder: needed for random and trained"),
     ],

@@ -9,8 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.multiclass import OneVsRestClassifier
 
-from mlcd.evaluate import knn, probe
-from mlcd.evaluate.scores import mean_average_precision
+from mlcd.evaluate import knn, measures, probe
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +86,7 @@ def test_the_tag_probe_is_one_against_rest():
     theirs = OneVsRestClassifier(LogisticRegression(C=0.1, max_iter=5000, tol=1e-8))
     expected = theirs.fit(rows.double().numpy(), tags).decision_function(rows.double().numpy())
     assert np.abs(ours.logits(rows).numpy() - expected).max() < 0.02
-    score = mean_average_precision(tags.astype(bool), ours.logits(rows).numpy())
+    score = measures.mean_average_precision(ours.logits(rows).numpy(), tags.astype(bool))
     each = [average_precision_score(tags[:, tag], expected[:, tag]) for tag in range(5)]
     assert score == pytest.approx(np.mean(each), abs=1e-3)
 
@@ -101,38 +100,114 @@ def test_a_start_saves_iterations_and_leaves_the_minimum():
     assert warm.loss == pytest.approx(cold.loss, abs=1e-5)
 
 
-def test_c_is_the_best_on_the_rows_held_back():
+def test_c_is_found_by_clips_search_on_the_rows_held_back():
     x, y = planted(400, 40, 8)
     x = x / x.std()
     rows, targets = torch.from_numpy(x), torch.from_numpy(y)
-    held = torch.from_numpy(probe.validation_rows(np.arange(400), 0.25, 0, y))
+    held = torch.from_numpy(probe.validation_rows(keys(400), 0.25, 0, y))
+    chosen = probe.choose(rows, targets, held, (1e-4, 1e2), 500, of_fit(measures.accuracy))
+    tried = np.array(list(chosen.scores))
+    # Two decades apart over the range, then around the best down to an eighth of a decade.
+    assert {1e-4, 1e-2, 1.0, 100.0} <= set(tried)
+    near = np.sort(np.abs(np.log10(tried / chosen.c)))
+    assert near[1] == pytest.approx(1 / 8, abs=1e-5)
+    assert len(tried) <= 4 + 2 * 4
+    assert chosen.scores[chosen.c] == max(chosen.scores.values())
+    for c in (1e-2, chosen.c, 100.0):
+        theirs = LogisticRegression(C=c, max_iter=5000, tol=1e-8)
+        theirs.fit(x[~held.numpy()], y[~held.numpy()])
+        by_hand = theirs.score(x[held.numpy()], y[held.numpy()])
+        assert chosen.scores[c] == pytest.approx(by_hand, abs=0.011)  # one picture of a hundred
 
-    def score(fit, rows, targets):
-        return float((fit.logits(rows).argmax(1) == targets).float().mean())
 
-    candidates = [10.0, 1e-4, 0.01]
-    chosen = probe.choose(rows, targets, held, candidates, 500, score)
-    by_hand = {}
-    for c in candidates:
-        sk = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(
-            x[~held.numpy()], y[~held.numpy()]
+def test_the_search_follows_the_peak_and_says_when_it_lies_at_an_end(caplog, monkeypatch):
+    rows, targets = torch.randn(40, 3), torch.arange(40) % 2
+    held = torch.arange(40) % 4 == 0
+
+    def peak_at(best: float):
+        monkeypatch.setattr(
+            probe, "fit", lambda rows, targets, c, *rest: probe.Fit(rows.axes, rows.axes, c, 1)
         )
-        by_hand[c] = sk.score(x[held.numpy()], y[held.numpy()])
-    assert chosen.scores == pytest.approx(by_hand, abs=0.011)  # one picture of a hundred
-    assert chosen.c == max(by_hand, key=by_hand.get)
+        by_c = lambda fit, rows, targets: -abs(np.log10(fit.loss) - best)  # noqa: E731
+        return probe.choose(rows, targets, held, (1e-6, 1e6), 9, by_c)
+
+    for best in (-6.0, -3.37, -1.0, 0.26, 5.9, 6.0):
+        caplog.clear()
+        found = peak_at(best)
+        assert abs(np.log10(found.c) - best) <= 1 / 16 + 1e-6
+        assert ("at this end of the range" in caplog.text) == (abs(best) == 6)
+        assert len(found.scores) <= 15
+
+
+def keys(count: int) -> list[bytes]:
+    return [b"key %d" % index for index in range(count)]
+
+
+def of_fit(measure):
+    """A measure of logits as one of a fit."""
+    return lambda fit, rows, targets: measure(fit.logits(rows), targets)
 
 
 def test_validation_keeps_groups_together_and_leaves_every_class_something_to_fit():
     rng = np.random.default_rng(0)
     group, label = rng.integers(0, 60, 200), rng.integers(0, 5, 200)
     group[:3], label[:3] = [900, 901, 901], [7, 8, 8]  # classes of one group
+    names = [b"%d" % number for number in group]
     for seed in range(40):
-        held = probe.validation_rows(group, 0.3, seed, label)
+        held = probe.validation_rows(names, 0.3, seed, label)
         assert not set(group[held]) & set(group[~held])
         assert set(label[~held]) == set(label)
         assert 0.1 < held.mean() < 0.5
-    assert np.array_equal(
-        probe.validation_rows(group, 0.3, 1, label), probe.validation_rows(group, 0.3, 1, label)
-    )
-    one, other = (probe.validation_rows(group, 0.3, seed, label) for seed in (1, 2))
+    one, other = (probe.validation_rows(names, 0.3, seed, label) for seed in (1, 2))
     assert not np.array_equal(one, other)
+    # By name, not by place: another order of the rows gives every row the same side.
+    order = rng.permutation(200)
+    again = probe.validation_rows([names[row] for row in order], 0.3, 1, label[order])
+    assert np.array_equal(again, one[order])
+
+
+def test_rows_in_blocks_give_the_same_fit(monkeypatch):
+    x, y = planted(300, 20, 5)
+    rows = probe.Rows(probe.Scale.of(torch.from_numpy(x))(torch.from_numpy(x)))
+    tags = torch.nn.functional.one_hot(torch.from_numpy(y)).float()
+    whole = [probe.fit(rows, targets, 1.0, 1000) for targets in (torch.from_numpy(y), tags)]
+    monkeypatch.setitem(probe._BLOCK, "cpu", 25 * 7)
+    for targets, found in zip((torch.from_numpy(y), tags), whole, strict=True):
+        blocked = probe.fit(rows, targets, 1.0, 1000)
+        assert blocked.loss == pytest.approx(found.loss, abs=1e-5)
+        assert torch.allclose(blocked.logits(rows.along), found.logits(rows.along), atol=0.05)
+
+
+def test_measures_are_their_definitions():
+    rng = np.random.default_rng(1)
+    truth = np.array([0, 0, 0, 0, 1, 1, 2, 6])  # 6: a class that could not be learned
+    logits = torch.from_numpy(rng.standard_normal((8, 6)))
+    logits[:3, 0] += 9
+    logits[4, 1] += 9
+    logits[6, 2], logits[6, 3] = 5, 9  # second of the list
+    logits[3], logits[5] = torch.arange(6), torch.arange(6)  # classes 0 and 1: last and fifth
+    y = torch.from_numpy(truth)
+    assert measures.accuracy(logits, y) == pytest.approx(4 / 8)
+    assert measures.mean_per_class(logits, y) == pytest.approx((3 / 4 + 1 / 2 + 0 + 0) / 4)
+    assert measures.mean_top1_top5(logits, y) == pytest.approx((4 / 8 + 6 / 8) / 2)
+    two = torch.tensor([[0.0, 1.0], [0.0, 3.0], [0.0, 2.0], [0.0, 2.0], [5.0, 5.5]])
+    assert measures.roc_auc(two, torch.tensor([0, 1, 0, 1, 0])) == pytest.approx(5.5 / 6)
+
+
+def test_eleven_point_map_is_pascals():
+    rng = np.random.default_rng(2)
+    truth = rng.random((40, 3)) < 0.3
+    logits = rng.standard_normal((40, 3)) + truth
+
+    def plain(scores, right):
+        """VOC 2007's own loop: sort, cumulate, best precision from each recall on."""
+        order = np.argsort(-scores)
+        hits = np.cumsum(right[order])
+        recall, precision = hits / right.sum(), hits / np.arange(1, len(right) + 1)
+        return np.mean([precision[recall >= step / 10 - 1e-12].max() for step in range(11)])
+
+    expected = np.mean([plain(logits[:, tag], truth[:, tag]) for tag in range(3)])
+    assert measures.eleven_point_map(logits, truth) == pytest.approx(expected)
+    assert measures.eleven_point_map(logits, truth) != pytest.approx(
+        measures.mean_average_precision(logits, truth), abs=1e-3
+    )

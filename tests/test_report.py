@@ -229,6 +229,24 @@ def test_results_that_learned_nothing_say_so(tmp_path):
     assert ["random weights", "–"] in cells(drawing.body)
 
 
+def test_results_know_what_is_better_and_what_was_published(tmp_path):
+    path = tmp_path / "summary.csv"
+    path.write_text(
+        "model,dataset,metric,value,seed,better,published,difference\n"
+        "random,d,knn,0.4,0,higher,,\ntrained,d,knn,0.5,0,higher,0.62,-0.12\n"
+        "random,d,median_rank,0.9,0,lower,,\ntrained,d,median_rank,0.7,0,lower,,\n"
+    )
+    drawing = results.draw(Report(), str(path))
+    assert "beats random weights on 2 of 2 metrics" in drawing.title
+    assert drawing.lead.startswith("Higher is better, but for median_rank. ")
+    assert drawing.body.count('class="number best">0.500') == 1
+    assert drawing.body.count('class="number best">0.700') == 1
+    assert cells(drawing.body)[-2:] == [
+        ["published", "0.620", "–"],
+        ["trained encoder − published", "−0.120", "–"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("", "not readable as CSV"), ("model,dataset\na,b\n", "lacks the column metric"),

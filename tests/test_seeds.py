@@ -113,7 +113,7 @@ def test_a_run_cut_off_leaves_no_seed_that_looks_finished(seeds, monkeypatch):
 
 def test_a_run_without_labels_or_data_is_refused(seeds, monkeypatch):
     Path("few.tar").unlink()
-    with pytest.raises(seeds.UserError, match=r"evaluate.datasets: few.tar: no such file"):
+    with pytest.raises(seeds.UserError, match=r"evaluate.datasets: few: few.tar: no such file"):
         ran(seeds, monkeypatch)
     with pytest.raises(seeds.UserError, match="nowhere/labels: holds no labels"):
         ran(seeds, monkeypatch, "--results", "nowhere")

@@ -8,7 +8,7 @@ import shutil
 import h5py
 import pandas as pd
 import pytest
-from checkout import ROOT, ROWS, Checkout, serving
+from checkout import CONFIG, ROOT, ROWS, Checkout, serving
 
 from mlcd.files import sha256_file
 
@@ -62,7 +62,7 @@ def test_every_stage_leaves_its_results(finished):
         with h5py.File(results / "labels" / f"{chunk}.h5") as file:
             assert file["label"].shape == (ROWS, 2)
     summary = pd.read_csv(results / "evaluate" / "summary.csv")
-    assert list(summary.columns) == ["model", "dataset", "metric", "value", "seed"]
+    assert list(summary.columns[:5]) == ["model", "dataset", "metric", "value", "seed"]
     assert {"pixels", "random", "trained", "frozen"} <= set(summary.model)
     assert summary.value.between(0, 1).all()
     assert json.loads((results / "export" / "timm" / "check.json").read_text())
@@ -149,6 +149,16 @@ def test_one_more_list_adds_its_chunks_alone(changed):
         "embed": 1,
     }
     assert set(stale) == {"prepare", "download", "embed"} | AFTER_CLUSTER
+
+
+def test_one_more_data_set_adds_its_features_alone(changed):
+    pictures = changed.folder / "pictures"
+    for split in ("train", "test"):
+        (pictures / split / "a").mkdir(parents=True)
+    datasets = [*CONFIG["evaluate"]["datasets"], {"name": "more", "path": "pictures"}]
+    changed.configure(evaluate={"datasets": [*datasets, {"name": "digits"}]})
+    stale = science(changed.stale())
+    assert stale == {"evaluate_features": 2 * 4, "evaluate": 4, "evaluate_summary": 1}
 
 
 def test_the_same_run_gives_the_same_bytes(finished, changed):

@@ -3,35 +3,106 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from mlcd.config import published, registry
 from mlcd.config.base import Section
+
+#: Measures of one class a picture, and of several tags a picture.
+CLASS_METRICS = ("accuracy", "mean_per_class", "roc_auc", "mean_top1_top5")
+TAG_METRICS = ("map", "map_11_point")
 
 
 class Dataset(Section):
-    """One labelled data set: a webdataset tar of pictures, each beside a JSON of fields."""
+    """One labelled data set. What is left out is taken from the registry if it knows the name."""
 
-    name: str = Field(description="Name in tables and file names.", pattern=r"^[A-Za-z0-9_-]+$")
+    name: str = Field(
+        description="Name in tables and file names. A name of src/mlcd/config/datasets.yaml "
+        "(food101, imagenet, …) brings its metric along.",
+        pattern=r"^[A-Za-z0-9_-]+$",
+    )
     path: str = Field(
-        min_length=1, description="A webdataset tar: KEY.jpg (or png, webp) with KEY.json."
+        min_length=1,
+        description="A webdataset tar, a parquet, a folder of either, a folder of class folders "
+        "(train/CLASS/…, test/CLASS/…), a folder of MNIST's idx files, or sklearn:digits. See "
+        "docs/evaluation.md.",
+    )
+    tasks: list[Literal["knn", "linear_probe", "retrieval"]] = Field(
+        ["knn", "linear_probe"],
+        min_length=1,
+        description="How classes are judged: k-NN, linear probe, retrieval among the test pictures "
+        "(which needs no train pictures). Tags always by the probe.",
+    )
+    metric: (
+        Literal["accuracy", "mean_per_class", "roc_auc", "mean_top1_top5", "map", "map_11_point"]
+        | None
+    ) = Field(
+        None,
+        description="Measure of the probe. Of classes: accuracy, mean_per_class (recall), roc_auc "
+        "(two classes), mean_top1_top5. Of tags: map, map_11_point (as VOC 2007). null: the "
+        "registry's, else accuracy and map.",
     )
     label_field: str | None = Field(
-        None, description="JSON field with the class: k-NN and linear probe accuracy."
+        None,
+        description="JSON field or parquet column with the class. Folders, idx files and digits "
+        "have their own.",
     )
     tags_field: str | None = Field(
-        None, description="JSON field with a list of tags: mean average precision."
+        None, description="JSON field or parquet column with a list of tags."
     )
-    split_field: str = Field("split", description="JSON field that says train or test.")
+    split_field: str = Field(
+        "split",
+        description="JSON field or parquet column that says train, validation or test (for "
+        "retrieval also query or gallery). Without test pictures, validation is test.",
+    )
     group_field: str | None = Field(
         None,
-        description="JSON field that near-duplicates share (a title, say): pictures with equal "
-        "values stay on one side when a validation split is cut from train. null: each by itself.",
+        description="JSON field or parquet column that near-duplicates share (a title, say): "
+        "pictures with equal values stay on one side when a validation split is cut from train, "
+        "and do not find one another in retrieval. null: each by itself.",
+    )
+    image_field: str = Field(
+        "image",
+        description="Parquet column with the picture: its bytes, or its path below the parquet's "
+        "folder.",
     )
     min_tag_count: int = Field(
         20, gt=0, description="Tags on fewer pictures than this are left out of the mAP."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_registry(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        name = values.get("name")
+        filled = {**registry.defaults(name), **values}
+        if "path" not in filled and filled.keys() != values.keys():
+            source = registry.registry()[name]["source"]
+            raise ValueError(f"path: this key is required; get {name} from {source}")
+        return filled
+
+    @model_validator(mode="after")
+    def _metric_fits(self) -> Dataset:
+        if self.metric in TAG_METRICS and self.tags_field is None:
+            raise ValueError(f"metric {self.metric} is of tags; set tags_field too")
+        return self
+
+    @property
+    def class_metric(self) -> str:
+        """The measure of the probe on classes."""
+        return self.metric if self.metric in CLASS_METRICS else "accuracy"
+
+    @property
+    def tag_metric(self) -> str:
+        """The measure of the probe on tags."""
+        return self.metric if self.metric in TAG_METRICS else "map"
+
+
+#: Keys of a data set that its features do not depend on.
+_OF_SCORES = {"tasks", "metric", "min_tag_count"}
 
 
 class Evaluate(Section):
@@ -42,6 +113,7 @@ class Evaluate(Section):
             Dataset(
                 name="openclipart",
                 path="demo/openclipart.tar",
+                tasks=["knn", "linear_probe", "retrieval"],
                 label_field="folder",
                 tags_field="tags",
                 group_field="title",
@@ -71,10 +143,10 @@ class Evaluate(Section):
         0.01, ge=0, le=1, description="Largest share of a data set that may fail to decode."
     )
     knn_k: list[int] = Field(
-        [10, 20],
+        [10, 20, 100, 200],
         min_length=1,
-        description="Neighbours of the weighted k-NN vote, each a row of the results. "
-        "The usual: 10, 20, 100, 200.",
+        description="Neighbours of the weighted k-NN vote, each a row of the results. The usual: "
+        "10, 20, 100, 200.",
     )
     knn_temperature: float = Field(
         0.07, gt=0, description="Temperature of the vote: weight exp(cosine / temperature)."
@@ -82,14 +154,30 @@ class Evaluate(Section):
     probe_max_iterations: int = Field(
         1000, gt=0, description="L-BFGS iterations of the logistic regression at most."
     )
-    probe_regularisation: list[float] = Field(
-        [0.001, 0.01, 0.1, 1.0, 10.0],
-        min_length=1,
-        description="Candidate values of C (inverse of the L2 strength, on features of unit "
-        "variance), chosen on a validation split cut from train.",
+    probe_c_min: float = Field(
+        1e-6,
+        gt=0,
+        description="Least C (inverse of the L2 strength, on features of unit variance) of CLIP's "
+        "binary search for the best on the validation split.",
     )
+    probe_c_max: float = Field(1e6, gt=0, description="Largest C of that search.")
     validation_share: float = Field(
-        0.2, gt=0, lt=1, description="Share of train that chooses the probe's C."
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of train that is cut off to choose the probe's C, where a data set has "
+        "no validation split. The last fit is on all of train and validation.",
+    )
+    retrieval_k: list[int] = Field(
+        [1, 10],
+        min_length=1,
+        description="Ranks k of image retrieval's R@k: is one of the k nearest of the same class?",
+    )
+    published: str | None = Field(
+        None,
+        description="Run of the paper that this one repeats, by its name in "
+        "src/mlcd/config/published.yaml: its figures stand beside ours where data set, metric and "
+        "the keys it names are the same. null: none.",
     )
     seed: int = Field(0, ge=0, description="Seed of random weights and of the validation split.")
 
@@ -102,19 +190,36 @@ class Evaluate(Section):
                 raise ValueError(f"two data sets are called {name!r}; rename one")
         return datasets
 
-    @field_validator("models", "knn_k", "probe_regularisation")
+    @field_validator("models", "knn_k", "retrieval_k")
     @classmethod
     def _distinct(cls, values: list) -> list:
         if len(set(values)) < len(values):
             raise ValueError(f"a value stands twice in {values}; expected each once")
         return values
 
-    @field_validator("knn_k", "probe_regularisation")
+    @field_validator("knn_k", "retrieval_k")
     @classmethod
     def _positive(cls, values: list) -> list:
         if min(values) <= 0:
             raise ValueError(f"expected values of more than 0, got {min(values)}")
         return values
+
+    @field_validator("published")
+    @classmethod
+    def _published_is_known(cls, name: str | None) -> str | None:
+        if name is not None and name not in published.runs():
+            known = ", ".join(published.runs())
+            raise ValueError(f"no published run is called {name!r}; known: {known}")
+        return name
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> Evaluate:
+        if self.probe_c_min >= self.probe_c_max:
+            raise ValueError(
+                f"probe_c_min: {self.probe_c_min:g} is not below probe_c_max, "
+                f"{self.probe_c_max:g}; lower it"
+            )
+        return self
 
     def for_features(self) -> str:
         """Return what features depend on as one line of JSON, for `--part features --config`.
@@ -124,5 +229,6 @@ class Evaluate(Section):
         values = self.model_dump(mode="json", include={"datasets", "pixel_side", "seed"})
         values |= {"max_pixels": self.max_pixels, "max_failed": self.max_failed}
         for dataset in values["datasets"]:
-            del dataset["min_tag_count"]
+            for key in _OF_SCORES:
+                del dataset[key]
         return json.dumps(values, sort_keys=True)

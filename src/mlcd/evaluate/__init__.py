@@ -1,24 +1,28 @@
-"""Stage `evaluate`: how good are the features? k-NN, linear probe and mAP on labelled pictures.
+"""Stage `evaluate`: how good are the features? k-NN, linear probe, retrieval on labelled pictures.
 
 Three parts, which Snakemake runs as jobs of their own and `--part all` runs in turn:
 
     features   every picture of one data set through one model, cached once    {model}-{dataset}.h5
-    metrics    k-NN, linear probe, mean average precision on cached features   {model}.json
+    metrics    k-NN, linear probe, retrieval, tags on cached features          {model}.json
     summary    all models side by side                         summary.csv, summary.md, summary.svg
+
+And one that stands by itself, on embeddings of pictures and of texts:
+
+    image_text   R@1, 5, 10 and the median rank, both ways                      a .json
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlcd.errors import UserError
 
 if TYPE_CHECKING:
     from mlcd.config import Evaluate
 
-PARTS = ("features", "metrics", "summary", "all")
+PARTS = ("features", "metrics", "summary", "all", "image_text")
 
 
 def add_arguments(parser: argparse._ActionsContainer) -> None:
@@ -28,14 +32,15 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         choices=PARTS,
         default="all",
         help="features: one model on one data set; metrics: one model on its features; summary: "
-        "all models; all: the three in turn, features that exist being used again [all]",
+        "all models; all: the three in turn, features that exist being used again; image_text: "
+        "retrieval between pictures and texts [all]",
     )
     parser.add_argument(
         "--output",
         required=True,
         metavar="PATH",
-        help="features: the .h5; metrics: the .json; summary: the .csv (.md and .svg beside it); "
-        "all: a folder",
+        help="features: the .h5; metrics, image_text: the .json; summary: the .csv (.md and .svg "
+        "beside it); all: a folder",
     )
     parser.add_argument("--model", help="one of evaluate.models [features]")
     parser.add_argument("--dataset", metavar="NAME", help="one of evaluate.datasets [features]")
@@ -52,6 +57,15 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--features", nargs="+", metavar="H5", help="features of one model [metrics]"
     )
     parser.add_argument("--metrics", nargs="+", metavar="JSON", help="one a model [summary]")
+    parser.add_argument(
+        "--figures",
+        default="",
+        metavar="FILE|JSON",
+        help="config.yaml whose evaluate.published names a run of the paper, or the figures as "
+        "JSON, to stand beside ours [summary, all]",
+    )
+    parser.add_argument("--images", metavar="H5", help="embeddings of pictures [image_text]")
+    parser.add_argument("--texts", metavar="H5", help="embeddings of their texts [image_text]")
     parser.add_argument(
         "--batch-size", type=int, default=64, metavar="N", help="pictures a forward pass [64]"
     )
@@ -74,8 +88,9 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
 
     from mlcd.encoders.frozen.base import pick_device
     from mlcd.evaluate.parts import Resources, all_parts, features_part
+    from mlcd.evaluate.retrieval import image_text_part
     from mlcd.evaluate.scores import metrics_part
-    from mlcd.evaluate.summary import summary_part
+    from mlcd.evaluate.summary import published_figures, summary_part
 
     for option in ("batch_size", "threads", "workers"):
         if getattr(arguments, option) < (option == "batch_size"):
@@ -102,14 +117,23 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
     elif arguments.part == "metrics":
         metrics_part(section, _needed(arguments, "features"), arguments.output, resources.device)
     elif arguments.part == "summary":
-        summary_part(_needed(arguments, "metrics"), arguments.output)
+        figures = published_figures(arguments.figures)
+        summary_part(_needed(arguments, "metrics"), arguments.output, figures)
+    elif arguments.part == "image_text":
+        images, texts = _needed(arguments, "images"), _needed(arguments, "texts")
+        image_text_part(images, texts, arguments.output, resources.device)
     else:
         all_parts(
-            section, resources, arguments.encoder, arguments.embed_config, Path(arguments.output)
+            section,
+            resources,
+            arguments.encoder,
+            arguments.embed_config,
+            published_figures(arguments.figures),
+            Path(arguments.output),
         )
 
 
-def _needed(arguments: argparse.Namespace, option: str) -> list[str]:
+def _needed(arguments: argparse.Namespace, option: str) -> Any:
     value = getattr(arguments, option)
     if not value:
         raise UserError(f"--{option}: needed for --part {arguments.part}; give it")

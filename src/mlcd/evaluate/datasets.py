@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mlcd.config import Evaluate
 from mlcd.config.evaluate import Dataset
+from mlcd.datasets import SPLITS, kind, split_of
 from mlcd.errors import UserError
-from mlcd.stores.images import labelled_members
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture: its bytes as found, its side of the split, and what is known about it."""
+    """One picture: its bytes in an image format, its split, and what is known about it."""
 
     key: str
     data: bytes
-    train: bool
+    split: str
     label: str | None = None
     tags: list[str] = field(default_factory=list)
     group: str | None = None
@@ -38,41 +37,59 @@ def samples(dataset: Dataset) -> Iterator[Sample]:
     """Iterate over a data set in its own order.
 
     Raises :class:`UserError` with the file and the key of the picture whose fields are not what
-    the config says, or if the file is of a kind that cannot be read.
+    the config says, or if the path is of no kind that can be read.
     """
-    kind = Path(dataset.path).suffix
-    if kind != ".tar":
-        raise UserError(
-            f"evaluate.datasets: {dataset.path}: expected a webdataset .tar, got {kind or 'no'} "
-            "suffix; pack it as KEY.jpg with KEY.json"
-        )
-    for key, data, fields in labelled_members(dataset.path):
-        yield _sample(dataset, key, data, fields)
+    from mlcd.evaluate import arrays, files
+
+    readers: dict[str, Callable[[Dataset], Iterator[Sample]]] = {
+        "tar": files.tars,
+        "split_tars": files.split_tars,
+        "folders": files.class_folders,
+        "parquet": files.parquets,
+        "idx": arrays.idx,
+        "digits": arrays.digits,
+    }
+    return readers[kind(dataset)](dataset)
 
 
-def _sample(dataset: Dataset, key: str, data: bytes, fields: dict[str, Any]) -> Sample:
-    where = f"{dataset.path}: picture {key}"
+def from_fields(
+    dataset: Dataset,
+    source: object,
+    key: str,
+    data: bytes,
+    fields: dict[str, Any],
+    split: str | None = None,
+) -> Sample:
+    """Return the sample of a picture and its fields; `split` is given where no field says it.
+
+    `source` is the file, for messages.
+    """
+    where = f"{source}: picture {key}"
     if not isinstance(fields, dict):
         raise UserError(f"{where}: its JSON is not an object of fields; pack the data set anew")
-    split = fields.get(dataset.split_field)
-    if split not in ("train", "test"):
-        raise UserError(
-            f"{where}: field {dataset.split_field!r} is {split!r}; expected train or test "
-            "(evaluate.datasets.split_field names the field)"
-        )
+    if split is None:
+        found = fields.get(dataset.split_field)
+        split = split_of(found)
+        if split is None:
+            raise UserError(
+                f"{where}: field {dataset.split_field!r} is {found!r}; expected "
+                f"{', '.join(SPLITS[:-1])} or {SPLITS[-1]} "
+                "(evaluate.datasets.split_field names the field)"
+            )
     tags: list[str] = []
     if dataset.tags_field is not None:
-        found = fields.get(dataset.tags_field) or []
-        if not isinstance(found, list) or not all(isinstance(tag, str) for tag in found):
+        given = fields.get(dataset.tags_field)
+        given = [] if given is None else given
+        if not isinstance(given, list) or not all(isinstance(tag, str) for tag in given):
             raise UserError(
-                f"{where}: field {dataset.tags_field!r} is {found!r}; expected a list of words "
+                f"{where}: field {dataset.tags_field!r} is {given!r}; expected a list of words "
                 "(evaluate.datasets.tags_field names the field)"
             )
-        tags = sorted(set(found))
+        tags = sorted(set(given))
     return Sample(
         key=key,
         data=data,
-        train=split == "train",
+        split=split,
         label=_word(where, dataset.label_field, "label_field", fields),
         tags=tags,
         group=_word(where, dataset.group_field, "group_field", fields),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mlcd import datasets
 from mlcd.config import Evaluate
 from mlcd.config.evaluate import Dataset
 from mlcd.errors import UserError
@@ -21,22 +22,20 @@ from mlcd.evaluate.models import FeatureModel
 from mlcd.files import sha256_json
 from mlcd.images import BadImage, decode
 from mlcd.progress import LOGGER, progress
-from mlcd.sources import code_hash, file_identity
+from mlcd.sources import code_hash
 from mlcd.stores import h5
 
+#: Kind of the file, and what the numbers of its column `split` mean.
 KIND = "features"
+SPLITS = datasets.SPLITS
 
 
 def identity(section: Evaluate, dataset: Dataset, model: FeatureModel) -> str:
     """Return a hash of all that the features depend on: settings, model, the data set's file."""
     settings = json.loads(section.for_features())
-    settings["datasets"] = dataset.model_dump(mode="json", exclude={"min_tag_count", "path"})
-    try:
-        data = file_identity(dataset.path)
-    except OSError as error:
-        raise UserError(
-            f"evaluate.datasets: {dataset.path}: {error.strerror}; give a path that exists"
-        ) from None
+    kept = (item for item in settings["datasets"] if item["name"] == dataset.name)
+    settings["datasets"] = [{key: item[key] for key in item if key != "path"} for item in kept]
+    data = datasets.identity(dataset)
     return sha256_json([code_hash("evaluate"), settings, model.identity, data])
 
 
@@ -95,7 +94,7 @@ class _Table:
     def check(self, section: Evaluate, dataset: Dataset) -> None:
         total = len(self.kept) + len(self.failed)
         if not total:
-            raise UserError(f"{dataset.path}: no pictures; expected KEY.jpg with KEY.json")
+            raise UserError(f"{dataset.path}: no pictures; see docs/evaluation.md for what is read")
         if not self.failed:
             return
         reasons = Counter(reason for _, reason in self.failed)
@@ -110,18 +109,19 @@ class _Table:
 
     def columns(self) -> dict[str, np.ndarray]:
         label, class_name = _numbered([sample.label for sample in self.kept])
-        group, _ = _numbered([sample.group for sample in self.kept])
+        group, group_name = _numbered([sample.group for sample in self.kept])
         tag_name = sorted({tag for sample in self.kept for tag in sample.tags})
         number = {tag: index for index, tag in enumerate(tag_name)}
         pairs = [(row, number[t]) for row, sample in enumerate(self.kept) for t in sample.tags]
         return {
             "key": _bytes([sample.key for sample in self.kept]),
-            "train": np.array([sample.train for sample in self.kept], bool),
+            "split": np.array([SPLITS.index(sample.split) for sample in self.kept], np.int8),
             "label": label,
             "class_name": _bytes(class_name),
             "tag": np.array(pairs, np.int32).reshape(-1, 2),
             "tag_name": _bytes(tag_name),
             "group": group,
+            "group_name": _bytes(group_name),
             "failed_key": _bytes([key for key, _ in self.failed]),
             "failed_reason": _bytes([reason for _, reason in self.failed]),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,6 +55,7 @@ def all_parts(
     resources: Resources,
     encoder: str | None,
     embed_config: str,
+    published: list[dict[str, Any]],
     folder: Path,
 ) -> None:
     """Evaluate every model of the section on every data set into `folder`.
@@ -83,7 +85,7 @@ def all_parts(
             )
         metrics.append(str(folder / f"{name}.json"))
         metrics_part(section, paths, metrics[-1], resources.device)
-    summary_part(metrics, folder / "summary.csv")
+    summary_part(metrics, folder / "summary.csv", published)
 
 
 def _identity(path: Path) -> str | None:

@@ -10,10 +10,15 @@ the tags do not influence one another). The intercept b is not regularised.
 Features vary along a few directions far more than along others, and L-BFGS crawls along the rest.
 So it moves in the principal axes of the features, each stretched by about the square root of the
 objective's curvature there: the same minimum in a quarter of the time.
+
+C is found by CLIP's parametric binary search: fits two decades apart over the whole range, then the
+interval around the best is halved until the steps are an eighth of a decade.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,10 +29,14 @@ from torch.nn import functional
 from mlcd.progress import LOGGER
 
 #: L-BFGS stops when no entry of the gradient, in the stretched axes, exceeds this. The loss is
-#: then within some 1e-5 of its minimum.
+#: then within some 1e-5 of its minimum. A looser one while C is sought would save two thirds of the
+#: time and choose another C: separable rows end the fits at large C before these overfit.
 GRADIENT_TOLERANCE = 1e-4
-#: The same while C is chosen, where fits are compared by rows put right, not by their loss.
-ROUGH_TOLERANCE = 1e-3
+#: Steps of the search for C: the finest a decade, and the first in units of it (two decades).
+STEPS_A_DECADE = 8
+FIRST_STEP = 16
+#: Numbers in a block of rows: on a CPU as many as its caches hold, since a block is used twice.
+_BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
 @dataclass
@@ -44,7 +53,7 @@ class Fit:
 
 
 class Rows:
-    """Rows float [n, d] to fit on, with their principal axes, found once for all fits."""
+    """Rows float [n, d] to fit on, turned to their principal axes once for all fits."""
 
     def __init__(self, rows: torch.Tensor) -> None:
         variance, self.axes = torch.linalg.eigh(rows.T @ rows / len(rows))
@@ -58,52 +67,50 @@ def fit(
     c: float,
     max_iterations: int,
     start: Fit | None = None,
-    tolerance: float = GRADIENT_TOLERANCE,
 ) -> Fit:
     """Fit rows [n, d] to targets: float [n, t] of 0 and 1 (tags), or int64 [n] (classes).
 
     Classes are 0 … max(targets), all of them present. `start` is a fit of equal shape to begin
-    from: the objective is convex, so it saves time and does not change the result.
+    from: the objective is convex, so it saves time and does not change the result. Beside the rows,
+    memory for a block of logits is needed, not for all of them.
     """
     along = rows.along
-    multinomial = targets.ndim == 1
-    if multinomial:
-        targets = functional.one_hot(targets).to(along.dtype)
-    n, outputs = targets.shape
+    n, d = along.shape
+    share = targets.mean(0) if targets.ndim == 2 else torch.bincount(targets) / n
+    outputs = len(share)
     decay = 1.0 / (c * n)
-    share = targets.mean(0)
     # p (1 - p) is the curvature at the start; it falls as the fit grows sure, hence the tenth.
     curvature = max(0.1 * float((share * (1 - share)).mean()), 1e-8)
-    stretch = (curvature * rows.variance + decay).rsqrt()
+    stretch = (curvature * rows.variance + decay).rsqrt()[:, None]
     stretch_bias = curvature**-0.5
-    stretched = along * stretch
-    penalty = (decay * stretch.square())[:, None]
+    penalty = decay * stretch.square()
     # One tensor [d + 1, c], the bias its last row, so that L-BFGS moves one parameter.
-    solution = torch.zeros(len(stretch) + 1, outputs, dtype=along.dtype, device=along.device)
+    solution = torch.zeros(d + 1, outputs, dtype=along.dtype, device=along.device)
     if start is not None:
-        solution[:-1] = rows.axes.T @ start.weight / stretch[:, None]
+        solution[:-1] = rows.axes.T @ start.weight / stretch
         solution[-1] = start.bias / stretch_bias
     solution.grad = torch.empty_like(solution)
+    size = max(1, _BLOCK[along.device.type] // (d + outputs))
+    blocks = list(zip(along.split(size), targets.split(size), strict=True))
 
     def objective() -> torch.Tensor:
-        weight, bias = solution[:-1], solution[-1] * stretch_bias
-        logits = torch.addmm(bias, stretched, weight)
-        if multinomial:
-            data = (torch.logsumexp(logits, 1) - (logits * targets).sum(1)).mean()
-            slope = (torch.softmax(logits, 1) - targets) / n
-        else:
-            data = (functional.softplus(logits) - logits * targets).sum(1).mean()
-            slope = (torch.sigmoid(logits) - targets) / n
-        torch.mm(stretched.T, slope, out=solution.grad[:-1])
-        solution.grad[:-1] += penalty * weight
-        solution.grad[-1] = slope.sum(0) * stretch_bias
-        return data + 0.5 * (penalty * weight.square()).sum()
+        weight, bias = solution[:-1] * stretch, solution[-1] * stretch_bias
+        slope_weight, slope_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        data = torch.zeros((), dtype=torch.float64, device=along.device)
+        for block, truth in blocks:
+            loss, slope = _loss_and_slope(torch.addmm(bias, block, weight), truth)
+            data += loss
+            slope_weight.addmm_(block.T, slope)
+            slope_bias += slope.sum(0)
+        torch.add(slope_weight * (stretch / n), penalty * solution[:-1], out=solution.grad[:-1])
+        torch.mul(slope_bias, stretch_bias / n, out=solution.grad[-1])
+        return (data / n).to(along.dtype) + 0.5 * (penalty * solution[:-1].square()).sum()
 
     optimiser = torch.optim.LBFGS(
         [solution],
         max_iter=max_iterations,
         max_eval=2 * max_iterations,
-        tolerance_grad=tolerance,
+        tolerance_grad=GRADIENT_TOLERANCE,
         tolerance_change=0.0,
         history_size=10,
         line_search_fn="strong_wolfe",
@@ -111,14 +118,29 @@ def fit(
     with torch.no_grad():
         optimiser.step(objective)
         loss = float(objective())
-    weight = rows.axes @ (solution[:-1] * stretch[:, None])
+    weight = rows.axes @ (solution[:-1] * stretch)
     iterations = optimiser.state[solution]["n_iter"]
     return Fit(weight, solution[-1] * stretch_bias, loss, iterations)
 
 
+def _loss_and_slope(logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss summed over rows, and its gradient to `logits` [b, c], made in their place.
+
+    `truth` is int64 [b] (softmax over classes) or float [b, c] of 0 and 1 (one-vs-rest).
+    """
+    if truth.ndim == 2:
+        loss = (functional.softplus(logits) - logits * truth).sum()
+        return loss, logits.sigmoid_().sub_(truth)
+    places = truth[:, None]
+    total = torch.logsumexp(logits, 1, keepdim=True)
+    loss = (total - logits.gather(1, places)).sum()
+    slope = logits.sub_(total).exp_()
+    return loss, slope.scatter_add_(1, places, slope.new_full((1, 1), -1.0).expand(places.shape))
+
+
 @dataclass
 class Chosen:
-    """The outcome of :func:`choose`: C, the fit that chose it, and all scores by C."""
+    """The outcome of :func:`choose`: C, the fit that chose it, and all scores by C, rising."""
 
     c: float
     fit: Fit
@@ -129,44 +151,69 @@ def choose(
     rows: torch.Tensor,
     targets: torch.Tensor,
     validation: torch.Tensor,
-    candidates: list[float],
+    limits: tuple[float, float],
     max_iterations: int,
     score: Callable[[Fit, torch.Tensor, torch.Tensor], float],
 ) -> Chosen:
-    """Choose C: fit on the rows outside `validation` (bool [n]), score on those inside.
+    """Choose C within `limits`: fit on the rows outside `validation` (bool [n]), score on the rest.
 
-    `score(fit, rows, targets)` is better when larger; among equals the smallest C, the simplest
-    probe, wins. A winner at the end of the candidates is logged, since a better one may lie beyond.
+    CLIP's parametric binary search (arXiv 2103.00020, A.3). `score(fit, rows, targets)` is better
+    when larger; among equals the smallest C, the simplest probe, wins. A winner at a limit is
+    logged, since a better one may lie beyond.
     """
-    scores: dict[float, float] = {}
-    fits: dict[float, Fit] = {}
-    fitted, latest = Rows(rows[~validation]), None
-    for c in sorted(candidates):
-        latest = fits[c] = fit(
-            fitted, targets[~validation], c, max_iterations, latest, ROUGH_TOLERANCE
-        )
-        scores[c] = score(latest, rows[validation], targets[validation])
-    best = max(scores, key=lambda c: (scores[c], -c))
-    if len(scores) > 1 and best in (min(scores), max(scores)):
+    low = math.log10(limits[0])
+    last = max(1, round((math.log10(limits[1]) - low) * STEPS_A_DECADE))
+    fitted, targets_fitted = Rows(rows[~validation]), targets[~validation]
+    held, targets_held = rows[validation], targets[validation]
+    fits: dict[int, Fit] = {}
+    scores: dict[int, float] = {}
+
+    def c_of(step: int) -> float:
+        return float(f"{10 ** (low + step / STEPS_A_DECADE):.6g}")
+
+    def look(step: int) -> None:
+        if step in fits or not 0 <= step <= last:
+            return
+        nearest = min(fits, key=lambda other: abs(other - step), default=None)
+        start = None if nearest is None else fits[nearest]
+        fits[step] = fit(fitted, targets_fitted, c_of(step), max_iterations, start)
+        scores[step] = score(fits[step], held, targets_held)
+
+    def best() -> int:
+        return max(scores, key=lambda step: (scores[step], -step))
+
+    for step in [*range(0, last, FIRST_STEP), last]:
+        look(step)
+    width = FIRST_STEP // 2
+    while width:
+        peak = best()
+        look(peak - width)
+        look(peak + width)
+        width //= 2
+    peak = best()
+    if peak in (0, last):
         LOGGER.warning(
-            "evaluate.probe_regularisation: the best C, %g, is the %s candidate; widen the list",
-            best,
-            "smallest" if best == min(scores) else "largest",
+            "evaluate.probe_c_%s: the best C, %g, is at this end of the range; widen it",
+            "max" if peak else "min",
+            c_of(peak),
         )
-    return Chosen(best, fits[best], scores)
+    return Chosen(c_of(peak), fits[peak], {c_of(step): scores[step] for step in sorted(scores)})
 
 
 def validation_rows(
-    group: np.ndarray, share: float, seed: int, label: np.ndarray | None = None
+    names: list[bytes], share: float, seed: int, label: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return bool [n]: the rows of a `share` of the groups (int [n]), drawn from `seed`.
+    """Return bool [n]: the rows of a `share` of the groups, to choose C on.
 
-    Rows of one group stay on one side. With `label` (int [n]), groups without which a class would
-    have no row left to fit on stay outside.
+    `names` [n] says which group a row is of: its group's name, or its own key. Rows of one group
+    stay on one side. Groups are taken in the order of a hash of `seed` and name, so that pictures
+    added or left out change no other's side, but for the last ones'. With `label` (int [n]), groups
+    without which a class would have no row left to fit on stay outside.
     """
-    groups = np.unique(group)
-    drawn = np.random.default_rng(seed).permutation(groups)[: max(1, round(share * len(groups)))]
-    held = np.isin(group, drawn)
+    distinct, group = np.unique(np.array(names, dtype="S"), return_inverse=True)
+    digests = [hashlib.sha256(b"%d %s" % (seed, name)).digest() for name in distinct.tolist()]
+    order = sorted(range(len(digests)), key=digests.__getitem__)
+    held = np.isin(group, order[: max(1, round(share * len(order)))])
     if label is not None:
         lost = held & ~np.isin(label, label[~held])
         held &= ~np.isin(group, group[lost])

@@ -1,12 +1,10 @@
-"""k-NN, linear probe and mean average precision of one model, from its cached features."""
+"""Scores of one model from its cached features: k-NN, linear probe, retrieval, tags."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,63 +12,16 @@ import torch
 
 from mlcd.config import Evaluate
 from mlcd.config.evaluate import Dataset
+from mlcd.config.registry import registry
 from mlcd.errors import UserError
-from mlcd.evaluate import knn, probe
+from mlcd.evaluate import knn, measures, probe, retrieval
+from mlcd.evaluate.cached import Features, read
 from mlcd.evaluate.datasets import find
-from mlcd.evaluate.features import KIND
 from mlcd.files import write_json
 from mlcd.progress import LOGGER
-from mlcd.stores import h5
 
 #: Digits after the point of every score. With n test pictures a score moves in steps of 1 / n.
 DIGITS = 4
-
-
-@dataclass
-class Features:
-    """One features file: see docs/formats.md. `label` and `group` are −1 where there is none."""
-
-    model: str
-    dataset: str
-    seed: int
-    fingerprint: str
-    feature: torch.Tensor
-    train: np.ndarray
-    label: np.ndarray
-    classes: int
-    tags: np.ndarray
-    tag_names: list[str]
-    group: np.ndarray
-    failed: dict[str, int]
-
-
-def read(path: str | os.PathLike[str], device: torch.device) -> Features:
-    """Read a features file. Raises :class:`UserError` if it is missing or damaged."""
-    with h5.reading(path, KIND) as file:
-        columns = {name: dataset[:] for name, dataset in file.items()}
-        attributes = dict(file.attrs)
-    n = len(columns["train"])
-    tags = np.zeros((n, len(columns["tag_name"])), bool)
-    tags[columns["tag"][:, 0], columns["tag"][:, 1]] = True
-    # Pictures without a group are each by themselves.
-    group = columns["group"].astype(np.int64)
-    alone = group < 0
-    group[alone] = group.max(initial=-1) + 1 + np.arange(alone.sum())
-    reasons = Counter(reason.decode() for reason in columns["failed_reason"])
-    return Features(
-        model=str(attributes["model"]),
-        dataset=str(attributes["dataset"]),
-        seed=int(attributes["seed"]),
-        fingerprint=str(attributes["fingerprint"]),
-        feature=torch.from_numpy(columns["feature"]).to(device),
-        train=columns["train"],
-        label=columns["label"].astype(np.int64),
-        classes=len(columns["class_name"]),
-        tags=tags,
-        tag_names=[name.decode() for name in columns["tag_name"]],
-        group=group,
-        failed=dict(sorted(reasons.items())),
-    )
 
 
 def metrics_part(
@@ -113,53 +64,78 @@ def score(section: Evaluate, dataset: Dataset, data: Features) -> dict[str, Any]
         "features": data.fingerprint,
         "dim": data.feature.shape[1],
         "pictures": {
-            "train": int(data.train.sum()),
-            "test": int((~data.train).sum()),
+            "train": int(data.on("train").sum()),
+            "validation": int(data.on("validation").sum()),
+            "test": int(data.on("test", "query", "gallery").sum()),
             "failed": data.failed,
         },
         "scores": {},
         "chance": {},
     }
-    for side, chosen in (("train", data.train), ("test", ~data.train)):
-        if not chosen.any():
-            raise UserError(
-                f"evaluate.datasets: {data.dataset} has no {side} pictures; see split_field"
-            )
-    if dataset.label_field is not None:
-        _classes(section, data, result)
+    _compare_with_registry(dataset, data)
+    labelled = (data.label >= 0).any()
+    if labelled and {"knn", "linear_probe"} & set(dataset.tasks):
+        _classes(section, dataset, data, result)
     if dataset.tags_field is not None:
         _tags(section, dataset, data, result)
+    if labelled and "retrieval" in dataset.tasks:
+        _retrieval(section, data, result)
+    if not result["scores"]:
+        raise UserError(
+            f"evaluate.datasets: {data.dataset} has neither classes nor tags; set label_field or "
+            "tags_field"
+        )
     for key in ("scores", "chance"):
         result[key] = {name: round(value, DIGITS) for name, value in result[key].items()}
     return result
 
 
-def _classes(section: Evaluate, data: Features, result: dict[str, Any]) -> None:
-    """Weighted k-NN and the linear probe, both as accuracy on the labelled test pictures.
+def _compare_with_registry(dataset: Dataset, data: Features) -> None:
+    """Warn if a data set of a known name is not the one that published figures are of."""
+    entry = registry().get(dataset.name, {})
+    classes = data.tags.shape[1] if dataset.tags_field is not None else data.classes
+    found = {"classes": classes, "test": int(data.on("test").sum())}
+    for key, count in found.items():
+        if key in entry and entry[key] != count:
+            LOGGER.warning(
+                "%s: %s: %d here, %d in the registry; its scores are not those of the literature",
+                dataset.name, key, count, entry[key],
+            )  # fmt: skip
+
+
+def _sides(data: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Return bool [n] twice: pictures to learn from, and to test on."""
+    train, test = data.on("train", "validation"), data.on("test")
+    for side, chosen in (("train", train), ("test", test)):
+        if not chosen.any():
+            raise UserError(
+                f"evaluate.datasets: {data.dataset} has no {side} pictures; see split_field"
+            )
+    return train, test
+
+
+def _classes(section: Evaluate, dataset: Dataset, data: Features, result: dict[str, Any]) -> None:
+    """Weighted k-NN (accuracy) and the linear probe (the set's metric) on labelled test pictures.
 
     Test pictures of a class without a train picture stay in, and count as wrong.
     """
-    train, test = data.train & (data.label >= 0), ~data.train & (data.label >= 0)
+    train, test = (side & (data.label >= 0) for side in _sides(data))
     counts = np.bincount(data.label[train], minlength=data.classes)
     if (counts > 0).sum() < 2 or not test.any():
         raise UserError(
             f"evaluate.datasets: {data.dataset} needs two classes in train and a labelled test "
             "picture; see label_field, or set it to null"
         )
-    too_large = max(section.knn_k)
-    if too_large > train.sum():
-        raise UserError(
-            f"evaluate.knn_k: {too_large} neighbours of {train.sum()} labelled train pictures in "
-            f"{data.dataset}; lower it"
-        )
-    # Classes of train alone, renumbered: the others have nothing to be learned from.
-    number = np.full(data.classes, -1)
-    number[counts > 0] = np.arange((counts > 0).sum())
-    label = number[data.label]
-    unseen = test & (label < 0)
+    # Classes of train first: there is nothing for the others to be learned from.
+    seen = int((counts > 0).sum())
+    number = np.empty(data.classes, np.int64)
+    number[counts > 0] = np.arange(seen)
+    number[counts == 0] = np.arange(seen, data.classes)
+    label = np.where(data.label >= 0, number[data.label], -1)
+    unseen = test & (label >= seen)
     result["classes"] = {
         "all": data.classes,
-        "in_train": int((counts > 0).sum()),
+        "in_train": seen,
         "with_one_train_picture": int((counts == 1).sum()),
         "unlabelled_pictures": int((data.label < 0).sum()),
         "test_pictures_of_unseen_classes": int(unseen.sum()),
@@ -170,23 +146,41 @@ def _classes(section: Evaluate, data: Features, result: dict[str, Any]) -> None:
             data.dataset,
             unseen.sum(),
         )
-    truth = _tensor(label, test, data)
-    rows, targets = _tensor(data.feature, train, data), _tensor(label, train, data)
-    test_rows = _tensor(data.feature, test, data)
+    truth = data.take(label, test)
+    rows, targets = data.take(data.feature, train), data.take(label, train)
+    test_rows = data.take(data.feature, test)
+    # What the same answer for every picture would score: the classes by their size in train.
+    constant = torch.bincount(targets).float().expand(len(truth), seen)
 
-    ks, temperature = section.knn_k, section.knn_temperature
-    for k, predicted in knn.predict(rows, targets, test_rows, ks, temperature).items():
-        result["scores"][f"knn_{k}"] = _accuracy(predicted, truth)
+    if "knn" in dataset.tasks:
+        if max(section.knn_k) > len(rows):
+            raise UserError(
+                f"evaluate.knn_k: {max(section.knn_k)} neighbours of {len(rows)} labelled train "
+                f"pictures in {data.dataset}; lower it"
+            )
+        found = knn.predict(rows, targets, test_rows, section.knn_k, section.knn_temperature)
+        for k, predicted in found.items():
+            result["scores"][f"knn_{k}"] = float((predicted == truth).double().mean())
+            result["chance"][f"knn_{k}"] = measures.accuracy(constant, truth)
 
-    held = probe.validation_rows(
-        data.group[train], section.validation_share, section.seed, label[train]
-    )
-    scale = probe.Scale.of(rows)
-    fitted, about = _probe(section, data, scale(rows), targets, held, _class_score)
-    result["scores"]["linear_probe"] = _accuracy(fitted.logits(scale(test_rows)).argmax(1), truth)
-    result["linear_probe"] = about
-    majority = float((truth == int(np.argmax(np.bincount(label[train])))).float().mean())
-    result["chance"] |= dict.fromkeys(result["scores"], majority)
+    if "linear_probe" in dataset.tasks:
+        metric = dataset.class_metric
+        if metric == "roc_auc" and (seen != 2 or set(truth.tolist()) != {0, 1}):
+            raise UserError(
+                f"evaluate.datasets: {data.dataset} has {data.classes} classes; roc_auc is of two, "
+                "both with train and test pictures"
+            )
+        measure = measures.OF_CLASSES[metric]
+        held = _held(section, data, train, label[train])
+        scale = probe.Scale.of(rows)
+        fitted, about = _probe(
+            section, data, scale(rows), targets, held,
+            lambda fit, rows, targets: measure(fit.logits(rows), targets),
+        )  # fmt: skip
+        name = _named("linear_probe", metric, "accuracy")
+        result["scores"][name] = measure(fitted.logits(scale(test_rows)), truth)
+        result["chance"][name] = measure(constant, truth)
+        result["linear_probe"] = about
 
 
 def _tags(section: Evaluate, dataset: Dataset, data: Features, result: dict[str, Any]) -> None:
@@ -194,7 +188,7 @@ def _tags(section: Evaluate, dataset: Dataset, data: Features, result: dict[str,
 
     Tags on at least `min_tag_count` pictures count, if there is one on each side of the split.
     """
-    train, test = data.train, ~data.train
+    train, test = _sides(data)
     often = data.tags.sum(0) >= dataset.min_tag_count
     split = data.tags[train].any(0) & data.tags[test].any(0) & ~data.tags[train].all(0)
     kept = often & split
@@ -203,18 +197,77 @@ def _tags(section: Evaluate, dataset: Dataset, data: Features, result: dict[str,
             f"evaluate.datasets: {data.dataset} has no tag on {dataset.min_tag_count} pictures "
             "with both train and test ones; lower min_tag_count or set tags_field to null"
         )
-    rows = _tensor(data.feature, train, data)
-    targets = _tensor(data.tags[:, kept].astype(np.float32), train, data)
-    test_rows, truth = _tensor(data.feature, test, data), data.tags[test][:, kept]
-    held = probe.validation_rows(data.group[train], section.validation_share, section.seed)
+    measure = measures.OF_TAGS[dataset.tag_metric]
+
+    def scorer(fit: probe.Fit, rows: torch.Tensor, targets: torch.Tensor) -> float:
+        there = targets.cpu().numpy() > 0
+        some = there.any(0)
+        return measure(fit.logits(rows).cpu().numpy()[:, some], there[:, some])
+
+    rows = data.take(data.feature, train)
+    targets = data.take(data.tags[:, kept].astype(np.float32), train)
+    test_rows, truth = data.take(data.feature, test), data.tags[test][:, kept]
+    held = _held(section, data, train)
     scale = probe.Scale.of(rows)
-    fitted, about = _probe(section, data, scale(rows), targets, held, _tag_score)
+    fitted, about = _probe(section, data, scale(rows), targets, held, scorer)
     logits = fitted.logits(scale(test_rows)).cpu().numpy()
+    name = _named("tags_map", dataset.tag_metric, "map")
     result["tags"] = {"kept": int(kept.sum()), "too_rare": int((~kept).sum())}
-    result["scores"]["tags_map"] = mean_average_precision(truth, logits)
+    result["scores"][name] = measure(logits, truth)
     result["tags_probe"] = about
-    # A random order's average precision is about the share of positives.
-    result["chance"]["tags_map"] = float(truth.mean(0).mean())
+    # What equal logits score: the mean share of positives.
+    result["chance"][name] = measure(np.zeros_like(logits), truth)
+
+
+def _retrieval(section: Evaluate, data: Features, result: dict[str, Any]) -> None:
+    """R@k: test pictures among one another, or query pictures in the gallery where these are."""
+    labelled = data.label >= 0
+    gallery = labelled & data.on("gallery")
+    query = labelled & data.on("query" if gallery.any() else "test")
+    if not gallery.any():
+        gallery = query
+    if not query.any():
+        raise UserError(
+            f"evaluate.datasets: {data.dataset} has no labelled test pictures, nor query and "
+            "gallery, for retrieval; see split_field"
+        )
+    columns = (data.feature, data.label, data.group)
+    found, chance, counted = retrieval.recall_of_class(
+        *(data.take(column, query) for column in columns),
+        *(data.take(column, gallery) for column in columns),
+        section.retrieval_k,
+    )
+    for k, value in found.items():
+        result["scores"][f"retrieval_r{k}"] = value
+        result["chance"][f"retrieval_r{k}"] = chance[k]
+    result["retrieval"] = {
+        "queries": counted,
+        "queries_without_an_answer": int(query.sum()) - counted,
+        "gallery": int(gallery.sum()),
+    }
+
+
+def _held(
+    section: Evaluate, data: Features, train: np.ndarray, label: np.ndarray | None = None
+) -> np.ndarray:
+    """Return which of the `train` rows (bool [n], validation among them) choose C: bool [train].
+
+    The set's own validation split, or else a share of train, cut by a hash of group or key.
+    """
+    if (data.split[train] == "validation").any():
+        held = data.split[train] == "validation"
+    else:
+        names = [data.group_name[row] for row in np.flatnonzero(train)]
+        held = probe.validation_rows(names, section.validation_share, section.seed, label)
+    if label is not None:
+        # A class that only validation has could not be fitted: its pictures stay in the fit.
+        held = held & np.isin(label, label[~held])
+    if not held.any() or held.all():
+        raise UserError(
+            f"evaluate.validation_share: {section.validation_share:g} of the train pictures of "
+            f"{data.dataset} leaves none on one side; change it, or set group_field to null"
+        )
+    return held
 
 
 def _probe(
@@ -226,14 +279,10 @@ def _probe(
     scorer: Callable[[probe.Fit, torch.Tensor, torch.Tensor], float],
 ) -> tuple[probe.Fit, dict[str, Any]]:
     """Choose C by `scorer` on the `held` rows, then fit on all of them."""
-    if not held.any() or held.all():
-        raise UserError(
-            f"evaluate.validation_share: {section.validation_share:g} of the train pictures of "
-            f"{data.dataset} leaves none on one side; change it, or set group_field to null"
-        )
-    candidates, iterations = section.probe_regularisation, section.probe_max_iterations
+    iterations = section.probe_max_iterations
     validation = torch.from_numpy(held).to(rows.device)
-    choice = probe.choose(rows, targets, validation, candidates, iterations, scorer)
+    limits = (section.probe_c_min, section.probe_c_max)
+    choice = probe.choose(rows, targets, validation, limits, iterations, scorer)
     fitted = probe.fit(probe.Rows(rows), targets, choice.c, iterations, start=choice.fit)
     if fitted.iterations >= iterations:
         LOGGER.warning(
@@ -250,30 +299,8 @@ def _probe(
     }
 
 
-def _tensor(values: np.ndarray | torch.Tensor, rows: np.ndarray, data: Features) -> torch.Tensor:
-    """Return the rows (bool [n]) of `values` on the device of the features."""
-    device = data.feature.device
-    return torch.as_tensor(values, device=device)[torch.from_numpy(rows).to(device)]
-
-
-def _class_score(fit: probe.Fit, rows: torch.Tensor, targets: torch.Tensor) -> float:
-    return _accuracy(fit.logits(rows).argmax(1), targets)
-
-
-def _tag_score(fit: probe.Fit, rows: torch.Tensor, targets: torch.Tensor) -> float:
-    truth = targets.cpu().numpy() > 0
-    seen = truth.any(0)
-    return mean_average_precision(truth[:, seen], fit.logits(rows).cpu().numpy()[:, seen])
-
-
-def mean_average_precision(truth: np.ndarray, logits: np.ndarray) -> float:
-    """Mean over columns of the average precision of `logits` [n, t] for `truth` bool [n, t]."""
-    from sklearn.metrics import average_precision_score
-
-    if not truth.shape[1]:
-        return 0.0
-    return float(average_precision_score(truth, logits, average="macro"))
-
-
-def _accuracy(predicted: torch.Tensor, truth: torch.Tensor) -> float:
-    return float((predicted == truth).float().mean())
+def _named(task: str, metric: str, usual: str) -> str:
+    """Return a score's name: the task, and the metric where it is not the usual one."""
+    if metric == usual:
+        return task
+    return f"{task}_{metric.removeprefix('map_')}"

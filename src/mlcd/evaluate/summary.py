@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mlcd.config import load, published
+from mlcd.config.registry import published_sets
 from mlcd.errors import UserError
 from mlcd.evaluate.scores import DIGITS
 from mlcd.files import atomic_path, read_json, write_text
 
-COLUMNS = ("model", "dataset", "metric", "value", "seed")
+COLUMNS = ("model", "dataset", "metric", "value", "seed", "better", "published", "difference")
 CHANCE = "chance"
+#: Whose scores the paper's figures stand beside.
+JUDGED = "trained"
 #: Okabe and Ito's colours, which colour-blind people tell apart.
 _COLOURS = {
     "pixels": "#999999",
@@ -24,35 +30,81 @@ _COLOURS = {
 }
 _WORDS = {
     "linear_probe": "linear probe",
+    "linear_probe_mean_per_class": "linear probe, mean per class",
+    "linear_probe_roc_auc": "linear probe, ROC-AUC",
+    "linear_probe_mean_top1_top5": "linear probe, mean of top 1 and 5",
     "tags_map": "mAP of tags",
+    "tags_map_11_point": "11-point mAP of tags",
 }
-Row = tuple[str, str, str, float, int]
 
 
-def summary_part(paths: Sequence[str], output: str | os.PathLike[str]) -> None:
+@dataclass(frozen=True)
+class Row:
+    """One score; of the paper's figure beside it, if there is one, value and source."""
+
+    model: str
+    dataset: str
+    metric: str
+    value: float
+    seed: int
+    published: float | None = None
+    source: str = ""
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the paper's."""
+        return None if self.published is None else self.value - self.published
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether smaller values of a metric are better; `better` in the table says so."""
+    return metric.endswith("median_rank")
+
+
+def published_figures(text: str) -> list[dict[str, Any]]:
+    """Return the paper's figures from a config file's name, or from JSON; [] if `text` is empty."""
+    if text.lstrip().startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise UserError(f"--figures: not readable as JSON ({error})") from None
+    return published.figures(load(text)) if text else []
+
+
+def summary_part(
+    paths: Sequence[str],
+    output: str | os.PathLike[str],
+    figures: Sequence[dict[str, Any]] = (),
+) -> None:
     """Write `output` (.csv) and beside it the same name as .md and .svg.
 
-    Raises :class:`UserError` if `output` is no .csv, or if a file is not what `--part metrics`
-    writes.
+    `figures` are the paper's, as :func:`mlcd.config.published.figures` gives them. Raises
+    :class:`UserError` if `output` is no .csv, or if a file is not what `--part metrics` writes.
     """
     target = Path(output)
     if target.suffix != ".csv":
         raise UserError(f"--output: {target}: expected a name that ends in .csv")
     models = [_read(path) for path in paths]
-    rows = table(models)
+    rows = table(models, figures)
     write_text(target.with_suffix(".md"), markdown(models, rows))
     draw(rows, target.with_suffix(".svg"))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows([*row[:3], f"{row[3]:.{DIGITS}f}", row[4]] for row in rows)
+    for row in rows:
+        better = "lower" if lower_is_better(row.metric) else "higher"
+        numbers = [_cell(row.published), _cell(row.difference)]
+        writer.writerow([row.model, row.dataset, row.metric, _cell(row.value), row.seed, better,
+                         *numbers])  # fmt: skip
     write_text(target, text.getvalue())
 
 
-def table(models: Sequence[dict[str, Any]]) -> list[Row]:
+def table(models: Sequence[dict[str, Any]], figures: Sequence[dict[str, Any]] = ()) -> list[Row]:
     """Return one row a data set, metric and model, chance before the models.
 
-    Chance belongs to the data set and not to a model; it carries the first model's seed.
+    Chance belongs to the data set and not to a model; it carries the first model's seed. Where all
+    sets of the paper are judged, their means follow. Of the trained encoder's rows, those of a
+    published data set and metric carry the figure.
     """
     rows: list[Row] = []
     datasets = dict.fromkeys(name for model in models for name in model["datasets"])
@@ -60,7 +112,7 @@ def table(models: Sequence[dict[str, Any]]) -> list[Row]:
         judged = [model for model in models if dataset in model["datasets"]]
         first = judged[0]["datasets"][dataset]
         for metric in first["scores"]:
-            rows.append((CHANCE, dataset, metric, first["chance"][metric], judged[0]["seed"]))
+            rows.append(Row(CHANCE, dataset, metric, first["chance"][metric], judged[0]["seed"]))
             for model in judged:
                 value = model["datasets"][dataset]["scores"].get(metric)
                 if value is None:
@@ -68,44 +120,95 @@ def table(models: Sequence[dict[str, Any]]) -> list[Row]:
                         f"{model['model']}: no {metric} on {dataset}, which {judged[0]['model']} "
                         "has; run --part metrics of both with one config"
                     )
-                rows.append((model["model"], dataset, metric, value, model["seed"]))
-    return rows
+                rows.append(Row(model["model"], dataset, metric, value, model["seed"]))
+    rows += _means(rows)
+    known = {(figure["dataset"], figure["metric"]): figure for figure in figures}
+    return [
+        replace(row, published=figure["value"], source=figure["source"])
+        if row.model == JUDGED and (figure := known.get((row.dataset, row.metric)))
+        else row
+        for row in rows
+    ]
+
+
+def _means(rows: Sequence[Row]) -> list[Row]:
+    """Return the means of the probes over CLIP's 26 sets, and with ImageNet over 27, if all are."""
+    everything = published_sets()
+    found = []
+    for sets in ([name for name in everything if name != "imagenet"], everything):
+        for model in dict.fromkeys(row.model for row in rows):
+            # One probe a set: of classes, and of VOC 2007 of tags.
+            values = {
+                row.dataset: row
+                for row in rows
+                if row.model == model and row.metric.startswith(("linear_probe", "tags_map"))
+            }
+            if set(sets) <= set(values):
+                mean = sum(values[name].value for name in sets) / len(sets)
+                seed = values[sets[0]].seed
+                found.append(Row(model, f"mean_of_{len(sets)}", "linear_probe", mean, seed))
+    return found
 
 
 def markdown(models: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
     """Return a table a data set: models down, metrics across, and what the figures rest on."""
     lines = ["# Evaluation", ""]
-    for dataset in dict.fromkeys(row[1] for row in rows):
-        here = [row for row in rows if row[1] == dataset]
-        metrics = list(dict.fromkeys(row[2] for row in here))
-        values = {(row[0], row[2]): row[3] for row in here}
-        best = {
-            metric: max(values[row[0], metric] for row in here if row[2] == metric)
-            for metric in metrics
-        }
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        here = [row for row in rows if row.dataset == dataset]
+        metrics = list(dict.fromkeys(row.metric for row in here))
+        values = {(row.model, row.metric): row.value for row in here}
+        best = {}
+        for metric in metrics:
+            choose = min if lower_is_better(metric) else max
+            best[metric] = choose(row.value for row in here if row.metric == metric)
         lines += [f"## {dataset}", "", "| model | " + " | ".join(map(words, metrics)) + " |"]
         lines.append("|---" + "|---:" * len(metrics) + "|")
-        for model in dict.fromkeys(row[0] for row in here):
+        for model in dict.fromkeys(row.model for row in here):
+            cells = [_cell(values[model, metric]) for metric in metrics]
             cells = [
-                f"**{values[model, metric]:.{DIGITS}f}**"
-                if values[model, metric] == best[metric]
-                else f"{values[model, metric]:.{DIGITS}f}"
-                for metric in metrics
+                f"**{cell}**" if values[model, metric] == best[metric] else cell
+                for cell, metric in zip(cells, metrics, strict=True)
             ]
             lines.append(f"| {model} | " + " | ".join(cells) + " |")
-        lines += ["", *_grounds(next(m["datasets"][dataset] for m in models)), ""]
+        lines += _beside(here, metrics)
+        grounds = [m["datasets"][dataset] for m in models if dataset in m["datasets"]]
+        lines += ["", *(_grounds(grounds[0]) if grounds else []), ""]
     lines += [
-        "k-NN and linear probe: accuracy. chance: the largest class of train, or the share of "
-        "pictures with a tag. Bold: best of the column.",
+        "k-NN and linear probe: accuracy, unless another measure is named. R@k: one of the k "
+        "nearest test pictures is of the same class. chance: one answer for all pictures, the "
+        "largest class of train; the share of pictures with a tag; k pictures drawn. Bold: best of "
+        "the column.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _beside(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+    """Return the lines of the paper's figures and of ours less theirs, if there are any."""
+    found = {row.metric: row for row in rows if row.published is not None}
+    if not found:
+        return []
+    theirs = [_cell(found[m].published) if m in found else "" for m in metrics]
+    gains = [f"{found[m].difference:+.{DIGITS}f}" if m in found else "" for m in metrics]
+    sources = "; ".join(dict.fromkeys(row.source for row in found.values()))
+    return [
+        "| published | " + " | ".join(theirs) + " |",
+        f"| {JUDGED} − published | " + " | ".join(gains) + " |",
+        "",
+        f"published: {sources}.",
+    ]
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.{DIGITS}f}"
 
 
 def words(metric: str) -> str:
     """Return a metric's name for people."""
     if metric.startswith("knn_"):
         return f"k-NN, k = {metric.removeprefix('knn_')}"
+    if metric.startswith("retrieval_r"):
+        return f"R@{metric.removeprefix('retrieval_r')}"
     return _WORDS.get(metric, metric)
 
 
@@ -116,23 +219,23 @@ def draw(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    datasets = list(dict.fromkeys(row[1] for row in rows))
+    datasets = list(dict.fromkeys(row.dataset for row in rows))
     style = {"svg.fonttype": "none", "svg.hashsalt": "mlcd", "font.size": 10}
     with matplotlib.rc_context(style):
         figure, panels = pyplot.subplots(
             len(datasets), 1, figsize=(8, 3.2 * len(datasets)), squeeze=False, layout="constrained"
         )
         for axes, dataset in zip(panels[:, 0], datasets, strict=True):
-            _panel(axes, [row for row in rows if row[1] == dataset], dataset)
+            _panel(axes, [row for row in rows if row.dataset == dataset], dataset)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
         pyplot.close(figure)
 
 
 def _panel(axes: Any, rows: Sequence[Row], dataset: str) -> None:
-    metrics = list(dict.fromkeys(row[2] for row in rows))
-    models = [name for name in dict.fromkeys(row[0] for row in rows) if name != CHANCE]
-    values = {(row[0], row[2]): row[3] for row in rows}
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    models = [name for name in dict.fromkeys(row.model for row in rows) if name != CHANCE]
+    values = {(row.model, row.metric): row.value for row in rows}
     width = 0.8 / len(models)
     for index, model in enumerate(models):
         places = [place - 0.4 + (index + 0.5) * width for place in range(len(metrics))]
@@ -159,7 +262,8 @@ def _grounds(found: dict[str, Any]) -> list[str]:
     """Return sentences on the pictures, classes and tags that the figures rest on."""
     pictures = found["pictures"]
     failed = sum(pictures["failed"].values())
-    sentence = f"{pictures['train']} train and {pictures['test']} test pictures"
+    validation = f", {count} validation" if (count := pictures["validation"]) else ""
+    sentence = f"{pictures['train']} train{validation} and {pictures['test']} test pictures"
     if failed:
         reasons = ", ".join(f"{reason} {count}" for reason, count in pictures["failed"].items())
         sentence += f"; {failed} more could not be decoded ({reasons})"
@@ -172,6 +276,11 @@ def _grounds(found: dict[str, Any]) -> list[str]:
             sentence += f"; {unseen} test pictures of other classes count as wrong"
         if unlabelled := classes["unlabelled_pictures"]:
             sentence += f"; {unlabelled} pictures without a class are left out"
+        lines.append(sentence + ".")
+    if retrieval := found.get("retrieval"):
+        sentence = f"{retrieval['queries']} queries in {retrieval['gallery']} pictures"
+        if left_out := retrieval["queries_without_an_answer"]:
+            sentence += f"; {left_out} more have no other picture of their class there"
         lines.append(sentence + ".")
     if tags := found.get("tags"):
         lines.append(f"{tags['kept']} tags; {tags['too_rare']} on too few pictures are left out.")

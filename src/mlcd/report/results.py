@@ -15,6 +15,8 @@ from mlcd.report import style
 from mlcd.report.page import Drawing, table, text
 
 _COLUMNS = ["model", "dataset", "metric", "value", "seed"]
+#: Columns that a table of scores may have: the direction, and the paper's figure.
+_BETTER, _PUBLISHED = "better", "published"
 #: Order of rows and bars, with the name people read and the colour.
 _MODELS = {
     "pixels": ("raw pixels", "#C3C9D0"),
@@ -27,8 +29,12 @@ _MODELS = {
 def draw(section: Report, scores: str) -> Drawing:
     """Draw table and bars, from `scores` (summary.csv)."""
     frame = _read(scores)
-    means = frame.groupby(["dataset", "metric", "model"], sort=False)["value"].agg(
-        ["mean", "std", "count"]
+    means = frame.groupby(["dataset", "metric", "model"], sort=False).agg(
+        mean=("value", "mean"),
+        std=("value", "std"),
+        count=("value", "count"),
+        lower=("lower", "first"),
+        published=(_PUBLISHED, "first"),
     )
     datasets = list(dict.fromkeys(frame["dataset"]))
     models = sorted(set(frame["model"]), key=_rank)
@@ -37,7 +43,7 @@ def draw(section: Report, scores: str) -> Drawing:
     )
     # Models of one run may have different seeds (train.seed, evaluate.seed): that is one each.
     seeds = int(frame.groupby(["model", "dataset", "metric"])["seed"].nunique().max())
-    lead = "Higher is better everywhere. " + (
+    lead = _directions(means) + (
         f"Means over {seeds} seeds, ± one standard deviation."
         if seeds > 1
         else "One seed: differences of a few points may be chance."
@@ -61,6 +67,8 @@ def _read(path: str) -> pd.DataFrame:
     frame = frame.dropna(subset=["value"])
     if frame.empty:
         raise UserError(f"{path}: holds no value; rerun evaluate")
+    frame["lower"] = frame.get(_BETTER, "higher") == "lower"
+    frame[_PUBLISHED] = pd.to_numeric(frame.get(_PUBLISHED, math.nan), errors="coerce")
     return frame
 
 
@@ -78,8 +86,24 @@ def _number(value: float, scale: float) -> str:
     return f"{value:.3f}" if scale <= 1 else f"{value:.1f}"
 
 
+def _directions(means: pd.DataFrame) -> str:
+    """Return a sentence that says which metrics are better when lower."""
+    lower = list(dict.fromkeys(means[means["lower"]].index.get_level_values("metric")))
+    if not lower:
+        return "Higher is better everywhere. "
+    return f"Higher is better, but for {', '.join(lower)}. "
+
+
+def _best(values: pd.DataFrame) -> float:
+    """Return the best mean of one data set and metric."""
+    return float(values["mean"].min() if values["lower"].any() else values["mean"].max())
+
+
 def _table(means: pd.DataFrame, models: Sequence[str]) -> str:
-    """Return one data set's table: a row a model, a column a metric, the best of each in bold."""
+    """Return one data set's table: a row a model, a column a metric, the best of each in bold.
+
+    Where there are figures of the paper, a row of these and one of ours less theirs follow.
+    """
     metrics = list(dict.fromkeys(means.index.get_level_values("metric")))
     rows, best = [], []
     for model in models:
@@ -91,12 +115,31 @@ def _table(means: pd.DataFrame, models: Sequence[str]) -> str:
             cell, top = means.loc[(metric, model)], means.loc[metric]["mean"].max()
             spread = f" ± {_number(cell['std'], top)}" if cell["count"] > 1 else ""
             row.append(_number(cell["mean"], top) + spread)
-            if cell["mean"] == top:
+            if cell["mean"] == _best(means.loc[metric]):
                 best.append((len(rows), len(row) - 1))
         rows.append(row)
+    rows += _published(means, metrics)
     return table(
         ["model", *metrics], rows, numbers=tuple(range(1, len(metrics) + 1)), best=tuple(best)
     )
+
+
+def _published(means: pd.DataFrame, metrics: Sequence[str]) -> list[list[str]]:
+    """Return the paper's figures and the differences, a row each; nothing if there are none."""
+    known = means.dropna(subset=[_PUBLISHED])
+    if known.empty:
+        return []
+    theirs, differences = ["published"], [f"{_name(known.index[0][1])} − published"]
+    for metric in metrics:
+        if metric not in known.index.get_level_values("metric"):
+            theirs.append("–")
+            differences.append("–")
+            continue
+        row = known.loc[metric].iloc[0]
+        theirs.append(_number(row[_PUBLISHED], row["mean"]))
+        gain = row["mean"] - row[_PUBLISHED]
+        differences.append(("+" if gain >= 0 else "−") + _number(abs(gain), row["mean"]))
+    return [theirs, differences]
 
 
 def _finding(means: pd.DataFrame, datasets: Sequence[str]) -> str:
@@ -104,14 +147,18 @@ def _finding(means: pd.DataFrame, datasets: Sequence[str]) -> str:
     metrics = [
         (d, m) for d in datasets for m in dict.fromkeys(means.loc[d].index.get_level_values(0))
     ]
-    gains = {
-        (dataset, metric): (values["trained"], values["random"], values.get("pixels"))
-        for dataset, metric in metrics
-        if {"trained", "random"} <= set(values := means.loc[dataset].loc[metric]["mean"].to_dict())
-    }
+    gains, won = {}, 0
+    for dataset, metric in metrics:
+        here = means.loc[dataset].loc[metric]
+        values = here["mean"].to_dict()
+        if {"trained", "random"} <= set(values):
+            trained, random, pixels = (values.get(m) for m in ("trained", "random", "pixels"))
+            sign = -1 if here["lower"].any() else 1
+            gains[dataset, metric] = (trained, random, pixels)
+            others = [other for other in (random, pixels) if other is not None]
+            won += all(sign * trained > sign * other for other in others)
     if not gains:
         return f"{len(metrics)} metrics on {len(datasets)} data sets"
-    won = sum(t > r and (p is None or t > p) for t, r, p in gains.values())
     (_, metric), (trained, random, _) = next(iter(gains.items()))
     against = (
         "random weights and raw pixels"

@@ -105,11 +105,13 @@ def report_ignored(path: str | os.PathLike[str], endings: Counter[str]) -> None:
         )  # fmt: skip
 
 
-def labelled_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+def labelled_members(
+    path: str | os.PathLike[str], known: str = "json"
+) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     """Iterate over a webdataset tar of KEY.jpg (or another of :data:`PICTURES`) beside KEY.json.
 
-    Yields key, the picture's bytes, and the JSON's fields. Members of other endings and JSON
-    without a picture are counted and logged.
+    Yields key, the picture's bytes, and the JSON's fields; with `known` "cls", {"cls": the text of
+    KEY.cls}. Members of other endings and JSON without a picture are counted and logged.
 
     Raises :class:`UserError` with the tar's name if it is damaged, a picture has no JSON, or two
     have the same key.
@@ -125,8 +127,11 @@ def labelled_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, bytes,
                 if not member.isfile():
                     continue
                 stem, ending = member_name(member.name)
-                if ending == "json":
-                    fields[stem] = json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]
+                if ending == known:
+                    text = tar.extractfile(member).read()  # type: ignore[union-attr]
+                    fields[stem] = (
+                        json.loads(text) if known == "json" else {known: text.decode().strip()}
+                    )
                 elif ending in PICTURES:
                     if stem in pictures:
                         raise UserError(f"{path}: two pictures are called {stem}; rename one")
@@ -140,7 +145,9 @@ def labelled_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, bytes,
     except (tarfile.TarError, ValueError) as error:
         raise UserError(f"{path}: not a whole webdataset tar ({error})") from None
     if pictures:
-        raise UserError(f"{path}: picture {next(iter(pictures))} has no .json beside it")
+        raise UserError(f"{path}: picture {next(iter(pictures))} has no .{known} beside it")
     report_ignored(path, ignored)
     if fields:
-        LOGGER.warning("%s: %d .json without a picture, %r first", path, len(fields), min(fields))
+        LOGGER.warning(
+            "%s: %d .%s without a picture, %r first", path, len(fields), known, min(fields)
+        )

@@ -1,0 +1,80 @@
+"""Cached features of one model on one data set, read for scoring."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mlcd.evaluate.features import KIND, SPLITS
+from mlcd.stores import h5
+
+
+@dataclass
+class Features:
+    """One features file (docs/formats.md): n pictures, each with its row of `feature` [n, d].
+
+    `split` is an array of words; without test pictures, validation has become test. `label` is −1
+    where there is none. `group` [n] has one number a group, pictures without one each their own;
+    `group_name` [n] is the group's name, or the picture's key.
+    """
+
+    model: str
+    dataset: str
+    seed: int
+    fingerprint: str
+    feature: torch.Tensor
+    split: np.ndarray
+    label: np.ndarray
+    classes: int
+    tags: np.ndarray
+    group: np.ndarray
+    group_name: list[bytes]
+    failed: dict[str, int]
+
+    def on(self, *splits: str) -> np.ndarray:
+        """Return bool [n]: the pictures of these splits."""
+        return np.isin(self.split, splits)
+
+    def take(self, values: np.ndarray | torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        """Return the rows (bool [n]) of `values` [n, …] on the device of the features."""
+        device = self.feature.device
+        return torch.as_tensor(values, device=device)[torch.from_numpy(rows).to(device)]
+
+
+def read(path: str | os.PathLike[str], device: torch.device) -> Features:
+    """Read a features file. Raises :class:`UserError` if it is missing or damaged."""
+    with h5.reading(path, KIND) as file:
+        columns = {name: dataset[:] for name, dataset in file.items()}
+        attributes = dict(file.attrs)
+    n = len(columns["key"])
+    tags = np.zeros((n, len(columns["tag_name"])), bool)
+    tags[columns["tag"][:, 0], columns["tag"][:, 1]] = True
+    split = np.array(SPLITS)[columns["split"]]
+    if not np.isin(split, ["test", "query", "gallery"]).any():
+        # ImageNet's case: the labels of its test pictures are not public.
+        split[split == "validation"] = "test"
+    group = columns["group"].astype(np.int64)
+    alone = group < 0
+    # A prefix, so that a key is not taken for a group of that name.
+    names = np.array([b"group " + name for name in columns["group_name"].tolist()] or [b""])
+    group_name = np.where(alone, columns["key"], names[group]) if n else columns["key"]
+    group[alone] = group.max(initial=-1) + 1 + np.arange(alone.sum())
+    reasons = Counter(reason.decode() for reason in columns["failed_reason"])
+    return Features(
+        model=str(attributes["model"]),
+        dataset=str(attributes["dataset"]),
+        seed=int(attributes["seed"]),
+        fingerprint=str(attributes["fingerprint"]),
+        feature=torch.from_numpy(columns["feature"]).to(device),
+        split=split,
+        label=columns["label"].astype(np.int64),
+        classes=len(columns["class_name"]),
+        tags=tags,
+        group=group,
+        group_name=group_name.tolist(),
+        failed=dict(sorted(reasons.items())),
+    )

@@ -1,0 +1,138 @@
+"""Retrieval: pictures that find pictures of their class, and pictures and texts one another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from mlcd.errors import UserError
+from mlcd.files import write_json
+from mlcd.stores import h5
+
+#: Similarities held at once.
+_BLOCK = 1 << 26
+#: Kind of the file of texts' embeddings; see docs/formats.md.
+TEXTS = "text_embeddings"
+#: Ranks that papers print for image–text retrieval.
+RANKS = (1, 5, 10)
+
+
+def recall_of_class(
+    query: torch.Tensor,
+    query_label: torch.Tensor,
+    query_group: torch.Tensor,
+    gallery: torch.Tensor,
+    gallery_label: torch.Tensor,
+    gallery_group: torch.Tensor,
+    ks: Sequence[int],
+) -> tuple[dict[int, float], dict[int, float], int]:
+    """Return k → R@k of image retrieval, the same of chance, and the number of queries counted.
+
+    R@k: the share of queries of which one of the k most similar (cosine) gallery pictures has the
+    class, as in UNICOM (arXiv 2304.05884). Pictures of the query's own group, itself first of all,
+    are not in its gallery; a query whose class is not in its gallery is left out. query is float
+    [m, d], gallery [n, d], labels and groups int64. Chance draws k pictures of the query's gallery.
+    """
+    query, gallery = functional.normalize(query, dim=1), functional.normalize(gallery, dim=1)
+    hits = dict.fromkeys(ks, 0)
+    chance = dict.fromkeys(ks, 0.0)
+    counted = 0
+    size = max(1, _BLOCK // len(gallery))
+    for start in range(0, len(query), size):
+        block = slice(start, start + size)
+        similarity = query[block] @ gallery.T
+        allowed = query_group[block, None] != gallery_group
+        similarity.masked_fill_(~allowed, -torch.inf)
+        right = (query_label[block, None] == gallery_label) & allowed
+        answerable = right.any(1)
+        nearest = similarity.topk(min(max(ks), len(gallery)), dim=1).indices
+        found = right.gather(1, nearest)[answerable]
+        counted += int(answerable.sum())
+        share = (right.sum(1).double() / allowed.sum(1))[answerable]
+        for k in ks:
+            hits[k] += int(found[:, :k].any(1).sum())
+            chance[k] += float((1 - (1 - share) ** k).sum())
+    total = max(1, counted)
+    return {k: hits[k] / total for k in ks}, {k: chance[k] / total for k in ks}, counted
+
+
+def image_text_ranks(
+    images: torch.Tensor, texts: torch.Tensor, picture: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ranks (1 is best) of the right answers, of pictures int64 [n] and texts [m].
+
+    images is float [n, d], texts [m, d], `picture` int64 [m] the row in images that each text
+    belongs to; every picture has a text. A picture's rank is that of its best text. Similarity is
+    the cosine. A wrong answer just as similar as the right one counts before it, so that
+    embeddings that are all alike find nothing.
+    """
+    images, texts = functional.normalize(images, dim=1), functional.normalize(texts, dim=1)
+    of_image = torch.empty(len(images), dtype=torch.int64, device=images.device)
+    of_text = torch.empty(len(texts), dtype=torch.int64, device=images.device)
+    size = max(1, _BLOCK // max(len(images), len(texts)))
+    for start in range(0, len(images), size):
+        block = slice(start, start + size)
+        similarity = images[block] @ texts.T
+        rows = torch.arange(len(images), device=images.device)[block]
+        own = picture == rows[:, None]
+        best = similarity.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        of_image[block] = 1 + ((similarity >= best) & ~own).sum(1)
+    for start in range(0, len(texts), size):
+        block = slice(start, start + size)
+        similarity = texts[block] @ images.T
+        mine = picture[block, None]
+        # The right one is as similar as itself: it counts for the 1.
+        of_text[block] = (similarity >= similarity.gather(1, mine)).sum(1)
+    return of_image, of_text
+
+
+def image_text_part(
+    images: str, texts: str, output: str | os.PathLike[str], device: torch.device
+) -> dict[str, float]:
+    """Write R@1, 5, 10 and the median rank both ways as JSON to `output`, and return them.
+
+    `images` is an HDF5 file of kind `embeddings` with the pictures that count, `texts` one of kind
+    `text_embeddings`: `embedding` float [m, d] and `key` [m], the key of the picture that the text
+    describes. Pictures may have several texts (Flickr30k and COCO: five). Raises
+    :class:`UserError` if a file is damaged, dimensions differ, or keys do not match.
+    """
+    rows, keys = _read(images, "embeddings")
+    words, of = _read(texts, TEXTS)
+    if rows.shape[1] != words.shape[1]:
+        raise UserError(
+            f"{texts}: dimension {words.shape[1]}, the pictures' is {rows.shape[1]}; embed both "
+            "with the towers of one model"
+        )
+    place = {key: row for row, key in enumerate(keys)}
+    if len(place) < len(keys):
+        raise UserError(f"{images}: a key stands twice; give each picture once")
+    if unknown := [key for key in of if key not in place]:
+        raise UserError(f"{texts}: no picture of key {unknown[0].decode()!r} in {images}")
+    if without := set(keys) - set(of):
+        raise UserError(f"{texts}: no text for the picture {min(without).decode()!r} of {images}")
+    picture = torch.tensor([place[key] for key in of], device=device)
+    ranks = image_text_ranks(
+        torch.from_numpy(rows).to(device), torch.from_numpy(words).to(device), picture
+    )
+    found: dict[str, float] = {}
+    for way, rank in zip(("image_to_text", "text_to_image"), ranks, strict=True):
+        for k in RANKS:
+            found[f"{way}_r{k}"] = round(float((rank <= k).double().mean()), 4)
+        found[f"{way}_median_rank"] = float(np.median(rank.cpu().numpy()))
+    write_json(output, {"pictures": len(rows), "texts": len(words), "scores": found})
+    return found
+
+
+def _read(path: str, kind: str) -> tuple[np.ndarray, list[bytes]]:
+    with h5.reading(path, kind) as file:
+        for name in ("embedding", "key"):
+            if name not in file:
+                raise UserError(f"{path}: has no {name!r}; see docs/formats.md")
+        rows, keys = file["embedding"][:].astype(np.float32), file["key"][:].tolist()
+    if not len(rows):
+        raise UserError(f"{path}: holds no embedding; give a file that does")
+    return rows, keys
