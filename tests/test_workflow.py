@@ -158,7 +158,7 @@ def test_one_more_data_set_adds_its_features_alone(changed):
     datasets = [*CONFIG["evaluate"]["datasets"], {"name": "more", "path": "pictures"}]
     changed.configure(evaluate={"datasets": [*datasets, {"name": "digits"}]})
     stale = science(changed.stale())
-    assert stale == {"evaluate_features": 2 * 4, "evaluate": 4, "evaluate_summary": 1}
+    assert stale == {"evaluate_features": 2 * 4, "evaluate": 4, "evaluate_summary": 1, "export": 1}
 
 
 def test_the_same_run_gives_the_same_bytes(finished, changed):
