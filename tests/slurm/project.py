@@ -116,15 +116,17 @@ class Project(Checkout):
     def jobs(self, rule: str = "") -> list[dict[str, str]]:
         """Return this project's Slurm jobs as scontrol shows them, first submitted first.
 
-        `rule`: only those of this rule; a gang's jobs have no comment and count as rule gang.
+        `rule`: only those of this rule.
         """
         found = []
         for line in scontrol("--oneliner", "show", "jobs").splitlines():
             job = dict(re.findall(r"(\S+?)=(\S*)", line))
             if Path(job.get("WorkDir", "/")) != self.folder:
                 continue
-            named = re.match(r"rule_(.+?)(_wildcards_|$)", job.get("Comment", ""))
-            job["Rule"] = named[1] if named else "gang"
+            # The executor names the rule in the comment, the gang launcher in the job's name.
+            named = re.match(r"rule_(.+?)(?:_wildcards_|$)", job.get("Comment", ""))
+            gang = re.match(r"mlcd-([a-z_]+)-", job["JobName"])
+            job["Rule"] = named[1] if named else gang[1] if gang else "train"
             if rule in ("", job["Rule"]):
                 found.append(job)
         return sorted(found, key=lambda job: int(job["JobId"]))

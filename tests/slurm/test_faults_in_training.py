@@ -18,7 +18,7 @@ def training(again):
         project.write_profile({"train": "checkpoint_every: 5"}, **names)
         head = project.start("results/train/encoder.safetensors")
         wait_for(lambda: project.steps_trained() >= 12, "twelve steps of training")
-        (job,) = project.jobs("gang")
+        (job,) = project.jobs("train")
         assert job["JobState"] == "RUNNING"
         return project, head, job
 
@@ -35,12 +35,12 @@ def push_off(job: dict[str, str]) -> None:
 
 def restarted(project: Project) -> bool:
     """True if the one gang job has been put back into the queue."""
-    return [job["Restarts"] for job in project.jobs("gang")] == ["1"]
+    return [job["Restarts"] for job in project.jobs("train")] == ["1"]
 
 
 def assert_went_on(project: Project, undisturbed: Project) -> None:
     """One job, started twice; the same encoder, and not all steps trained again."""
-    (job,) = project.jobs("gang")
+    (job,) = project.jobs("train")
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
     assert project.hashes("train") == undisturbed.hashes("train")
 
@@ -49,7 +49,7 @@ def test_a_cancelled_training_is_tried_again(undisturbed, training):
     project, head, job = training()
     subprocess.run(["scancel", job["JobId"]], check=True)
     head.finish()
-    assert [job["JobState"] for job in project.jobs("gang")] == ["CANCELLED", "COMPLETED"]
+    assert [job["JobState"] for job in project.jobs("train")] == ["CANCELLED", "COMPLETED"]
     assert project.hashes("train") == undisturbed.hashes("train")
 
 
@@ -98,6 +98,6 @@ def test_the_controller_is_away_for_45_seconds(undisturbed, training, cluster):
     time.sleep(45)
     controller.resume()
     head.finish()
-    (job,) = project.jobs("gang")
+    (job,) = project.jobs("train")
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0")
     assert project.hashes("train") == undisturbed.hashes("train")

@@ -28,6 +28,6 @@ def test_it_is_killed_in_training(undisturbed, again):
     wait_for(lambda: project.steps_trained() >= 12, "twelve steps of training")
     head.kill()
     project.start_again("results/train/encoder.safetensors").finish()
-    (job,) = project.jobs("gang")
+    (job,) = project.jobs("train")
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0")
     assert project.hashes("train") == undisturbed.hashes("train")

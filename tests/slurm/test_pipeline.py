@@ -37,5 +37,5 @@ def test_everything_on_four_nodes_equals_one_machine(undisturbed, again, tmp_pat
     print(f"jobs by rule: {dict(by_rule)}; chunk jobs by node: {dict(by_node)}")
     assert {rule: by_rule[rule] for rule in CHUNK_STAGES} == dict.fromkeys(CHUNK_STAGES, 4)
     assert len(by_node) > 1, "chunks were to spread over nodes"
-    (gang,) = [job for job in jobs if job["Rule"] == "gang"]
+    (gang,) = [job for job in jobs if job["Rule"] == "train"]
     assert (gang["NumNodes"], gang["NumTasks"]) == ("2", "4")
