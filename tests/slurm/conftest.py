@@ -94,8 +94,8 @@ def again(undisturbed, cluster, tmp_path, monkeypatch):
     heads: list[Head] = []
     start = Project.start
 
-    def remembered(self, *options):
-        heads.append(start(self, *options))
+    def remembered(self, *options, **more):
+        heads.append(start(self, *options, **more))
         return heads[-1]
 
     monkeypatch.setattr(Project, "start", remembered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from checkout import CONFIG, ROOT, Checkout
 
 from mlcd.files import sha256_file
@@ -100,18 +102,13 @@ class Project(Checkout):
             ROOT / "tests" / "slurm" / "profile", self.folder / "overlay", dirs_exist_ok=True
         )
 
-    def start(self, *options: str) -> Head:
-        """Start snakemake on the cluster; targets are paths under results, or a rule."""
-        return Head(self, options)
+    def start(self, *options: str, program: str = "snakemake") -> Head:
+        """Start snakemake, or ``mlcd run``, on the cluster; targets are files, or a rule."""
+        return Head(self, program, options)
 
     def run(self, *options: str, seconds: float = 240) -> Head:
         """Run snakemake on the cluster to its end. Raises AssertionError if it fails."""
         return self.start(*options).finish(seconds)
-
-    def start_again(self, *options: str) -> Head:
-        """Start snakemake after an earlier one was killed and left its lock."""
-        self.run("--unlock", seconds=60)
-        return self.start(*options)
 
     def jobs(self, rule: str = "") -> list[dict[str, str]]:
         """Return this project's Slurm jobs as scontrol shows them, first submitted first.
@@ -167,7 +164,7 @@ class Project(Checkout):
 class Head:
     """A started snakemake: the process on the login node that submits jobs and waits."""
 
-    def __init__(self, project: Project, options: tuple[str, ...]) -> None:
+    def __init__(self, project: Project, program: str, options: tuple[str, ...]) -> None:
         self.project = project
         heads = len(list(project.folder.glob("head-*.log")))
         self.log = project.folder / f"head-{heads + 1}.log"
@@ -177,7 +174,7 @@ class Head:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         command = [
-            sys.executable, "-m", "snakemake",
+            sys.executable, "-m", *program.split(),
             "--profile", "profiles/slurm-cpu", "--workflow-profile", "overlay", *options,
         ]  # fmt: skip
         with self.log.open("wb") as handle:
@@ -205,8 +202,11 @@ class Head:
         return self
 
     def kill(self) -> None:
-        """SIGKILL to it and its helpers on the login node, as at a power cut there."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """SIGKILL to it and all it has started on the login node, as at a power cut there."""
+        helpers = psutil.Process(self.process.pid).children(recursive=True)
+        for process in [self.process, *helpers]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def end(self) -> None:
