@@ -5,6 +5,7 @@
 # OUTPUTS          results/report/{part}.html
 #                  results/report/config.yaml       the resolved config
 #                  results/report/provenance.json   versions, revision and hashes
+#                  results/report/efficiency.csv    what each job took
 
 import yaml
 
@@ -73,7 +74,8 @@ if not DATASETS:
     # Nothing is evaluated: neither results nor their hash.
     del REPORT_PARTS["results"]
     REPORT_PARTS["provenance"][2]["files"].remove(f"{RESULTS}/evaluate/summary.csv")
-REPORT_FILES = [f"{RESULTS}/report/{part}.html" for part in REPORT_PARTS]
+REPORT_PAGES = [f"{RESULTS}/report/{part}.html" for part in REPORT_PARTS]
+REPORT_FILES = [*REPORT_PAGES, f"{RESULTS}/report/efficiency.html"]
 
 
 rule report_config:
@@ -132,3 +134,39 @@ for part, (category, title, files) in REPORT_PARTS.items():
                 --config {params.cfg:q} \
                 --log {log:q}
             """
+
+
+rule report_efficiency:
+    """Tabulate what the jobs took and what they had asked for."""
+    input:
+        # What comes last in a run: this rule follows it, and runs again when any of it is new.
+        pages=REPORT_PAGES,
+        exports=expand(f"{RESULTS}/export/{{format}}/check.json", format=CONFIG.export.formats),
+    output:
+        report(
+            f"{RESULTS}/report/efficiency.html",
+            caption="../workflow/report/efficiency.rst",
+            category="7 Cost",
+            labels={"page": "Time, cores and memory by rule"},
+        ),
+        f"{RESULTS}/report/efficiency.csv",
+    log:
+        f"{RESULTS}/logs/report/efficiency.log",
+    # Snakemake's logs and Slurm's answers are where the run is steered from.
+    localrule: True
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        folder=RESULTS,
+        code=code_hash("report"),
+    shell:
+        """
+        mlcd report --part efficiency \
+            --folder {params.folder:q} \
+            --output {output:q} \
+            --log {log:q}
+        """

@@ -89,6 +89,8 @@ class Stores:
                     f"{model},few,{metric},{base + 0.01 * seed:.3f},{seed}" for seed in (0, 1)
                 ]
         self.scores.write_text("\n".join(lines) + "\n")
+        self.snakemake = folder / ".snakemake"
+        write_snakemake_log(self.snakemake, folder)
         self.resolved = folder / "report" / "config.yaml"
         self.resolved.parent.mkdir()
         self.resolved.write_text("cluster: {k: 4}\nlabel: {top: 3}\n")
@@ -108,6 +110,7 @@ class Stores:
             "examples": [*images, *embeddings, *labels],
             "train": ["--metrics", str(self.metrics)],
             "results": ["--scores", str(self.scores)],
+            "efficiency": ["--folder", str(self.folder), "--snakemake", str(self.snakemake)],
             "provenance": ["--resolved", str(self.resolved), "--files", str(self.centroids),
                            str(self.scores)],
         }  # fmt: skip
@@ -118,6 +121,44 @@ class Stores:
         status = main([*self.options(part), "--output", *map(str, outputs), *extra])
         assert status == 0
         return outputs[0].read_text(encoding="utf-8", errors="replace")
+
+
+def write_snakemake_log(snakemake: Path, results: Path) -> None:
+    """Write a log as Snakemake's, of two jobs, one of which failed once, and benchmarks."""
+    (snakemake / "log").mkdir(parents=True)
+    block = """[Mon Nov 23 00:{minute:02d}:00 2026]
+localrule embed:
+    output: {results}/embeddings/{chunk}.h5
+    jobid: {number}
+    benchmark: {results}/benchmarks/embed/{chunk}.tsv
+    wildcards: chunk={chunk}
+    threads: 2
+    resources: tmpdir=/tmp, mem_mb=1000, mem=1 GB, runtime=60
+"""
+    failed = """[Mon Nov 23 00:05:30 2026]
+Error in rule embed:
+    jobid: 1
+    shell:
+        mlcd embed
+"""
+    finished = "[Mon Nov 23 00:{minute:02d}:00 2026]\nFinished jobid: {number} (Rule: embed)\n"
+    first, second = ({"results": results, "chunk": chunk} for chunk in CHUNKS[:2])
+    (snakemake / "log" / "2026-11-23.snakemake.log").write_text(
+        block.format(minute=1, number=1, **first)
+        + failed
+        + block.format(minute=6, number=1, **first)
+        + finished.format(minute=9, number=1)
+        + block.format(minute=10, number=2, **second)
+        + finished.format(minute=12, number=2)
+    )
+    (results / "benchmarks" / "embed").mkdir(parents=True)
+    header = ["s", "h:m:s", "max_rss", "max_vms", "max_uss", "max_pss", "io_in", "io_out",
+              "mean_load", "cpu_time"]  # fmt: skip
+    for chunk, seconds, memory, cpu in ((CHUNKS[0], 175.0, 800.0, 262.5), (CHUNKS[1], 115, 90, 23)):
+        values = [seconds, "0:02:55", memory, 0, 0, 0, 0, 0, 0, cpu]
+        (results / "benchmarks" / "embed" / f"{chunk}.tsv").write_text(
+            "\t".join(header) + "\n" + "\t".join(map(str, values)) + "\n"
+        )
 
 
 def step(number: int) -> dict[str, float]:

@@ -72,6 +72,8 @@ def folder(tmp_path_factory):
     (folder / "Snakefile").write_text(SNAKEFILE)
     # What stages that are not drawn from here would have left.
     (folder / "results" / "train" / "encoder.safetensors").write_bytes(b"weights")
+    (folder / "results" / "export" / "timm").mkdir(parents=True)
+    (folder / "results" / "export" / "timm" / "check.json").write_text("{}")
     snakemake(folder, "--cores", "2")
     snakemake(folder, "--report", "report.html")
     return folder

@@ -28,6 +28,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "train": ("loss, similarity, gradients and speed by step", ("metrics",)),
     "results": ("every model on every data set", ("scores",)),
+    "efficiency": ("what the jobs took: queue, time, cores, memory, GPUs", ("folder", "snakemake")),
     "provenance": ("config, versions, revision and hashes", ("resolved", "files")),
 }
 
@@ -41,7 +42,8 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         required=True,
         nargs="+",
         metavar="FILE",
-        help=".html writes the whole page, .svg, .png or .pdf its chart alone, .json its numbers",
+        help=".html writes the whole page, .svg, .png or .pdf its chart alone, .json its numbers, "
+        ".csv a row a job",
     )
     parser.add_argument(
         "--images",
@@ -59,6 +61,15 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--summary", metavar="JSON", help="labels/summary.json [label]")
     parser.add_argument("--metrics", metavar="JSONL", help="train/metrics.jsonl [train]")
     parser.add_argument("--scores", metavar="CSV", help="evaluate/summary.csv [results]")
+    parser.add_argument(
+        "--folder", metavar="RESULTS", help="the folder that the run wrote to [efficiency]"
+    )
+    parser.add_argument(
+        "--snakemake",
+        default=".snakemake",
+        metavar="FOLDER",
+        help="where Snakemake keeps its logs [.snakemake; efficiency]",
+    )
     parser.add_argument(
         "--resolved", metavar="FILE", help="the resolved config, YAML or JSON [provenance]"
     )

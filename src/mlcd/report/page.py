@@ -22,7 +22,7 @@ from mlcd.report.css import CSS
 LIMIT = 1_500_000
 
 _CHARTS = (".svg", ".png", ".pdf")
-_KINDS = (".html", *_CHARTS, ".json")
+_KINDS = (".html", *_CHARTS, ".json", ".csv")
 
 
 @dataclass
@@ -30,7 +30,8 @@ class Drawing:
     """What a part has to show.
 
     `title` states the finding and `lead` says how to read it; `body` is HTML whose every stranger's
-    word went through :func:`text` or :func:`table`; `chart` and `numbers` may be absent.
+    word went through :func:`text` or :func:`table`; `chart`, `numbers` (for .json) and `rows` (the
+    text of a .csv) may be absent.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Drawing:
     chart: Figure | None = None
     warnings: list[str] = field(default_factory=list)
     numbers: dict[str, Any] | None = None
+    rows: str | None = None
 
     def html(self) -> str:
         """Return the whole page."""
@@ -81,6 +83,10 @@ def write(outputs: Sequence[str], drawing: Drawing) -> None:
             if drawing.numbers is None:
                 raise UserError(f"{output}: this part has no numbers; ask for .html")
             write_json(output, drawing.numbers)
+        elif suffix == ".csv":
+            if drawing.rows is None:
+                raise UserError(f"{output}: this part has no rows; ask for .html")
+            write_text(output, drawing.rows)
         else:
             if drawing.chart is None:
                 raise UserError(f"{output}: this part has no chart; ask for .html")
