@@ -143,13 +143,13 @@ rule report_efficiency:
         pages=REPORT_PAGES,
         exports=expand(f"{RESULTS}/export/{{format}}/check.json", format=CONFIG.export.formats),
     output:
-        report(
+        page=report(
             f"{RESULTS}/report/efficiency.html",
             caption="../workflow/report/efficiency.rst",
             category="7 Cost",
             labels={"page": "Time, cores and memory by rule"},
         ),
-        f"{RESULTS}/report/efficiency.csv",
+        rows=f"{RESULTS}/report/efficiency.csv",
     log:
         f"{RESULTS}/logs/report/efficiency.log",
     # Snakemake's logs and Slurm's answers are where the run is steered from.
@@ -161,7 +161,7 @@ rule report_efficiency:
         mem_mb=1000,
         runtime=10,
     params:
-        folder=RESULTS,
+        folder=subpath(output.rows, ancestor=2),
         code=code_hash("report"),
     shell:
         """
