@@ -1,4 +1,10 @@
-"""The rank's side of a gang (see :mod:`mlcd.launch`): find one's place, tell how it ended."""
+"""The rank's side of a gang (see :mod:`mlcd.launch`): find one's place, tell how it ended.
+
+A gang's folder has a folder `try-N` for each start of the job (Slurm may start it again). In it
+each rank leaves `rank-K.json` at its start, `rank-K.usage.json` now and then, and `rank-K.done` at
+its end. The first rank that fails creates `failed.json` (creation of that name is exclusive, so
+there is one first); every other rank sees it and ends, even where no driver lives.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +12,10 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -18,60 +26,80 @@ from typing import Any
 
 import psutil
 
+from mlcd import notice
 from mlcd.errors import UserError
 from mlcd.files import write_json
-from mlcd.progress import setup_logging
+from mlcd.progress import LOGGER, setup_logging
+from mlcd.usage import Usage
 
 FAILED = "failed.json"
-REQUEUED = "requeued"
+RECORD = "job.json"
 RANK_LOG = "rank-0.log"
 _PR_SET_PDEATHSIG = 1
+#: Seconds between looks at what others have left, and between signs of life.
+_POLL, _BEAT = 1.0, 5.0
+#: Seconds in which the rank that really failed may say so, before the loss of it is reported.
+_LOST_PEER = 5.0
+
+
+def try_folder(folder: Path, number: int) -> Path:
+    """Return the folder of a start of the job, counted from 0."""
+    return folder / f"try-{number}"
 
 
 class Task:
-    """What submitit calls on every rank. It can be requeued: `function` resumes by itself."""
+    """What submitit calls on every rank. It can be started again: `function` resumes by itself."""
 
     def __init__(
-        self, function: Callable[..., Any], kwargs: dict[str, Any], folder: Path, *, local: bool
+        self,
+        function: Callable[..., Any],
+        kwargs: dict[str, Any],
+        folder: Path,
+        *,
+        local: bool,
+        requeues: int = 0,
+        patience: float = 0.0,
     ) -> None:
         self.function = function
         self.kwargs = kwargs
         self.folder = folder
         self.local = local
+        self.requeues = requeues
+        self.patience = patience
 
     def __call__(self) -> None:
-        rank = self._take_place()
-        for word in ("done", "left"):
-            (self.folder / f"rank-{rank}.{word}").unlink(missing_ok=True)
-        if rank == 0:
-            (self.folder / REQUEUED).unlink(missing_ok=True)
+        self.rank = self._take_place()
+        self.number = 0 if self.local else int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        self.files = try_folder(self.folder, self.number)
+        if not self._is_wanted():
+            print("another job has taken this one's place; nothing to do", file=sys.stderr)
+            os._exit(1)
+        self.files.mkdir(exist_ok=True)
         process = psutil.Process()
         write_json(
-            self.folder / f"rank-{rank}.json",
-            {"pid": process.pid, "created": process.create_time(), "host": socket.gethostname()},
-        )
+            self.files / f"rank-{self.rank}.json",
+            {"pid": process.pid, "created": process.create_time(), "host": socket.gethostname(),
+             "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+             "start": time.time()},
+        )  # fmt: skip
         stage = self.function.__module__.removeprefix("mlcd.").split(".")[0]
-        setup_logging(self.folder / RANK_LOG if rank == 0 else None, stage)
-        threading.Thread(target=self._leave_with_others, args=(rank,), daemon=True).start()
+        setup_logging(self.folder / RANK_LOG if self.rank == 0 else None, stage)
+        if self.number > self.requeues:
+            self._fail({"kind": "requeues"})
+        if not self.local:
+            notice.listen(self._requeue, self.patience)
+        self.usage = Usage(self.files / f"rank-{self.rank}.usage.json")
+        threading.Thread(target=self._mind, daemon=True).start()
         try:
             result = self.function(**self.kwargs)
         except UserError as error:
-            self._fail(rank, {"kind": "user", "message": str(error)})
+            self._fail({"kind": "user", "message": str(error)})
         except Exception as error:
             traceback.print_exc()
             message = f"{type(error).__name__}: {error}".splitlines()[0]
-            self._fail(rank, {"kind": "error", "message": message})
-        write_json(self.folder / f"rank-{rank}.done", {"result": result})
-
-    def checkpoint(self) -> Any:
-        """Return what submitit requeues at the time limit or at preemption: the same task."""
-        import submitit
-
-        # Ranks that now lose rank 0 must not count as failed, nor as killed.
-        (self.folder / REQUEUED).touch()
-        for place in self.folder.glob("rank-*.json"):
-            place.unlink()
-        return submitit.helpers.DelayedSubmission(self)
+            self._fail({"kind": "lost" if _lost_peer(error) else "error", "message": message})
+        self.usage.update()
+        write_json(self.files / f"rank-{self.rank}.done", {"result": result})
 
     def _take_place(self) -> int:
         """Export this rank's place by submitit's helper and return the rank."""
@@ -89,31 +117,74 @@ class Task:
                 os._exit(1)
         return place.rank
 
-    def _fail(self, rank: int, failure: dict[str, Any]) -> None:
+    def _is_wanted(self) -> bool:
+        """False if a driver has submitted another job meanwhile, or Slurm started this one again.
+
+        A job that was thought lost (its node did not answer) may still run somewhere.
+        """
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            record = json.loads((self.folder.parent / RECORD).read_text())
+            return (
+                Path(record["folder"]).name == self.folder.name
+                and not try_folder(self.folder, self.number + 1).exists()
+            )
+        return self.folder.exists()
+
+    def _requeue(self) -> None:
+        """Put this job back into the queue; Slurm then ends all ranks. Rank 0 does."""
+        if self.rank != 0:
+            return
+        if self.number >= self.requeues:
+            self._fail({"kind": "requeues"})
+        LOGGER.info("told to stop: the job goes back into the queue")
+        command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+        # A controller that is away comes back, or the time limit ends this process.
+        while subprocess.run(command, capture_output=True, timeout=120).returncode != 0:
+            time.sleep(2)
+
+    def _fail(self, failure: dict[str, Any]) -> None:
         """Record the failure, if it is the gang's first, and end this process at once.
 
         Without the usual clean-up of Python: destroying process groups whose peers are gone may
         wait for them for half an hour.
         """
-        if not (self.folder / REQUEUED).exists():
-            temporary = self.folder / f".{FAILED}.{rank}"
-            temporary.write_text(json.dumps({"rank": rank, **failure}))
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, self.folder / FAILED)
+        if failure["kind"] == "lost":
+            end = time.monotonic() + _LOST_PEER
+            while time.monotonic() < end and not (self.files / FAILED).exists():
+                time.sleep(0.1)
+        temporary = self.files / f".{FAILED}.{self.rank}"
+        temporary.write_text(json.dumps({"rank": self.rank, **failure}))
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, self.files / FAILED)
         sys.stdout.flush()
         sys.stderr.flush()
-        self._leave(rank)
+        self._leave()
 
-    def _leave_with_others(self, rank: int) -> None:
-        """End this process when another rank has failed, whatever call it is blocked in."""
-        while not (self.folder / FAILED).exists():
-            time.sleep(1)
-        self._leave(rank)
+    def _mind(self) -> None:
+        """Show life and use of memory; end this process when another rank has failed."""
+        last = -_BEAT
+        while not (self.files / FAILED).exists():
+            if time.monotonic() - last >= _BEAT:
+                last = time.monotonic()
+                with contextlib.suppress(OSError):
+                    self.usage.update()
+                if not self._is_wanted():
+                    break
+            time.sleep(_POLL)
+        self._leave()
 
-    def _leave(self, rank: int) -> None:
+    def _leave(self) -> None:
         """End this process, saying so: a rank that is gone without a word was killed."""
-        (self.folder / f"rank-{rank}.left").touch()
+        with contextlib.suppress(OSError):
+            (self.files / f"rank-{self.rank}.left").touch()
         os._exit(1)
+
+
+def _lost_peer(error: Exception) -> bool:
+    """True if the error says no more than that another rank is gone."""
+    text = f"{type(error).__name__}: {error}"
+    words = r"^Dist(Backend|Network|Store)Error|(closed|reset) by peer|Broken pipe|NCCL error"
+    return re.search(words, text) is not None
 
 
 def run_inline(function: Callable[..., Any], kwargs: dict[str, Any], threads: int) -> Any:

@@ -1,18 +1,26 @@
-"""A submitted gang as the driver sees it: alive or not, and how to end it (:mod:`mlcd.launch`)."""
+"""A submitted gang as the driver sees it: alive or not, and how to end it (:mod:`mlcd.driver`)."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
-import socket
-import subprocess
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from mlcd import slurm
+from mlcd.gang import FAILED
+from mlcd.lease import LEASE, Pulse, machine, process_alive
+from mlcd.progress import LOGGER
+
+#: Seconds between looks at a gang's files.
+POLL = 0.2
 
 
 class Job(ABC):
@@ -23,27 +31,26 @@ class Job(ABC):
         self.folder = folder
         self.ranks = ranks
 
-    @classmethod
-    def started(cls, job_id: str, folder: Path, ranks: int) -> Job:
-        """Return the job that was submitted just now."""
-        return cls(job_id, folder, ranks)
+    @property
+    def files(self) -> Path:
+        """The folder of the job's newest start."""
+        tries = self.folder.glob("try-*")
+        return max(tries, key=lambda path: int(path.name[4:]), default=self.folder / "try-0")
 
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Job:
-        """Return the job that :meth:`record` described. Raises KeyError or TypeError if damaged."""
-        return cls(**{**record, "folder": Path(record["folder"])})
+    def done(self) -> list[int]:
+        """Return the ranks whose function has returned."""
+        files = self.files
+        return [rank for rank in range(self.ranks) if (files / f"rank-{rank}.done").exists()]
 
-    def record(self) -> dict[str, Any]:
-        """Return plain values from which another driver finds the job again."""
-        return {"job_id": self.job_id, "folder": str(self.folder), "ranks": self.ranks}
+    def result(self) -> Any:
+        """Return rank 0's result."""
+        return json.loads((self.files / "rank-0.done").read_text())["result"]
 
-    def done(self, rank: int) -> bool:
-        """True if the rank's function has returned."""
-        return (self.folder / f"rank-{rank}.done").exists()
-
-    def left(self, rank: int) -> bool:
-        """True if the rank failed, or ended because another had."""
-        return (self.folder / f"rank-{rank}.left").exists()
+    def failure(self) -> dict[str, Any] | None:
+        """Return what the first rank that failed has left, or None."""
+        with contextlib.suppress(FileNotFoundError):
+            return json.loads((self.files / FAILED).read_text())
+        return None
 
     def output(self, rank: int) -> str:
         """Return what the rank wrote to stdout and stderr, or its end if that is long."""
@@ -58,11 +65,25 @@ class Job(ABC):
         """Wait until the job has ended, `seconds` at most."""
         end = time.monotonic() + seconds
         while self.alive() and time.monotonic() < end:
-            time.sleep(0.05)
+            time.sleep(POLL)
 
-    def dead_ranks(self) -> list[int]:
-        """Return ranks that are gone without a word, where the driver can see that."""
-        return []
+    def places(self) -> dict[int, dict[str, Any]]:
+        """Return rank → what it left at its start, of the ranks that have started."""
+        found, files = {}, self.files
+        for rank in range(self.ranks):
+            with contextlib.suppress(FileNotFoundError):
+                found[rank] = json.loads((files / f"rank-{rank}.json").read_text())
+        return found
+
+    def silent_ranks(self) -> list[int]:
+        """Return the ranks that left neither a result nor a word, though they may still run."""
+        files = self.files
+        words = ("done", "left")
+        return [
+            rank
+            for rank in range(self.ranks)
+            if not any((files / f"rank-{rank}.{word}").exists() for word in words)
+        ]
 
     @abstractmethod
     def alive(self) -> bool:
@@ -74,102 +95,99 @@ class Job(ABC):
 
 
 class LocalJob(Job):
-    """Ranks on this machine, children of submitit's controller, whose process id is `job_id`."""
+    """Ranks on one machine, children of submitit's controller, whose process id is `job_id`.
 
-    def __init__(
-        self, job_id: str, folder: Path, ranks: int, created: float = 0.0, host: str = ""
-    ) -> None:
+    `where`: the machine and the controller's time of creation, which tells it from a later process
+    of the same id.
+    """
+
+    def __init__(self, job_id: str, folder: Path, ranks: int, where: dict[str, Any]) -> None:
         super().__init__(job_id, folder, ranks)
-        # The time of creation tells the controller from a later process of the same id.
-        self.created = created
-        self.host = host
+        self.where = where
+        self._pulse = Pulse(self._signs)
 
-    @classmethod
-    def started(cls, job_id: str, folder: Path, ranks: int) -> LocalJob:
-        created = psutil.Process(int(job_id)).create_time()
-        return cls(job_id, folder, ranks, created, socket.gethostname())
+    @staticmethod
+    def started(job_id: str) -> dict[str, Any]:
+        """Return the `where` of a controller that runs on this machine."""
+        return {"machine": machine(), "created": psutil.Process(int(job_id)).create_time()}
 
-    def record(self) -> dict[str, Any]:
-        return {**super().record(), "created": self.created, "host": self.host}
+    @staticmethod
+    def find(folder: Path) -> str:
+        """Return the id of the controller of the gang in `folder`, or "" if there is none here."""
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or []
+            if str(folder) in words and "submitit.local._local" in words:
+                return str(process.pid)
+        return ""
 
     def alive(self) -> bool:
-        return self.host == socket.gethostname() and _alive(int(self.job_id), self.created)
+        if self.where["machine"] == machine():
+            return process_alive(int(self.job_id), self.where["created"])
+        # On another machine: as long as its ranks show life.
+        return self._pulse.silence() < LEASE
 
     def dead_ranks(self) -> list[int]:
+        """Return ranks that are gone without a word."""
+        if self.where["machine"] != machine():
+            return []
+        silent = self.silent_ranks()
         return [
             rank
-            for rank, (pid, created) in self._processes().items()
-            if not _alive(pid, created) and not self.done(rank) and not self.left(rank)
+            for rank, place in self.places().items()
+            if rank in silent and not process_alive(place["pid"], place["created"])
         ]
 
     def end(self) -> None:
+        if self.where["machine"] != machine():
+            LOGGER.warning("the ranks run on another machine and go on there")
+            return
         if self.alive():
             # The controller then interrupts its ranks and kills them after a second.
             os.kill(int(self.job_id), signal.SIGINT)
             self.wait_end(10)
-        for pid, created in [(int(self.job_id), self.created), *self._processes().values()]:
-            if _alive(pid, created):
+        ranks = [(place["pid"], place["created"]) for place in self.places().values()]
+        for pid, created in [(int(self.job_id), self.where["created"]), *ranks]:
+            if process_alive(pid, created):
                 os.kill(pid, signal.SIGKILL)
 
-    def _processes(self) -> dict[int, tuple[int, float]]:
-        """Return rank → (process id, time of creation) of the ranks that have started."""
-        found = {}
-        for rank in range(self.ranks):
-            try:
-                record = json.loads((self.folder / f"rank-{rank}.json").read_text())
-            except FileNotFoundError:
-                continue
-            found[rank] = (record["pid"], record["created"])
-        return found
+    def _signs(self) -> list[int]:
+        return [path.stat().st_mtime_ns for path in sorted(self.files.glob("rank-*.usage.json"))]
 
 
 class SlurmJob(Job):
-    """One Slurm job with all ranks, asked about by squeue (which needs no accounting database)."""
-
-    #: Seconds between calls of squeue, which a busy controller answers slowly.
-    interval = 5.0
+    """One Slurm job with all ranks."""
 
     def __init__(self, job_id: str, folder: Path, ranks: int) -> None:
         super().__init__(job_id, folder, ranks)
-        self._asked = 0.0
-        self._alive = True
+        self.watch = slurm.Watch(job_id)
+        #: What the driver has told of it, and the start whose failure it has waited out.
+        self.told = ""
+        self.settled: Path | None = None
 
     def alive(self) -> bool:
-        if time.monotonic() - self._asked < self.interval:
-            return self._alive
-        command = ["squeue", "--noheader", "--format=%T", f"--jobs={self.job_id}"]
-        try:
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        except (OSError, subprocess.TimeoutExpired):
-            return self._alive
-        finally:
-            self._asked = time.monotonic()
-        if answer.returncode == 0:
-            ended = (
-                "",
-                "COMPLETED",
-                "FAILED",
-                "CANCELLED",
-                "TIMEOUT",
-                "NODE_FAIL",
-                "OUT_OF_MEMORY",
-            )
-            self._alive = answer.stdout.strip() not in ended
-        elif "Invalid job id" in answer.stderr:
-            self._alive = False
-        # Any other error is the controller's, not the job's: it counts as alive until known.
-        return self._alive
+        return self.watch.look().alive
 
     def end(self) -> None:
-        subprocess.run(["scancel", self.job_id], capture_output=True, timeout=60, check=False)
-        self._asked = 0.0
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            answer = slurm.call("scancel", self.job_id)
+            if answer is not None and answer.returncode == 0:
+                break
+            time.sleep(2)  # the controller is away
+        self.watch.look(now=True)
         self.wait_end(60)
 
+    def first_dead(self) -> tuple[int, str] | None:
+        """Return the rank that srun saw end first by a signal, and what srun called it; or None."""
+        pattern = r"srun: error: \S+: tasks? (\d+)[^:]*: (.+)"
+        for line in self.output(0).splitlines():
+            if found := re.search(pattern, line):
+                word = found[2]
+                # By itself, or because it lost the other: its own report says more.
+                return None if "exit code" in word else (int(found[1]), word)
+        return None
 
-def _alive(pid: int, created: float) -> bool:
-    """True if the process of this id and time of creation runs (a zombie does not)."""
-    try:
-        process = psutil.Process(pid)
-        return process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    def ran_out_of_memory(self) -> bool:
+        """True if Slurm or the kernel says so."""
+        said = re.search(r"oom[-_ ]kill|exceeded .*memory limit", self.output(0), re.IGNORECASE)
+        return self.watch.status.state == "OUT_OF_MEMORY" or said is not None

@@ -22,12 +22,20 @@ NEUTRAL = frozenset(
         "config",
         "errors",
         "files",
+        "driver",
         "gang",
+        "head",
         "jobs",
         "launch",
+        "lease",
+        "notice",
         "plan",
         "progress",
+        "record",
+        "slurm",
         "sources",
+        "story",
+        "usage",
     }
 )
 

@@ -1,0 +1,417 @@
+"""The driver of a gang: submits it or finds it again, watches, and says why it ended.
+
+The driver shows rank 0's log, ends all ranks as soon as one fails, and ends them when it is
+interrupted. The gang outlives a killed driver: it is recorded in the state folder before it is
+submitted, and the next driver waits for the live job, or takes the result of a finished one,
+instead of starting a second writer. A rank whose folder is no more the recorded one ends itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlcd import slurm
+from mlcd.errors import UserError
+from mlcd.files import sha256_json, write_json
+from mlcd.gang import RANK_LOG, RECORD, Task, free_port
+from mlcd.head import Head
+from mlcd.jobs import POLL, Job, LocalJob, SlurmJob
+from mlcd.progress import LOGGER
+from mlcd.record import append_record
+from mlcd.story import local_story, slurm_story
+
+if TYPE_CHECKING:
+    from mlcd.launch import Resources
+
+#: Seconds that ranks may take to end after the first of them has finished, or failed.
+_GRACE, _SETTLE = 120.0, 30.0
+#: Seconds that a controller may be away when a job is to be submitted.
+_AWAY = 900.0
+
+
+class Driver:
+    """Runs `function(**kwargs)` as a gang whose records lie in `home`."""
+
+    def __init__(
+        self, function: Callable[..., Any], kwargs: dict[str, Any], home: Path, resources: Resources
+    ) -> None:
+        self.function = function
+        self.kwargs = kwargs
+        self.home = home.resolve()
+        self.resources = resources
+        self.stage = function.__module__.removeprefix("mlcd.").split(".")[0]
+        self.work = sha256_json([function.__module__, function.__qualname__, kwargs])
+        self.resubmitted = 0
+
+    def run(self) -> Any:
+        """Return rank 0's result. Raises :class:`UserError`."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        with _interruptible():
+            job = self._attach() or self._submit()
+            while True:
+                try:
+                    result = self._watch(job)
+                except _Again as reason:
+                    append_record(self.resources.record, self.stage, job)
+                    if self.resubmitted >= self.resources.requeues:
+                        raise UserError(_too_often(self.resources.requeues, reason)) from None
+                    LOGGER.warning("%s; submitting it again", reason)
+                    self.resubmitted += 1
+                    job = self._submit()
+                    continue
+                except _HeadGone:
+                    # The job is left to the next head, which may be there already.
+                    raise UserError(
+                        f"snakemake is gone; job {job.job_id} goes on, start again to wait for it"
+                    ) from None
+                except BaseException:
+                    job.end()
+                    append_record(self.resources.record, self.stage, job)
+                    raise
+                append_record(self.resources.record, self.stage, job)
+                return result
+
+    def _submit(self) -> Job:
+        """Start a gang in a fresh folder and record it."""
+        for old in self.home.glob("job-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        name = f"job-{uuid.uuid4().hex[:12]}"
+        folder = self.home / name
+        folder.mkdir()
+        record = {
+            "launcher": self.resources.launcher,
+            "folder": str(folder),
+            "name": f"mlcd-{self.stage}-{name[4:]}",
+            "ranks": self.resources.ranks,
+            "work": self.work,
+            "job_id": None,
+            "resubmitted": self.resubmitted,
+        }
+        # Before the job exists: a driver killed in between leaves a name to look for.
+        write_json(self.home / RECORD, record)
+        executor = self._executor(folder, record["name"])
+        task = Task(
+            self.function, self.kwargs, folder, local=self.resources.launcher == "local",
+            requeues=self.resources.requeues, patience=self.resources.warning_s * 0.7,
+        )  # fmt: skip
+        with _environment(self.resources), _stderr_to(folder / "controller.log"):
+            if self.resources.launcher == "slurm":
+                job_id = _submit_patiently(lambda: executor.submit(task).job_id, record["name"])
+            else:
+                job_id = executor.submit(task).job_id
+                record["where"] = LocalJob.started(job_id)
+        record["job_id"] = job_id
+        write_json(self.home / RECORD, record)
+        LOGGER.info("%d ranks are %s job %s", record["ranks"], record["launcher"], job_id)
+        return self._job(record)
+
+    def _executor(self, folder: Path, name: str) -> Any:
+        import submitit
+
+        resources = self.resources
+        executor = submitit.AutoExecutor(folder=folder, cluster=resources.launcher)
+        common = {"nodes": resources.nodes, "tasks_per_node": resources.ranks_per_node}
+        if resources.launcher == "local":
+            executor.update_parameters(
+                **common,
+                gpus_per_node=resources.ranks_per_node if resources.gpus else 0,
+                timeout_min=10 * 365 * 24 * 60,
+                stderr_to_stdout=True,
+            )
+            return executor
+        options = dict(resources.options)
+        if resources.gpus and not options.keys() & {"gres", "gpus_per_node", "gpus_per_task"}:
+            options["gpus_per_node"] = resources.ranks_per_node
+        if resources.mem_mb:
+            options.setdefault("mem", f"{resources.mem_mb}M")
+        for key in ("partition", "account"):
+            if value := getattr(resources, key):
+                options.setdefault(key, value)
+        executor.update_parameters(
+            **common,
+            name=name,
+            cpus_per_task=resources.threads,
+            timeout_min=resources.timeout_min,
+            stderr_to_stdout=True,
+            slurm_signal_delay_s=resources.warning_s,
+            # One failed rank ends the job at once, whether or not a driver watches.
+            slurm_srun_args=["--kill-on-bad-exit=1"],
+            slurm_additional_parameters={
+                "requeue": True,
+                **{key.replace("_", "-"): value for key, value in options.items()},
+            },
+        )
+        return executor
+
+    def _attach(self) -> Job | None:
+        """Return the recorded job if it is alive, or if it has finished this very work."""
+        try:
+            record = json.loads((self.home / RECORD).read_text())
+            if record["job_id"] is None:
+                record["job_id"] = _find_orphan(record)
+                if not record["job_id"]:
+                    return None
+                if record["launcher"] == "local":
+                    record["where"] = LocalJob.started(record["job_id"])
+                write_json(self.home / RECORD, record)
+            job = self._job(record)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        if isinstance(job, SlurmJob):
+            _wait_for_controller(job)
+        self.resubmitted = record["resubmitted"]
+        if job.alive():
+            LOGGER.info("job %s of an earlier call is alive: waiting for it", job.job_id)
+            return job
+        if record["work"] == self.work and len(job.done()) == job.ranks:
+            LOGGER.info("job %s of an earlier call has finished: taking its result", job.job_id)
+            return job
+        self.resubmitted = 0
+        return None
+
+    def _job(self, record: dict[str, Any]) -> Job:
+        place = record["job_id"], Path(record["folder"]), record["ranks"]
+        if record["launcher"] == "local":
+            return LocalJob(*place, record["where"])
+        return SlurmJob(*place)
+
+    def _watch(self, job: Job) -> Any:
+        """Wait for the gang's end; return its result or raise :class:`UserError` or _Again."""
+        log = _Tail(job.folder / RANK_LOG)
+        look = _look_slurm if isinstance(job, SlurmJob) else _look_local
+        head = Head.of_this_process()
+        first_done: float | None = None
+        while True:
+            # Asked before the files are read: a rank writes its files before it ends.
+            alive = job.alive()
+            done = job.done()
+            log.show()
+            if len(done) == job.ranks:
+                job.wait_end(_GRACE)
+                return job.result()
+            look(job, alive)
+            if done:
+                first_done = first_done or time.monotonic()
+                if time.monotonic() - first_done > _GRACE:
+                    missing = next(rank for rank in range(job.ranks) if rank not in done)
+                    raise UserError(local_story(job, {"rank": missing, "kind": "stuck"}))
+            else:
+                first_done = None
+            if head.is_gone():
+                raise _HeadGone
+            time.sleep(POLL)
+
+
+class _Again(Exception):
+    """The job has ended through no fault of the work's, and may be submitted again."""
+
+
+class _HeadGone(Exception):
+    """The Snakemake that started this driver was killed."""
+
+
+def _look_local(job: LocalJob, alive: bool) -> None:
+    """Raise :class:`UserError` if a rank of a local gang has failed or is missing."""
+    failure, dead = job.failure(), job.dead_ranks()
+    if dead and (alive or failure):
+        # Before the failures of the others, which lost their peer.
+        raise UserError(local_story(job, {"rank": dead[0], "kind": "killed"}))
+    if failure:
+        raise UserError(local_story(job, failure))
+    if not alive:
+        missing = min(set(range(job.ranks)) - set(job.done()))
+        raise UserError(local_story(job, {"rank": missing, "kind": "ended"}))
+
+
+def _look_slurm(job: SlurmJob, alive: bool) -> None:
+    """Raise :class:`UserError` or :class:`_Again` if a Slurm gang has ended without a result.
+
+    A failed rank is not yet the end: srun ends the others within seconds, and if a node was lost
+    Slurm starts the job again by itself. Its own account of the end comes first.
+    """
+    if job.failure() and alive:
+        _settle(job)
+        alive = job.alive()
+    if alive:
+        _tell_queue(job)
+        return
+    # Files of a rank on another machine may show late.
+    if len(job.done()) == job.ranks:
+        return
+    status = job.watch.status
+    failure = job.failure()
+    if status.state in slurm.PASSING and (failure is None or failure["kind"] in ("lost", "error")):
+        raise _Again(f"Slurm job {job.job_id} ended with {status.state}")
+    raise UserError(slurm_story(job, status, failure))
+
+
+def _settle(job: SlurmJob) -> None:
+    """Wait until the job has ended, or runs again, after one of its ranks failed; then end it."""
+    files, end = job.files, time.monotonic() + _SETTLE
+    if job.settled == files:
+        return
+    job.settled = files
+    while job.watch.look(now=True).alive and job.files == files:
+        if job.watch.status.state == "PENDING":
+            return
+        if time.monotonic() > end:
+            job.end()
+            return
+        time.sleep(1)
+
+
+def _tell_queue(job: SlurmJob) -> None:
+    """Say once why the job waits."""
+    status = job.watch.status
+    waits = status.state == "PENDING" and status.reason not in ("", "None")
+    word = status.reason if waits else ""
+    if word != job.told:
+        job.told = word
+        if "held" in word.lower():
+            LOGGER.warning(
+                "Slurm job %s is held (%s); let it go by: scontrol release %s",
+                job.job_id, word, job.job_id,
+            )  # fmt: skip
+        elif word:
+            LOGGER.info("Slurm job %s waits in the queue (%s)", job.job_id, word)
+
+
+def _find_orphan(record: dict[str, Any]) -> str:
+    """Return the id of a job that was submitted just before its driver was killed, or ""."""
+    if record["launcher"] == "local":
+        return LocalJob.find(Path(record["folder"]))
+    # A sbatch that outlived its driver may be on its way.
+    time.sleep(2)
+    while (job_id := slurm.find(record["name"])) is None:
+        _away("finding the job of an earlier call")
+    return job_id
+
+
+def _wait_for_controller(job: SlurmJob) -> None:
+    """Wait until it is known how the job is: without that nothing may be started."""
+    while job.watch.look(now=True).state == "UNKNOWN":
+        _away(f"asking for job {job.job_id}")
+
+
+def _away(what: str) -> None:
+    LOGGER.info("%s: Slurm's controller does not answer; waiting", what)
+    time.sleep(10)
+
+
+def _submit_patiently(submit: Callable[[], str], name: str) -> str:
+    """Call `submit` until the controller takes the job, and never twice."""
+    import submitit
+
+    end = time.monotonic() + _AWAY
+    while True:
+        try:
+            return submit()
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError,
+                subprocess.SubprocessError) as error:  # fmt: skip
+            text = str(error)
+            words = ("Unable to contact", "timed out", "Connection refused", "not responding")
+            if not any(word in text for word in words) or time.monotonic() > end:
+                lines = [line for line in text.splitlines() if "error" in line.lower()]
+                reason = (lines or text.splitlines() or ["no reason given"])[-1].strip()
+                raise UserError(
+                    f"sbatch refused the job: {reason}; check --partition, --account, --mem-mb, "
+                    "--timeout-min and --slurm-option"
+                ) from None
+        _away("submitting")
+        # It may have taken the job and not lived to say so.
+        if found := slurm.find(name):
+            return found
+
+
+def _too_often(requeues: int, reason: Exception) -> str:
+    return (
+        f"{reason}, for the {requeues + 1}. time; what is done is kept. Raise --requeues "
+        "(in a profile: resource requeues) or the time limit, and start again"
+    )
+
+
+class _Tail:
+    """Copies what rank 0 appends to its log to where this process logs (it has its own times)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = path.stat().st_size if path.exists() else 0
+
+    def show(self) -> None:
+        if self._path.exists():
+            with self._path.open("rb") as handle:
+                handle.seek(self._position)
+                text = handle.read()
+            # Whole lines only, so that a character is never cut in two.
+            text = text[: text.rfind(b"\n") + 1]
+            self._position += len(text)
+            for handler in LOGGER.handlers:
+                if isinstance(handler, logging.StreamHandler):
+                    handler.stream.write(text.decode("utf-8", "replace"))
+                    handler.flush()
+
+
+@contextmanager
+def _environment(resources: Resources) -> Iterator[None]:
+    """Set the variables that ranks inherit; restore the driver's own afterwards."""
+    # A gang may be launched from inside another job; its place in that job is not ours.
+    foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = dict(os.environ)
+    for name in before:
+        inherited = name.startswith(("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_"))
+        if name in foreign or (inherited and name != "SLURM_CONF"):
+            os.environ.pop(name)
+    os.environ["OMP_NUM_THREADS"] = str(resources.threads)
+    # Whatever this process can import, its ranks can, however it was started.
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    if resources.launcher == "local":
+        os.environ["MASTER_PORT"] = str(free_port())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Send what submitit's controller process says to a file: an interrupt is a traceback to it."""
+    sys.stderr.flush()
+    with path.open("wb") as handle:
+        before = os.dup(2)
+        os.dup2(handle.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn SIGTERM into KeyboardInterrupt, as SIGINT is, so that ranks are ended on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

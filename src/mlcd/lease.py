@@ -1,0 +1,272 @@
+"""One writer an output: a lease that survives SIGKILL and works across the machines of a cluster.
+
+    with lease.writing(output, identity) as wanted:
+        if wanted:
+            ...                # the work; its files are whole when it returns
+
+A second writer waits while the first is alive. If the first then finished the same work (equal
+`identity`, files untouched since), the second is told that nothing is wanted; if the first is gone,
+the second takes over. Needed where a batch system's jobs outlive the process that started them.
+
+The lease is a file `N.json` in a folder beside the output, made by exclusive creation, which works
+on network disks where locks often do not. To take over from a dead holder is to create the next
+number, so that of many only one succeeds. The holder touches its file every few seconds; others
+see *whether* its time changes, by their own clock, so that clocks need not agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mlcd import slurm
+from mlcd.files import sha256_json
+from mlcd.progress import LOGGER
+
+#: Seconds between signs of life.
+BEAT = 10.0
+#: Seconds of silence before Slurm is asked about a holder on another machine, …
+_DOUBT = 3 * BEAT
+#: … after which it is given up if Slurm does not know it, …
+LEASE = 12 * BEAT
+#: … and even if its job runs (the process in it is gone, say).
+_STUCK = 90 * BEAT
+_POLL = 1.0
+_TELL_EVERY = 60.0
+
+
+@contextlib.contextmanager
+def writing(
+    output: str | os.PathLike[str], *identity: Any, files: list[Path] | None = None
+) -> Iterator[bool]:
+    """Hold the lease on `output`; yields False if another process did this very work meanwhile.
+
+    `identity`: JSON values that the result depends on, such as code, section and fingerprints.
+    `files`: what must be as the other left it, `output` alone by default.
+    """
+    target = Path(output)
+    held = Lease(target.parent / "state" / f"{target.name}.lease", identity, files or [target])
+    if not held.acquire():
+        yield False
+        return
+    try:
+        yield True
+    except BaseException:
+        held.release()
+        raise
+    held.release(finished=True)
+
+
+class Pulse:
+    """Tells for how long a value has not changed, by this process's own clock."""
+
+    def __init__(self, read: Callable[[], Any]) -> None:
+        self._read = read
+        self._value = read()
+        self._since = time.monotonic()
+
+    def silence(self) -> float:
+        """Return the seconds since the value was last seen to change."""
+        if (value := self._read()) != self._value:
+            self._value, self._since = value, time.monotonic()
+        return time.monotonic() - self._since
+
+
+def machine() -> str:
+    """Return a name of this running system within which process ids are unique."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return socket.gethostname()
+
+
+def this_process() -> dict[str, Any]:
+    """Return what others need to tell whether this process still lives."""
+    return {
+        "host": socket.gethostname(),
+        "machine": machine(),
+        "pid": os.getpid(),
+        "created": psutil.Process().create_time(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "restarts": os.environ.get("SLURM_RESTART_COUNT", "0"),
+    }
+
+
+def process_alive(pid: int, created: float) -> bool:
+    """True if the process of this id and time of creation runs here (a zombie does not)."""
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_gone(holder: dict[str, Any], silence: float) -> bool:
+    """True if the process that :func:`this_process` described is dead, as far as can be known.
+
+    `silence`: seconds without a sign of life. On this machine the process is looked for; elsewhere
+    Slurm is asked about its job, and without an answer a long silence decides.
+    """
+    if holder.get("machine") == machine():
+        return not process_alive(holder["pid"], holder["created"])
+    if silence < _DOUBT:
+        return False
+    status = slurm.ask(holder["job"]) if holder.get("job") else None
+    if status is None:
+        return silence > LEASE
+    restarted = status.details.get("Restarts", holder["restarts"]) != holder["restarts"]
+    if not status.alive or restarted or status.state == "PENDING":
+        return True
+    # A suspended process is silent and comes back.
+    return status.state == "RUNNING" and silence > _STUCK
+
+
+def describe(holder: dict[str, Any]) -> str:
+    """Return words for a holder."""
+    job = f" (Slurm job {holder['job']})" if holder.get("job") else ""
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}{job}"
+
+
+class Lease:
+    """The right to write `files`, kept in `folder`."""
+
+    def __init__(self, folder: Path, identity: Any, files: list[Path]) -> None:
+        self.folder = folder
+        self._identity = sha256_json(identity)
+        self._files = files
+        self._token = uuid.uuid4().hex
+        self._path = folder
+        self._ended = threading.Event()
+        self._beating: threading.Thread | None = None
+        self._pulses: dict[Path, Pulse] = {}
+
+    def acquire(self) -> bool:
+        """Wait for the lease; False if another holder finished the same work meanwhile."""
+        waiting = self.folder / f"{self._token}.waiting"
+        told = -_TELL_EVERY
+        try:
+            while True:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                found = {path: _read(path) for path in self._numbered()}
+                if waiting.exists() and any(self._is_done(record) for record in found.values()):
+                    LOGGER.info("%s: finished by another process meanwhile", self._files[0])
+                    return False
+                holders = [record for path, record in found.items() if not self._over(path, record)]
+                if not holders and self._create(found):
+                    return True
+                if holders:
+                    with contextlib.suppress(FileNotFoundError):
+                        waiting.touch()
+                    if time.monotonic() - told >= _TELL_EVERY:
+                        told = time.monotonic()
+                        LOGGER.info(
+                            "%s: waiting, %s writes it", self._files[0], describe(holders[-1])
+                        )
+                time.sleep(_POLL * random.uniform(0.5, 1.0))
+        finally:
+            waiting.unlink(missing_ok=True)
+            self._tidy()
+
+    def release(self, *, finished: bool = False) -> None:
+        """Give the lease back. If `finished`, those that wait now learn that it is done."""
+        self._ended.set()
+        if self._beating:
+            self._beating.join()
+        if finished and any(self.folder.glob("*.waiting")):
+            temporary = self._path.with_suffix(".tmp")
+            stamps = {path.name: _stamp(path) for path in self._files}
+            temporary.write_text(json.dumps({"finished": self._identity, "files": stamps}))
+            temporary.replace(self._path)
+        else:
+            self._path.unlink(missing_ok=True)
+        self._tidy()
+
+    def _numbered(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*.json"))
+
+    def _over(self, path: Path, record: dict[str, Any]) -> bool:
+        """True if the lease in `path` is held no more."""
+        if "finished" in record or not path.exists():
+            return True
+        pulse = self._pulses.setdefault(path, Pulse(lambda: _beat(path)))
+        silence = pulse.silence()
+        # Unreadable: just being written, or cut off in that moment.
+        return silence > LEASE if "pid" not in record else is_gone(record, silence)
+
+    def _create(self, over: dict[Path, dict[str, Any]]) -> bool:
+        """Try to take the next number after those in `over`; True if this process has it alone."""
+        number = max((int(path.stem) for path in over), default=0) + 1
+        path = self.folder / f"{number:06d}.json"
+        try:
+            with path.open("x") as handle:
+                handle.write(json.dumps(this_process()))
+        except (FileExistsError, FileNotFoundError):
+            return False
+        # Another may have counted from what stood here before: both see it, and both withdraw.
+        if set(self._numbered()) - {path, *over}:
+            path.unlink(missing_ok=True)
+            return False
+        for old in over:
+            old.unlink(missing_ok=True)
+        self._path = path
+        self._beating = threading.Thread(target=self._beat_on, daemon=True)
+        self._beating.start()
+        return True
+
+    def _beat_on(self) -> None:
+        while not self._ended.wait(BEAT):
+            try:
+                os.utime(self._path)
+            except FileNotFoundError:
+                if self._numbered():
+                    # This process was frozen for so long that it was given up.
+                    LOGGER.error("%s: another process has taken over; ending", self._files[0])
+                    os._exit(1)
+            except OSError:
+                continue  # a network disk has its moments
+
+    def _is_done(self, record: dict[str, Any]) -> bool:
+        stamps = {path.name: _stamp(path) for path in self._files}
+        return record.get("finished") == self._identity and record["files"] == stamps
+
+    def _tidy(self) -> None:
+        """Remove what says nothing to anybody any more."""
+        with contextlib.suppress(OSError):
+            if not any(self.folder.glob("*.waiting")):
+                for path in self._numbered():
+                    if "finished" in _read(path):
+                        path.unlink(missing_ok=True)
+            self.folder.rmdir()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _beat(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
