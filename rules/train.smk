@@ -31,16 +31,21 @@ rule train:
         launcher="local",
         nodes=1,
         ranks_per_node=2,
+        threads_per_rank=lambda wildcards, threads: max(1, threads // 2),
         checkpoint_every=100,
         # Pictures a rank takes at once, in both phases; 0: its whole share of the batch.
         micro_batch=0,
         high_res_micro_batch=0,
         # auto is judged on the machine that runs this rule: a login node may have no GPU.
         device="auto",
-        # Further options of the gang's job: time limit, account, partition.
-        launch_options="",
+        # Of the Slurm job: memory a node, time limit, partition, account, starts after the first.
         mem_mb=8000,
         runtime=1440,
+        slurm_partition="",
+        slurm_account="",
+        requeues=50,
+        # Further options of the launcher, such as --slurm-option constraint=a100.
+        launch_options="",
     params:
         cfg=section("train"),
         code=code_hash("train"),
@@ -56,10 +61,16 @@ rule train:
             --launcher {resources.launcher} \
             --nodes {resources.nodes} \
             --ranks-per-node {resources.ranks_per_node} \
+            --threads {resources.threads_per_rank} \
             --checkpoint-every {resources.checkpoint_every} \
             --micro-batch {resources.micro_batch} \
             --high-res-micro-batch {resources.high_res_micro_batch} \
             --device {resources.device} \
+            --mem-mb {resources.mem_mb} \
+            --timeout-min {resources.runtime} \
+            --requeues {resources.requeues} \
+            --partition {resources.slurm_partition:q} \
+            --account {resources.slurm_account:q} \
             {resources.launch_options} \
             --config {params.cfg:q} \
             --log {log:q}

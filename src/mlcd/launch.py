@@ -95,9 +95,6 @@ def add_arguments(parser: Any, *, ranks_per_node: int = 1) -> None:
     add("--account", default="", metavar="NAME", help="Slurm account [the user's default]")
     add("--slurm-option", action="append", default=[], metavar="KEY=VALUE",
         help="further option of sbatch, such as constraint=a100; may be repeated")  # fmt: skip
-    add("--record", type=Path, default=None, metavar="FILE",
-        help="append a line of JSON for each job: nodes, times, memory, CPU and GPU use; see "
-        "docs/formats.md")  # fmt: skip
 
 
 def resources(arguments: Any) -> Resources:
@@ -121,8 +118,15 @@ def resources(arguments: Any) -> Resources:
         partition=arguments.partition,
         account=arguments.account,
         options=options,
-        record=arguments.record,
+        record=_record(arguments),
     )
+
+
+def _record(arguments: Any) -> Path | None:
+    """Return where jobs are recorded: beside the log."""
+    if not getattr(arguments, "log", None):
+        return None
+    return Path(arguments.log).parent / "gang" / f"{arguments.command}.jsonl"
 
 
 def pick_device(device: str) -> str:

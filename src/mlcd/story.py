@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from mlcd.jobs import Job, SlurmJob
@@ -37,7 +38,7 @@ def slurm_story(job: SlurmJob, status: Status, failure: dict[str, Any] | None) -
             "again"
         )
     if job.ran_out_of_memory():
-        rank = dead[0] if dead else _guilty(job, failure)
+        rank = max(range(job.ranks), key=lambda rank: _memory(job, rank))
         text = (
             f"{ended} ran out of memory (Slurm: {status.state}); raise --mem-mb (resource mem_mb)."
         )
@@ -63,6 +64,14 @@ def _guilty(job: Job, failure: dict[str, Any] | None) -> int:
     if failure:
         return failure["rank"]
     return min(set(range(job.ranks)) - set(job.done()), default=0)
+
+
+def _memory(job: Job, rank: int) -> int:
+    """Return the last known memory of a rank in MB."""
+    try:
+        return json.loads((job.files / f"rank-{rank}.usage.json").read_text())["max_rss_mb"]
+    except (OSError, ValueError):
+        return 0
 
 
 def _by(status: Status) -> str:

@@ -86,15 +86,16 @@ def wait_for(condition, seconds: float = 90.0):
 
 
 def start_driver(folder: Path, call: str, resources: str) -> subprocess.Popen:
-    """Run `run_gang(CALL, folder/state, RESOURCES)` in a process of its own; it prints the result."""
+    """Run `run_gang(CALL, folder/state, RESOURCES)` in its own process; it prints the result."""
     code = (
         "import logging, signal, sys; from pathlib import Path\n"
-        "from gangs import *; from mlcd.launch import Resources, run_gang\n"
+        "import dataclasses; from gangs import *; from mlcd.launch import Resources, run_gang\n"
         "from mlcd.progress import setup_logging; setup_logging(None, 'test')\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"print(run_gang({call}, Path({str(folder)!r}) / 'state', {resources}), flush=True)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])}
+    path = os.pathsep.join([str(HERE), *filter(None, sys.path)])
+    environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment, text=True,
         stdout=(folder / "out").open("a"), stderr=(folder / "err").open("a"),
