@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlcd import launch
+from mlcd import launch, lease
 from mlcd.errors import UserError
 from mlcd.files import state_dir, write_text
 from mlcd.sources import code_hash
@@ -46,12 +46,9 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace, section: Cluster) -> None:
     """Cluster the rows of all files. Raises :class:`UserError`."""
-    from mlcd.cluster import checkpoint, initial
-    from mlcd.cluster.kmeans import cluster
-    from mlcd.cluster.ranks import Alone, cluster_rank
-    from mlcd.neighbours import memory
+    from mlcd.cluster import initial
     from mlcd.sizes import parse_size
-    from mlcd.stores import centroids, h5
+    from mlcd.stores import h5
     from mlcd.stores.embeddings import open_all
 
     files = open_all(arguments.embeddings)
@@ -66,7 +63,34 @@ def run(arguments: argparse.Namespace, section: Cluster) -> None:
         initial.given(section.initial, section.k, files[0].d)
         section = section.model_copy(update={"initial": str(Path(section.initial).resolve())})
         named = section.model_copy(update={"initial": h5.fingerprint(section.initial)})
-    folder = state_dir(output, code_hash("cluster"), named.to_json(), fingerprints)
+    identity = code_hash("cluster"), named.to_json(), fingerprints
+    written = [output, output.with_name(ITERATIONS)]
+    with lease.writing(output, *identity, files=written) as wanted:
+        if wanted:
+            folder = state_dir(output, *identity)
+            _cluster(arguments, section, named, files, limit, folder)
+
+
+def _cluster(
+    arguments: argparse.Namespace,
+    section: Cluster,
+    named: Cluster,
+    files: list[Embeddings],
+    limit: int,
+    folder: Path,
+) -> None:
+    """Run what `folder` does not yet hold, and write the output from it.
+
+    `named`: the section as it stands in the output, without paths.
+    """
+    from mlcd.cluster import checkpoint
+    from mlcd.cluster.kmeans import cluster
+    from mlcd.cluster.ranks import Alone, cluster_rank
+    from mlcd.neighbours import memory
+    from mlcd.stores import centroids
+
+    output = Path(arguments.output)
+    fingerprints = [file.fingerprint for file in files]
     if arguments.launcher != "slurm" and arguments.nodes == arguments.ranks_per_node == 1:
         limit = limit or memory.default_limit()
         state = cluster(

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+from mlcd import lease
 from mlcd.config import Download
 from mlcd.download import shards
 from mlcd.download.child import lock
@@ -18,7 +19,7 @@ from mlcd.download.source import UrlList
 from mlcd.errors import UserError
 from mlcd.files import read_json, sha256_json, state_dir
 from mlcd.progress import LOGGER
-from mlcd.stores.images import MANIFEST, ImageStore
+from mlcd.stores.images import MANIFEST, TABLE, ImageStore
 
 #: How often one shard may be fetched again because its bytes changed on disk.
 _DAMAGES = 2
@@ -45,14 +46,24 @@ def download(
     if target.exists() and not target.is_dir():
         raise UserError(f"{output}: is a file; give the folder of the chunk as --output")
     request = sha256_json([section.model_dump(mode="json"), source.digest, target.name])
+    files = [target / MANIFEST, target / TABLE]
+    with lease.writing(target, request, files=files) as wanted:
+        if wanted:
+            _download(source, target, section, request, processes, threads)
+
+
+def _download(
+    source: UrlList, target: Path, section: Download, request: str, processes: int, threads: int
+) -> None:
     # With a suffix to lose, since the names of chunks may have dots.
     state = state_dir(f"{target}.chunk", target.name, section.fetched(), source.digest)
+    # Fetching processes of a run that was killed hold this one until they are gone.
     held = lock(state / "lock", _LOCK_WAIT)
     if held is None:
         raise UserError(f"{state}: another run fetches this chunk; wait for it or end it")
     with held:
         if _complete(target, request):
-            LOGGER.info("%s: complete, nothing to do", output)
+            LOGGER.info("%s: complete, nothing to do", target)
         else:
             width = processes or _cores()
             passes = Passes(

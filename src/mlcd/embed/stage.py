@@ -16,10 +16,12 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from mlcd import lease
 from mlcd.config import Embed
 from mlcd.embed.pool import Decoded, DecodePicture, DecodePool, Place
 from mlcd.embed.sources import Members, Source, TarSource, open_source
@@ -78,10 +80,28 @@ def embed(
     )
     if with_text:
         encoder.encode_texts(["a model without a text tower is refused here, before any work"])
-    model = {**encoder.identity, "features": section.features}
+    model = _model(encoder, section)
     # What does not change a feature may change between attempts.
     science = section.model_dump(mode="json", exclude={"max_failed"})
-    state = state_dir(output, code_hash("embed"), science, source.fingerprint, model)
+    identity = code_hash("embed"), science, source.fingerprint, model
+    with lease.writing(output, *identity) as wanted:
+        if wanted:
+            state = state_dir(output, *identity)
+            _embed(images, source, encoder, section, Path(output), state, workers)
+
+
+def _embed(
+    images: str | os.PathLike[str],
+    source: Source,
+    encoder: FrozenEncoder,
+    section: Embed,
+    output: Path,
+    state: Path,
+    workers: int,
+) -> None:
+    """Write the parts that `state` lacks, and `output` from all of them."""
+    with_text = section.features == "image_text_mean"
+    model = _model(encoder, section)
     parts = [state / f"{tar:05d}.h5" for tar in range(len(source.tars))]
     pending = [tar for tar, part in enumerate(parts) if not part.exists()]
     if 0 < len(pending) < len(parts):
@@ -115,6 +135,10 @@ def embed(
         "embed: %s: %d pictures embedded, %d failed%s; %.1f pictures/s",
         source.chunk, failures.embedded, failures.failed, failures.table(), pictures / seconds,
     )  # fmt: skip
+
+
+def _model(encoder: FrozenEncoder, section: Embed) -> dict[str, Any]:
+    return {**encoder.identity, "features": section.features}
 
 
 def _decoded(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from mlcd import lease
 from mlcd.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ def run(arguments: argparse.Namespace, section: Label) -> None:
     from mlcd.label.summary import summarise
     from mlcd.neighbours import memory
     from mlcd.sizes import parse_size
+    from mlcd.sources import code_hash
     from mlcd.stores.centroids import Centroids
+    from mlcd.stores.embeddings import Embeddings
 
     centroids = Centroids(arguments.centroids)
     where = {"device": arguments.device, "threads": arguments.threads}
@@ -64,6 +67,10 @@ def run(arguments: argparse.Namespace, section: Label) -> None:
             f"label.top: {section.top} labels a picture, but {arguments.centroids} has only "
             f"{centroids.K} centres; lower top or raise cluster.k"
         )
+    embeddings = Embeddings(arguments.embeddings)
     text = arguments.memory_limit
     limit = parse_size(text) if text else memory.default_limit()
-    label_file(arguments.embeddings, centroids, section, arguments.output, limit, **where)
+    identity = code_hash("label"), section.to_json(), embeddings.fingerprint, centroids.fingerprint
+    with lease.writing(arguments.output, *identity) as wanted:
+        if wanted:
+            label_file(arguments.embeddings, centroids, section, arguments.output, limit, **where)

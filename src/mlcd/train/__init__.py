@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mlcd import launch
+from mlcd import launch, lease
 from mlcd.config.train import Train
 from mlcd.errors import UserError
 from mlcd.files import atomic_path, sha256_json, state_dir
@@ -59,10 +59,27 @@ def run(arguments: argparse.Namespace, section: Train) -> None:
     resources = launch.resources(arguments)
     rank_arguments = plan(arguments, section, resources)
     output, state = Path(arguments.output), Path(rank_arguments["state"])
-    result = launch.run_gang(train_rank, {"run": rank_arguments}, state, resources)
-    with atomic_path(output / "metrics.jsonl") as temporary:
-        shutil.copyfile(state / "metrics.jsonl", temporary)
-    LOGGER.info("trained %d steps; wrote %s", result["steps"], output / "encoder.safetensors")
+    files = [output / name for name in ("encoder.safetensors", "encoder.json", "metrics.jsonl")]
+    with lease.writing(output, rank_arguments["identity"], files=files) as wanted:
+        if not wanted:
+            return
+        result = launch.run_gang(train_rank, {"run": rank_arguments}, state, resources)
+        if not all(path.exists() for path in files[:2]):
+            _write_again(state, rank_arguments["identity"], section, output)
+        with atomic_path(output / "metrics.jsonl") as temporary:
+            shutil.copyfile(state / "metrics.jsonl", temporary)
+    LOGGER.info("trained %d steps; wrote %s", result["steps"], files[0])
+
+
+def _write_again(state: Path, identity: str, section: Train, output: Path) -> None:
+    """Write the encoder of a gang that has finished: Snakemake has removed what it wrote."""
+    from mlcd.stores.checkpoints import newest
+    from mlcd.train.final import write_encoder
+
+    checkpoint = newest(state / "checkpoints", identity)
+    if checkpoint is None:
+        raise UserError(f"{state}: the last checkpoint is gone; remove this folder and rerun")
+    write_encoder(checkpoint, section, output)
 
 
 def plan(
