@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
-from mlcd import datasets
+from mlcd import datasets, head
 from mlcd.config import Config, published, validate
 from mlcd.errors import UserError
 from mlcd.plan import plan
@@ -23,6 +24,14 @@ from mlcd.sources import file_identity as read_identity
 
 # The programs of the environment that runs Snakemake, whether or not it is activated.
 shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+
+# Snakemake's lock says neither whose it is nor whether that process still lives.
+if workflow.is_main_process and (stale := head.stale_lock(Path.cwd())):
+    logger.warning(stale)
+
+
+onstart:
+    head.announce(Path.cwd())
 
 
 def check_config(values):

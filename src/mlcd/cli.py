@@ -30,7 +30,10 @@ TOOLS = {
     "encode": "Write embeddings of pictures by a trained or exported encoder.",
     "search": "Find the nearest pictures of a folder and write a page of them.",
     "doctor": "Look before a run for what usually goes wrong, on this machine or a Slurm cluster.",
+    "run": "Run Snakemake, going on where a killed one stopped; all options are Snakemake's.",
 }
+#: Those that hand their options on to another program: no option is ours.
+_PASSES_ON = {"run"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,7 +94,9 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
             _add_keys(sub, model)
             sub.set_defaults(run=module.run)
     for name, about in TOOLS.items():
-        sub = commands.add_parser(name, help=about, description=about)
+        # With another prefix character, `--option` is a word as any other.
+        how = {"prefix_chars": "\0", "add_help": False} if name in _PASSES_ON else {}
+        sub = commands.add_parser(name, help=about, description=about, **how)
         sub.set_defaults(log=None)
         if name == chosen:
             module = importlib.import_module(f"mlcd.{name}")

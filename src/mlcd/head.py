@@ -1,11 +1,18 @@
-"""The head: the Snakemake process that started this one, if any."""
+"""The head: the Snakemake process that started this one, or that works in a directory."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from mlcd.files import write_json
+from mlcd.lease import describe, is_gone, machine, this_process
+
+_RECORD = Path(".snakemake") / "mlcd-head.json"
 
 
 class Head:
@@ -39,3 +46,33 @@ class Head:
         if os.getppid() != self._parent:
             raise KeyboardInterrupt
         return False
+
+
+def announce(folder: Path) -> None:
+    """Record this process as the Snakemake that works in `folder`; done when a run starts."""
+    write_json(folder / _RECORD, {**this_process(), "by_run": "MLCD_RUN" in os.environ})
+
+
+def announced(folder: Path) -> dict[str, Any] | None:
+    """Return what the last Snakemake in `folder` has recorded, or None."""
+    try:
+        return json.loads((folder / _RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def locked(folder: Path) -> bool:
+    """True if a Snakemake holds the lock of `folder`, or has left it."""
+    locks = folder / ".snakemake" / "locks"
+    return locks.is_dir() and any(locks.iterdir())
+
+
+def stale_lock(folder: Path) -> str:
+    """Return one line for the user if a killed Snakemake has left its lock in `folder`, else ""."""
+    head = announced(folder) if locked(folder) else None
+    if head is None or head.get("machine") != machine() or not is_gone(head, 0):
+        return ""
+    return (
+        f"The Snakemake that locked this directory is gone ({describe(head)}). "
+        "To go on, use `mlcd run` in place of `snakemake`, with the same options."
+    )

@@ -75,11 +75,14 @@ class Pulse:
         self._read = read
         self._value = read()
         self._since = time.monotonic()
+        #: Changes seen.
+        self.beats = 0
 
     def silence(self) -> float:
         """Return the seconds since the value was last seen to change."""
         if (value := self._read()) != self._value:
             self._value, self._since = value, time.monotonic()
+            self.beats += 1
         return time.monotonic() - self._since
 
 
@@ -157,26 +160,33 @@ class Lease:
         told = -_TELL_EVERY
         try:
             while True:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                found = {path: _read(path) for path in self._numbered()}
-                if waiting.exists() and any(self._is_done(record) for record in found.values()):
+                records = [_read(path) for path in self._numbered()]
+                if waiting.exists() and any(self._is_done(record) for record in records):
                     LOGGER.info("%s: finished by another process meanwhile", self._files[0])
                     return False
-                holders = [record for path, record in found.items() if not self._over(path, record)]
-                if not holders and self._create(found):
+                if (holder := self.attempt()) is None:
                     return True
-                if holders:
-                    with contextlib.suppress(FileNotFoundError):
-                        waiting.touch()
-                    if time.monotonic() - told >= _TELL_EVERY:
-                        told = time.monotonic()
-                        LOGGER.info(
-                            "%s: waiting, %s writes it", self._files[0], describe(holders[-1])
-                        )
+                with contextlib.suppress(FileNotFoundError):
+                    waiting.touch()
+                if time.monotonic() - told >= _TELL_EVERY:
+                    told = time.monotonic()
+                    LOGGER.info("%s: waiting, %s writes it", self._files[0], describe(holder))
                 time.sleep(_POLL * random.uniform(0.5, 1.0))
         finally:
             waiting.unlink(missing_ok=True)
             self._tidy()
+
+    def attempt(self) -> dict[str, Any] | None:
+        """Take the lease if it is free. Returns None if it is taken now, else its holder."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            found = {path: _read(path) for path in self._numbered()}
+            for path, record in found.items():
+                if not self._over(path, record):
+                    return {**record, "seen_alive": self._pulses[path].beats > 0}
+            if self._create(found):
+                return None
+            time.sleep(_POLL * random.random())
 
     def release(self, *, finished: bool = False) -> None:
         """Give the lease back. If `finished`, those that wait now learn that it is done."""

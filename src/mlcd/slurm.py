@@ -66,11 +66,11 @@ def _from_database(job_id: str) -> Status | None:
 
 
 def find(name: str) -> str | None:
-    """Return the id of this user's newest waiting or running job of that name; "" if there is none.
+    """Return the id of this user's newest job of that name, ended ones too; "" if there is none.
 
     None if the controller does not answer now.
     """
-    answer = call("squeue", "--me", "--noheader", "--format=%i", f"--name={name}")
+    answer = call("squeue", "--me", "--states=all", "--noheader", "--format=%i", f"--name={name}")
     if answer is None or answer.returncode != 0:
         return None
     return max(answer.stdout.split(), key=int, default="")

@@ -32,6 +32,7 @@ NEUTRAL = frozenset(
         "plan",
         "progress",
         "record",
+        "run",
         "slurm",
         "sources",
         "story",

@@ -1,0 +1,183 @@
+"""`mlcd run`: Snakemake, which goes on by itself where a killed one stopped.
+
+    mlcd run --profile profiles/slurm        any options of snakemake's
+
+A Snakemake that was killed leaves its lock, and its jobs in the queue. This wrapper recognises
+both. It holds a lease (:mod:`mlcd.lease`) on the working directory while Snakemake runs, so that of
+two heads, on any machines, only one works. Before Snakemake starts it ends the old head's jobs that
+still wait in the queue (they would start again after their outputs were made), and lets those that
+run finish: the new head's jobs wait for them by the leases on their outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mlcd import slurm
+from mlcd.errors import UserError
+from mlcd.head import announced, locked
+from mlcd.lease import Lease, describe, is_gone, machine
+from mlcd.progress import LOGGER, setup_logging
+
+_PR_SET_PDEATHSIG = 1
+_HELP = """usage: mlcd run [options of snakemake]
+
+Run Snakemake in this directory; go on where a killed one stopped. All options are Snakemake's:
+`mlcd run --profile profiles/slurm`. Interrupt it by Ctrl-C: its Slurm jobs are cancelled."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take everything: the options are Snakemake's."""
+    parser.add_argument("arguments", nargs="*")
+
+
+def run(arguments: argparse.Namespace, section: None) -> NoReturn:
+    """Run Snakemake and exit with its status. Raises :class:`UserError` if another head lives."""
+    words = arguments.arguments
+    if words in (["--help"], ["-h"]):
+        print(_HELP)
+        raise SystemExit(0)
+    setup_logging(None, "run")
+    snakemake = [sys.executable, "-m", "snakemake", *words]
+    if {"-n", "--dry-run", "--dryrun"} & set(words):
+        # Changes nothing, and may look on while another works.
+        raise SystemExit(_supervised(snakemake))
+    folder = _directory(words)
+    with _head_lease(folder):
+        _refuse_unknown_lock(folder)
+        _deal_with_old_jobs(folder)
+        if locked(folder):
+            LOGGER.info("the Snakemake that locked this directory is gone; unlocking")
+            done = subprocess.run([*snakemake, "--unlock"], capture_output=True, text=True)
+            if done.returncode != 0:
+                raise UserError(f"snakemake --unlock failed: {done.stdout}{done.stderr}".strip())
+        status = _supervised(snakemake)
+    raise SystemExit(status)
+
+
+def _directory(words: list[str]) -> Path:
+    """Return the working directory that Snakemake's options choose."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--directory", "-d", default=".")
+    return Path(parser.parse_known_args(words)[0].directory)
+
+
+@contextlib.contextmanager
+def _head_lease(folder: Path) -> Iterator[None]:
+    """Be this directory's only head. Raises :class:`UserError` naming a live one."""
+    lease = Lease(folder / ".snakemake" / "mlcd-head", [], [folder])
+    told = False
+    while (holder := lease.attempt()) is not None:
+        if holder["seen_alive"] or _is_here(holder):
+            raise UserError(
+                f"{folder.resolve()}: Snakemake already works here, {describe(holder)}; "
+                "wait for it or end it there"
+            )
+        if not told:
+            LOGGER.info("looking whether %s still lives: two minutes", describe(holder))
+            told = True
+        time.sleep(2)
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def _is_here(holder: dict[str, Any]) -> bool:
+    return holder.get("machine") == machine()
+
+
+def _refuse_unknown_lock(folder: Path) -> None:
+    """Raise :class:`UserError` if a Snakemake not started by us holds, or may hold, the lock."""
+    if not locked(folder):
+        return
+    other = announced(folder)
+    if other is None:
+        raise UserError(
+            f"{folder.resolve()}: locked by a Snakemake of which nothing is known; "
+            "if none runs here, on any machine: snakemake --unlock"
+        )
+    if _is_here(other):
+        if not is_gone(other, 0):
+            raise UserError(
+                f"{folder.resolve()}: Snakemake already works here, {describe(other)}; "
+                "wait for it or end it"
+            )
+    elif not other["by_run"]:
+        raise UserError(
+            f"{folder.resolve()}: locked by a Snakemake on another machine, {describe(other)}; "
+            "if it is gone: snakemake --unlock"
+        )
+
+
+def _deal_with_old_jobs(folder: Path) -> None:
+    """Cancel a dead head's jobs that wait in the queue; keep those that run from coming back."""
+    listing = slurm.call("squeue", "--me", "--noheader", "--format=%i|%T|%k|%Z")
+    if listing is None or listing.returncode != 0:
+        return
+    waiting, running = [], []
+    for line in listing.stdout.splitlines():
+        job_id, state, comment, place = line.split("|", 3)
+        # The Slurm executor's jobs of this directory, all of them nobody's now.
+        if not comment.startswith("rule_") or Path(place) != folder.resolve():
+            continue
+        if state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
+            waiting.append(job_id)
+        elif state in ("RUNNING", "SUSPENDED", "CONFIGURING", "COMPLETING"):
+            running.append(job_id)
+    if waiting:
+        LOGGER.info("cancelling %d jobs of the earlier run that had not started", len(waiting))
+        slurm.call("scancel", *waiting)
+    for job_id in running:
+        slurm.call("scontrol", "update", f"JobId={job_id}", "Requeue=0")
+    if running:
+        LOGGER.info("%d jobs of the earlier run still work and will be waited for", len(running))
+
+
+def _supervised(command: list[str]) -> int:
+    """Run the command to its end in a process group of its own; return its exit status.
+
+    SIGINT goes to the whole group, as a terminal's Ctrl-C does, wherever it came from: Snakemake
+    alone would wait for its local jobs, the gangs' drivers among them. SIGTERM goes to Snakemake,
+    which then starts nothing more and waits. If this process is killed, Snakemake is too.
+    """
+    parent = os.getpid()
+
+    def prepare() -> None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    process = subprocess.Popen(
+        command, process_group=0, preexec_fn=prepare, env={**os.environ, "MLCD_RUN": "1"}
+    )
+    before = {
+        number: signal.signal(number, _passing_on(process, send))
+        for number, send in ((signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill))
+    }
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
+
+
+def _passing_on(
+    process: subprocess.Popen[bytes], send: Callable[[int, int], None]
+) -> Callable[[int, Any], None]:
+    def handler(number: int, frame: Any) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            send(process.pid, number)
+
+    return handler

@@ -1,0 +1,127 @@
+"""`mlcd run` on this machine: heads that were killed, that live, and that are interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlcd.head import announced, locked
+
+SNAKEFILE = """
+from pathlib import Path
+from mlcd import head
+if workflow.is_main_process and (stale := head.stale_lock(Path.cwd())):
+    print(stale, file=sys.stderr)
+onstart:
+    head.announce(Path.cwd())
+rule after:
+    input: "first"
+    output: "second"
+    shell: "cp first second"
+rule first:
+    output: "first"
+    shell: "echo $$ >> pids; sleep $(cat seconds); touch first"
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "Snakefile").write_text(SNAKEFILE)
+    (tmp_path / "seconds").write_text("60")
+    return tmp_path
+
+
+def start(place: Path, *command: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(
+        [sys.executable, "-m", *command, "--cores", "1", "second"], cwd=place, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # A shell that runs the tests in its background has them ignore SIGINT, and it is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
+def working(place: Path, count: int = 1) -> list[int]:
+    """Wait for the job of the `count`-th head; return the process ids of the jobs."""
+    end = time.monotonic() + 120
+    while not (place / "pids").exists() or len((place / "pids").read_text().split()) < count:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return [int(word) for word in (place / "pids").read_text().split()]
+
+
+def gone(pid: int, seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("program", ["mlcd run", "snakemake"])
+def test_a_killed_head_goes_on_by_itself(place, program):
+    first = start(place, *program.split())
+    (job,) = working(place)
+    head = announced(place)
+    first.kill()
+    first.communicate()
+    assert gone(head["pid"])
+    assert locked(place)
+    (place / "seconds").write_text("0")
+    if program == "snakemake":
+        again = start(place, "snakemake")
+        told = again.communicate()[0]
+        assert again.returncode != 0
+        assert "use `mlcd run` in place of `snakemake`" in told
+    second = start(place, "mlcd", "run")
+    told = second.communicate()[0]
+    os.kill(job, signal.SIGKILL)
+    assert second.returncode == 0, told
+    assert "unlocking" in told
+    assert (place / "second").exists()
+    assert not locked(place)
+    assert not list((place / ".snakemake").glob("mlcd-head/*"))
+
+
+@pytest.mark.parametrize("program", ["mlcd run", "snakemake"])
+def test_a_live_head_is_respected_and_an_interrupted_one_ends_its_jobs(place, program):
+    first = start(place, *program.split())
+    (job,) = working(place)
+    second = start(place, "mlcd", "run")
+    told = second.communicate()[0]
+    assert second.returncode == 2
+    assert f"{place}: Snakemake already works here, process " in told.splitlines()[-1]
+    if program == "snakemake":
+        first.kill()
+        os.kill(job, signal.SIGKILL)
+        return
+    first.send_signal(signal.SIGINT)
+    first.communicate()
+    assert first.returncode != 0
+    assert gone(job)
+
+
+def test_a_lock_of_an_unknown_head_is_left_alone(place):
+    locks = place / ".snakemake" / "locks"
+    locks.mkdir(parents=True)
+    (locks / "0.output.lock").write_text("second\n")
+    process = start(place, "mlcd", "run")
+    told = process.communicate()[0]
+    assert process.returncode == 2
+    assert "snakemake --unlock" in told
+    assert locked(place)
+    elsewhere = {"host": "node9", "machine": "another", "pid": 5, "created": 0, "job": None,
+                 "restarts": "0", "by_run": False}  # fmt: skip
+    (place / ".snakemake" / "mlcd-head.json").write_text(json.dumps(elsewhere))
+    process = start(place, "mlcd", "run")
+    assert "process 5 on node9" in process.communicate()[0]
+    assert process.returncode == 2
