@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -58,6 +59,11 @@ def working(place: Path, count: int = 1) -> list[int]:
     return [int(word) for word in (place / "pids").read_text().split()]
 
 
+def end(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 def gone(pid: int, seconds: float = 20) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -84,7 +90,7 @@ def test_a_killed_head_goes_on_by_itself(place, program):
         assert "use `mlcd run` in place of `snakemake`" in told
     second = start(place, "mlcd", "run")
     told = second.communicate()[0]
-    os.kill(job, signal.SIGKILL)
+    end(job)
     assert second.returncode == 0, told
     assert "unlocking" in told
     assert (place / "second").exists()
@@ -102,7 +108,7 @@ def test_a_live_head_is_respected_and_an_interrupted_one_ends_its_jobs(place, pr
     assert f"{place}: Snakemake already works here, process " in told.splitlines()[-1]
     if program == "snakemake":
         first.kill()
-        os.kill(job, signal.SIGKILL)
+        end(job)
         return
     first.send_signal(signal.SIGINT)
     first.communicate()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+
+from mlcd import startup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +29,15 @@ class Place:
 
 
 @contextmanager
-def process_group(device: str, *, timeout_min: float = 30.0) -> Iterator[Place]:
+def process_group(
+    device: str, *, inputs: Sequence[str] = (), timeout_min: float = 30.0
+) -> Iterator[Place]:
     """Join the process group that RANK, WORLD_SIZE and MASTER_* describe; leave it at the end.
 
     `device`: ``cpu`` (gloo) or ``cuda`` (NCCL, one GPU a local rank). One rank makes a group too,
     so that the same code runs at any world size. `timeout_min` is the longest that a collective may
-    wait; a failed peer is noticed sooner by the launcher.
+    wait; a failed peer is noticed sooner by the launcher. Raises :class:`UserError` if a rank sees
+    other `inputs` (files), runs other code, or differs otherwise (:mod:`mlcd.startup`).
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -42,9 +47,17 @@ def process_group(device: str, *, timeout_min: float = 30.0) -> Iterator[Place]:
         place = Place(rank, world_size, torch.device("cuda", local_rank))
     else:
         place = Place(rank, world_size, torch.device("cpu"))
+    timeout = datetime.timedelta(minutes=timeout_min)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, world_size, rank == 0, timeout)
+    # Before the first collective, which may hang where versions differ.
+    startup.check(dist.PrefixStore("startup", store), rank, world_size, device, inputs)
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo",
-        timeout=datetime.timedelta(minutes=timeout_min),
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
         device_id=place.device if device == "cuda" else None,
     )
     try:

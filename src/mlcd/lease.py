@@ -179,7 +179,8 @@ class Lease:
     def attempt(self) -> dict[str, Any] | None:
         """Take the lease if it is free. Returns None if it is taken now, else its holder."""
         while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # another makes or removes it right now
+                self.folder.mkdir(parents=True, exist_ok=True)
             found = {path: _read(path) for path in self._numbered()}
             for path, record in found.items():
                 if not self._over(path, record):

@@ -35,6 +35,7 @@ NEUTRAL = frozenset(
         "run",
         "slurm",
         "sources",
+        "startup",
         "story",
         "usage",
     }

@@ -98,6 +98,6 @@ def cluster_rank(
     from mlcd.distributed import process_group
 
     # The sums are in main memory, on whatever device the search runs.
-    with process_group("cpu"):
+    with process_group("cpu", inputs=embeddings):
         values = Cluster(**section)
         cluster(embeddings, values, limit, Path(folder), device, threads, Ranks())

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from mlcd import notice
 from mlcd.classifier import RowSparseAdamW, ShardedClassifier
 from mlcd.config.train import Train
 from mlcd.distributed import Place, all_sum, process_group
 from mlcd.encoders import trainable
 from mlcd.encoders.resize import fitted
 from mlcd.errors import UserError
+from mlcd.files import read_json
 from mlcd.progress import LOGGER, progress
 from mlcd.stores.centroids import Centroids
 from mlcd.stores.checkpoints import Checkpoint, Snapshot, Writer, newest, steps
@@ -70,8 +72,15 @@ def train_rank(run: dict[str, Any]) -> dict[str, Any]:
     :class:`UserError`; the final files are written by rank 0.
     """
     arguments = Run(**run)
-    with process_group(arguments.device) as place:
+    with process_group(arguments.device, inputs=_inputs(arguments)) as place:
         return train(arguments, place)
+
+
+def _inputs(run: Run) -> list[str]:
+    """Return the files that every rank reads."""
+    index = Path(run.state) / "index"
+    own = [run.centroids, *map(str, sorted(index.iterdir()))]
+    return own + read_json(index / "tars.json")
 
 
 def train(run: Run, place: Place) -> dict[str, Any]:
@@ -219,8 +228,12 @@ class _Training:
                     record["data_wait_share"] = round(waited / elapsed / place.world_size, 4)
                     metrics.write(record)
                 clock, waited, pictures = time.monotonic(), 0.0, 0
-            if last or self.step % self.run_.checkpoint_every == 0:
+            # All ranks learn of it at the same step, whichever was told first.
+            stop = any(all_sum([float(notice.stop_asked())], place.device))
+            if stop or last or self.step % self.run_.checkpoint_every == 0:
                 self.writer.save(self._snapshot())
+            if stop and not last:
+                self._make_room()
         self.writer.wait()
         # Every rank's piece is whole before rank 0 says that training is done.
         dist.barrier()
@@ -229,6 +242,13 @@ class _Training:
         if self.step == self.total:
             self._finish()
         return {"steps": self.step, "loss": None if math.isnan(loss) else loss}
+
+    def _make_room(self) -> None:
+        """Wait for the end: this job is told to stop, and goes on later from what is saved now."""
+        self.writer.wait()
+        dist.barrier()
+        LOGGER.info("told to stop: saved after step %d", self.step)
+        notice.saved()
 
     def _data(self) -> Iterator[Batch]:
         section, place = self.section, self.place
