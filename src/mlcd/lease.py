@@ -249,7 +249,9 @@ class Lease:
 
     def _is_done(self, record: dict[str, Any]) -> bool:
         stamps = {path.name: _stamp(path) for path in self._files}
-        return record.get("finished") == self._identity and record["files"] == stamps
+        # All there, too: a file may have gone before its writer looked at it.
+        same = record.get("finished") == self._identity and record["files"] == stamps
+        return same and None not in stamps.values()
 
     def _tidy(self) -> None:
         """Remove what says nothing to anybody any more."""

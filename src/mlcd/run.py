@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace, section: None) -> NoReturn:
         print(_HELP)
         raise SystemExit(0)
     setup_logging(None, "run")
-    snakemake = [sys.executable, "-m", "snakemake", *words]
+    # What a killed run left half-made is made again.
+    snakemake = [sys.executable, "-m", "snakemake", "--rerun-incomplete", *words]
     if {"-n", "--dry-run", "--dryrun"} & set(words):
         # Changes nothing, and may look on while another works.
         raise SystemExit(_supervised(snakemake))
