@@ -74,7 +74,8 @@ def _demand(rule: str, asked: dict[str, str], threads: int) -> Demand:
         nodes = int(asked.get("nodes", 1))
         cpus = ranks * int(asked.get("threads_per_rank", 1))
         if asked.get("device") == "cuda":
-            gres = f"gpu:{ranks}"
+            named = re.search(r"gres=(\S+)", asked.get("launch_options", ""))
+            gres = named[1] if named else f"gpu:{ranks}"
     partition, account = asked.get("slurm_partition", ""), asked.get("slurm_account", "")
     return Demand(
         rule, 1, partition, account, nodes, cpus, int(asked["mem_mb"]), int(asked["runtime"]), gres
