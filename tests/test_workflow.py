@@ -66,6 +66,10 @@ def test_every_stage_leaves_its_results(finished):
     assert {"pixels", "random", "trained", "frozen"} <= set(summary.model)
     assert summary.value.between(0, 1).all()
     assert json.loads((results / "export" / "timm" / "check.json").read_text())
+    cost = pd.read_csv(results / "report" / "efficiency.csv")
+    assert cost.state.eq("done").all()
+    assert cost.rule.value_counts()["embed"] == 4
+    assert cost[cost.rule == "train"].run.item() > 1
     steps = [json.loads(line) for line in (results / "train" / "metrics.jsonl").open()]
     assert [step["step"] for step in steps] == list(range(1, 2 * (4 * ROWS // 16) + 1))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import getpass
 import re
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+from mlcd import slurm
 from mlcd.doctor.checks import FAIL, Check, fail, gigabytes, ok, warn
 from mlcd.doctor.demands import Demand
 
@@ -15,12 +15,11 @@ from mlcd.doctor.demands import Demand
 _FIRST_LOOK = 40
 
 
-def call(*command: str, timeout: float = 60) -> tuple[int, str, str]:
+def call(*command: str) -> tuple[int, str, str]:
     """Run one of Slurm's programs; return exit code, stdout and stderr (1 if it does not end)."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return 1, "", str(error)
+    done = slurm.call(*command)
+    if done is None:
+        return 1, "", f"{command[0]} is not there, or does not answer within a minute"
     return done.returncode, done.stdout, done.stderr
 
 

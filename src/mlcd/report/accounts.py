@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlcd import slurm
 from mlcd.report.runlog import Job
 
 _FIELDS = ("JobIDRaw", "JobName", "State", "Submit", "Start", "End", "TotalCPU", "MaxRSS",
@@ -116,11 +116,8 @@ def _gang(line: dict[str, Any]) -> Job:
 
 
 def _run(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+    done = slurm.call(*command, timeout=120)
+    return done.stdout if done is not None and done.returncode == 0 else ""
 
 
 def _instant(text: str | None) -> float | None:
