@@ -9,29 +9,24 @@ instead of starting a second writer. A rank whose folder is no more the recorded
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shutil
-import signal
 import subprocess
-import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcd import slurm
 from mlcd.errors import UserError
 from mlcd.files import sha256_json, write_json
-from mlcd.gang import RANK_LOG, RECORD, Task, free_port
+from mlcd.gang import RANK_LOG, RECORD, Task
 from mlcd.head import Head
 from mlcd.jobs import POLL, Job, LocalJob, SlurmJob
 from mlcd.progress import LOGGER
 from mlcd.record import append_record
 from mlcd.story import local_story, slurm_story
+from mlcd.surroundings import Tail, environment, interruptible, stderr_to
 
 if TYPE_CHECKING:
     from mlcd.launch import Resources
@@ -59,8 +54,14 @@ class Driver:
     def run(self) -> Any:
         """Return rank 0's result. Raises :class:`UserError`."""
         self.home.mkdir(parents=True, exist_ok=True)
-        with _interruptible():
-            job = self._attach() or self._submit()
+        with interruptible():
+            try:
+                job = self._attach() or self._submit()
+            except KeyboardInterrupt:
+                # The job may have been taken in that very moment.
+                if left := self._attach():
+                    left.end()
+                raise
             while True:
                 try:
                     result = self._watch(job)
@@ -99,6 +100,7 @@ class Driver:
             "work": self.work,
             "job_id": None,
             "resubmitted": self.resubmitted,
+            "submitted": time.time(),
         }
         # Before the job exists: a driver killed in between leaves a name to look for.
         write_json(self.home / RECORD, record)
@@ -107,7 +109,7 @@ class Driver:
             self.function, self.kwargs, folder, local=self.resources.launcher == "local",
             requeues=self.resources.requeues, patience=self.resources.warning_s * 0.7,
         )  # fmt: skip
-        with _environment(self.resources), _stderr_to(folder / "controller.log"):
+        with environment(self.resources), stderr_to(folder / "controller.log"):
             if self.resources.launcher == "slurm":
                 job_id = _submit_patiently(lambda: executor.submit(task).job_id, record["name"])
             else:
@@ -190,7 +192,7 @@ class Driver:
 
     def _watch(self, job: Job) -> Any:
         """Wait for the gang's end; return its result or raise :class:`UserError` or _Again."""
-        log = _Tail(job.folder / RANK_LOG)
+        log = Tail(job.folder / RANK_LOG)
         look = _look_slurm if isinstance(job, SlurmJob) else _look_local
         head = Head.of_this_process()
         first_done: float | None = None
@@ -341,77 +343,3 @@ def _too_often(requeues: int, reason: Exception) -> str:
         f"{reason}, for the {requeues + 1}. time; what is done is kept. Raise --requeues "
         "(in a profile: resource requeues) or the time limit, and start again"
     )
-
-
-class _Tail:
-    """Copies what rank 0 appends to its log to where this process logs (it has its own times)."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._position = path.stat().st_size if path.exists() else 0
-
-    def show(self) -> None:
-        if self._path.exists():
-            with self._path.open("rb") as handle:
-                handle.seek(self._position)
-                text = handle.read()
-            # Whole lines only, so that a character is never cut in two.
-            text = text[: text.rfind(b"\n") + 1]
-            self._position += len(text)
-            for handler in LOGGER.handlers:
-                if isinstance(handler, logging.StreamHandler):
-                    handler.stream.write(text.decode("utf-8", "replace"))
-                    handler.flush()
-
-
-@contextmanager
-def _environment(resources: Resources) -> Iterator[None]:
-    """Set the variables that ranks inherit; restore the driver's own afterwards."""
-    # A gang may be launched from inside another job; its place in that job is not ours.
-    foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    before = dict(os.environ)
-    for name in before:
-        inherited = name.startswith(("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_"))
-        if name in foreign or (inherited and name != "SLURM_CONF"):
-            os.environ.pop(name)
-    os.environ["OMP_NUM_THREADS"] = str(resources.threads)
-    # Whatever this process can import, its ranks can, however it was started.
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    if resources.launcher == "local":
-        os.environ["MASTER_PORT"] = str(free_port())
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextmanager
-def _stderr_to(path: Path) -> Iterator[None]:
-    """Send what submitit's controller process says to a file: an interrupt is a traceback to it."""
-    sys.stderr.flush()
-    with path.open("wb") as handle:
-        before = os.dup(2)
-        os.dup2(handle.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt, as SIGINT is, so that ranks are ended on the way out."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mlcd.gang import RECORD
 from mlcd.jobs import Job, SlurmJob
 from mlcd.slurm import Status
 
@@ -31,7 +32,7 @@ def append_record(path: Path | None, stage: str, job: Job) -> None:
         "job_id": job.job_id,
         "state": "COMPLETED" if len(job.done()) == job.ranks else status.state or "FAILED",
         "tries": len(list(job.folder.glob("try-*"))),
-        "submitted": _iso((job.folder / "controller.log").stat().st_mtime),
+        "submitted": _iso(json.loads((job.folder.parent / RECORD).read_text())["submitted"]),
         "start": _iso(min(starts)) if starts else None,
         "end": _iso(max(ends)) if ends else None,
         "nodes": sorted({rank["node"] for rank in ranks}),

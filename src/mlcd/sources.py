@@ -37,6 +37,7 @@ NEUTRAL = frozenset(
         "sources",
         "startup",
         "story",
+        "surroundings",
         "usage",
     }
 )

@@ -14,6 +14,7 @@ from gangs import FOUR, TWO, job_of, misbehave, places, slurm, start_driver, wai
 
 from mlcd.errors import UserError
 from mlcd.launch import run_gang
+from mlcd.slurm import Status, _from_database, ask
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -216,3 +217,18 @@ def test_what_slurm_refuses_is_told_in_one_line(cluster, tmp_path):
     with pytest.raises(UserError, match=r"^sbatch refused the job: .*partition") as caught:
         run_gang(places, {}, tmp_path, dataclasses.replace(TWO, partition="nowhere"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_forgotten_job_is_gone_or_known_to_the_database(cluster, tmp_path):
+    assert ask("987654") == Status("GONE")
+    job = slurm("sbatch", "--parsable", "--wrap=sleep 60", "--output=/dev/null").strip()
+    wait_for(lambda: state_of(job) == "RUNNING")
+    slurm("scancel", job)
+    wait_for(lambda: not ask(job).alive)
+    assert ask(job).state == "CANCELLED"
+    known = _from_database(job)
+    if subprocess.run(["sacct"], capture_output=True).returncode == 0:
+        wait_for(lambda: _from_database(job).state == "CANCELLED", 30)
+        assert _from_database(job).details["NodeList"].startswith("node")
+    else:
+        assert known is None
