@@ -11,7 +11,8 @@ import yaml
 
 from mlcd.cli import main
 from mlcd.config import Config, published, registry
-from mlcd.evaluate.summary import table
+from mlcd.evaluate.measures import score_name
+from mlcd.evaluate.summary import markdown, table
 
 PRESETS = Path(__file__).parent.parent / "workflow" / "presets"
 
@@ -25,10 +26,14 @@ def preset(name: str, **changes) -> Config:
 
 def model(name: str, value: float, sets: list[str]) -> dict:
     """Metrics of one model with the same score on all sets."""
-    about = {"pictures": {"train": 5, "validation": 0, "test": 5, "failed": {}}}
-    one = about | {"scores": {"linear_probe": value}, "chance": {"linear_probe": 0.01}}
-    of_tags = about | {"scores": {"tags_map_11_point": value}, "chance": {"tags_map_11_point": 0.1}}
-    found = {dataset: of_tags if dataset == "voc2007" else one for dataset in sets}
+    found = {}
+    for dataset in sets:
+        score = score_name(registry.registry()[dataset]["metric"])
+        found[dataset] = {
+            "pictures": {"train": 5, "validation": 0, "test": 5, "failed": {}},
+            "scores": {score: value},
+            "chance": {score: 0.1 if dataset == "voc2007" else 0.01},
+        }
     return {"model": name, "seed": 0, "datasets": found}
 
 
@@ -67,6 +72,11 @@ def test_the_means_are_over_all_sets_or_not_there():
     rows = table([model("trained", 0.8, sets[:-1])])
     assert {row.dataset for row in rows if row.dataset.startswith("mean")} == {"mean_of_26"}
     assert not [row for row in table([model("trained", 0.8, sets[1:])]) if "mean" in row.dataset]
+    # A set judged by another measure is not the paper's.
+    other = model("trained", 0.8, sets[:-1])
+    about = other["datasets"]["fgvc_aircraft"]
+    about["scores"] = about["chance"] = {"linear_probe": 0.8}
+    assert not [row for row in table([other]) if "mean" in row.dataset]
     figures = published.figures(preset("laion400m-vit-l14"))
     rows = table([model("random", 0.2, sets), model("trained", 0.8, sets)], figures)
     found = {(row.model, row.dataset): row for row in rows}
@@ -93,6 +103,18 @@ def test_the_summary_prints_them_beside_ours(tmp_path):
     text = out.with_suffix(".md").read_text()
     assert "| published | 0.8460 |\n| trained − published | +0.0040 |\n\npublished: P (T)." in text
     assert text.count("| published |") == 1
+
+
+def test_the_lowest_rank_is_in_bold():
+    models = []
+    for name, rank in (("random", 40.0), ("trained", 7.0)):
+        one = model(name, 0.5, ["mnist"])
+        one["datasets"]["mnist"] |= {"scores": {"x_median_rank": rank},
+                                     "chance": {"x_median_rank": 50.0}}  # fmt: skip
+        models.append(one)
+    text = markdown(models, table(models))
+    assert "| trained | **7.0000** |" in text
+    assert text.count("**") == 2
 
 
 def test_figures_come_from_a_config_file(tmp_path, capsys):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mlcd.errors import UserError
 from mlcd.evaluate.features import KIND, SPLITS
 from mlcd.stores import h5
 
@@ -46,10 +47,12 @@ class Features:
 
 
 def read(path: str | os.PathLike[str], device: torch.device) -> Features:
-    """Read a features file. Raises :class:`UserError` if it is missing or damaged."""
+    """Read a features file. Raises :class:`UserError` if it is missing, damaged or old."""
     with h5.reading(path, KIND) as file:
         columns = {name: dataset[:] for name, dataset in file.items()}
         attributes = dict(file.attrs)
+    if "split" not in columns:
+        raise UserError(f"{path}: of another version; remove it and run --part features again")
     n = len(columns["key"])
     tags = np.zeros((n, len(columns["tag_name"])), bool)
     tags[columns["tag"][:, 0], columns["tag"][:, 1]] = True

@@ -74,3 +74,13 @@ OF_CLASSES = {
     "mean_top1_top5": mean_top1_top5,
 }
 OF_TAGS = {"map": mean_average_precision, "map_11_point": eleven_point_map}
+
+
+def score_name(metric: str) -> str:
+    """Return what the probe's score is called: its task, and the metric where it is not the usual.
+
+    linear_probe, linear_probe_roc_auc, …; tags_map, tags_map_11_point.
+    """
+    if metric in OF_TAGS:
+        return f"tags_{metric}"
+    return "linear_probe" if metric == "accuracy" else f"linear_probe_{metric}"

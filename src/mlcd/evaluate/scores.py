@@ -177,7 +177,7 @@ def _classes(section: Evaluate, dataset: Dataset, data: Features, result: dict[s
             section, data, scale(rows), targets, held,
             lambda fit, rows, targets: measure(fit.logits(rows), targets),
         )  # fmt: skip
-        name = _named("linear_probe", metric, "accuracy")
+        name = measures.score_name(metric)
         result["scores"][name] = measure(fitted.logits(scale(test_rows)), truth)
         result["chance"][name] = measure(constant, truth)
         result["linear_probe"] = about
@@ -211,7 +211,7 @@ def _tags(section: Evaluate, dataset: Dataset, data: Features, result: dict[str,
     scale = probe.Scale.of(rows)
     fitted, about = _probe(section, data, scale(rows), targets, held, scorer)
     logits = fitted.logits(scale(test_rows)).cpu().numpy()
-    name = _named("tags_map", dataset.tag_metric, "map")
+    name = measures.score_name(dataset.tag_metric)
     result["tags"] = {"kept": int(kept.sum()), "too_rare": int((~kept).sum())}
     result["scores"][name] = measure(logits, truth)
     result["tags_probe"] = about
@@ -297,10 +297,3 @@ def _probe(
         "validation_score": {f"{c:g}": round(s, DIGITS) for c, s in choice.scores.items()},
         "iterations": fitted.iterations,
     }
-
-
-def _named(task: str, metric: str, usual: str) -> str:
-    """Return a score's name: the task, and the metric where it is not the usual one."""
-    if metric == usual:
-        return task
-    return f"{task}_{metric.removeprefix('map_')}"

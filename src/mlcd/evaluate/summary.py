@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mlcd.config import load, published
-from mlcd.config.registry import published_sets
+from mlcd.config.registry import published_sets, registry
 from mlcd.errors import UserError
+from mlcd.evaluate.measures import score_name
 from mlcd.evaluate.scores import DIGITS
 from mlcd.files import atomic_path, read_json, write_text
 
@@ -132,16 +133,18 @@ def table(models: Sequence[dict[str, Any]], figures: Sequence[dict[str, Any]] = 
 
 
 def _means(rows: Sequence[Row]) -> list[Row]:
-    """Return the means of the probes over CLIP's 26 sets, and with ImageNet over 27, if all are."""
-    everything = published_sets()
+    """Return the means over CLIP's 26 sets, and with ImageNet over 27, where all are judged.
+
+    Each set counts with the probe's score by its own measure, as in the paper.
+    """
+    measure = {name: score_name(registry()[name]["metric"]) for name in published_sets()}
     found = []
-    for sets in ([name for name in everything if name != "imagenet"], everything):
+    for sets in ([name for name in measure if name != "imagenet"], list(measure)):
         for model in dict.fromkeys(row.model for row in rows):
-            # One probe a set: of classes, and of VOC 2007 of tags.
             values = {
                 row.dataset: row
                 for row in rows
-                if row.model == model and row.metric.startswith(("linear_probe", "tags_map"))
+                if row.model == model and row.metric == measure.get(row.dataset)
             }
             if set(sets) <= set(values):
                 mean = sum(values[name].value for name in sets) / len(sets)
