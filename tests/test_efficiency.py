@@ -35,8 +35,8 @@ def test_a_row_a_job_with_failed_attempts(stores, tmp_path):
 
 def test_the_table_adds_up(stores, tmp_path):
     page = stores.draw("efficiency", tmp_path / "e.html")
-    # 2 threads for 270 + 175 + 115 s; 262.5 + 23 of them at work, the failed attempt unknown.
-    assert "3 jobs took 19 core minutes" in page
+    # 2 threads for 270 + 175 + 115 s. Of the two measured, 262.5 + 23 s of 580 at work.
+    assert "3 jobs held cores for 19 core minutes, and worked 49% of it" in page
     cells = [cell.split("</td>")[0] for cell in page.split('<td class="number">')[1:]]
     assert cells == ["3", "1", "–", "–", "2 min 55 s", "4 min 30 s", "0.31", "49%", "800.0 MB",
                      "80%", "–"]  # fmt: skip

@@ -63,9 +63,13 @@ def _look(demand: Demand, folder: Path, wait: int) -> Iterator[Check]:
         # One GPU tells as much as eight, and comes sooner.
         one.append("--gres=" + ":".join([*demand.gres.split(":")[:-1], "1"]))
     command = ["srun", f"--immediate={wait}", "--nodes=1", "--ntasks=1", "--time=5",
-               f"--mem={min(demand.memory, 2000)}", "--job-name=mlcd-doctor", "--quiet", *one,
+               f"--mem={min(demand.memory, 4000)}", "--job-name=mlcd-doctor", "--quiet", *one,
                "sh", "-c", _SCRIPT, "doctor", str(folder), token, sys.executable]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # Asked from within a job, srun would stay on that job's node.
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("SLURM_JOB", "SLURM_N"))
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=wait + 300,
                               env=environment)  # fmt: skip

@@ -39,8 +39,9 @@ def draw(section: Report, folder: str, snakemake: str) -> Drawing:
         about = "Snakemake's logs (.snakemake/log) are gone, or the run was made elsewhere."
         return Drawing("No job of this run is known here", about, rows=_csv(jobs))
     rules = sorted({job.rule for job in jobs}, key=lambda rule: -_hours(_of(jobs, rule))[1])
-    used, asked = _hours(jobs)
-    title = f"{len(jobs):,} jobs took {_core_hours(asked)}, {_share(used, asked)} of them at work"
+    title = f"{len(jobs):,} jobs held cores for {_core_hours(_hours(jobs)[1])}"
+    if known := _measured(jobs):
+        title += f", and worked {_share(*_hours(known))} of it"
     gpu_hours = sum(job.gpus * (job.run or 0.0) for job in jobs) / 3600
     lead = f"{sum(job.state == 'failed' for job in jobs)} attempts failed. "
     if gpu_hours:
@@ -67,8 +68,12 @@ def _of(jobs: Iterable[Job], rule: str) -> list[Job]:
     return [job for job in jobs if job.rule == rule]
 
 
+def _measured(jobs: Iterable[Job]) -> list[Job]:
+    return [job for job in jobs if job.cpu is not None and job.run]
+
+
 def _hours(jobs: Iterable[Job]) -> tuple[float, float]:
-    """Return core hours at work and held, of the jobs of which both are known for the first."""
+    """Return core hours at work and held."""
     used = held = 0.0
     for job in jobs:
         held += job.threads * (job.run or 0.0) / 3600
@@ -79,7 +84,7 @@ def _hours(jobs: Iterable[Job]) -> tuple[float, float]:
 def _row(rule: str, jobs: list[Job]) -> list[str]:
     queues = [job.queue for job in jobs if job.queue is not None]
     runs = [job.run for job in jobs if job.run is not None]
-    known = [job for job in jobs if job.cpu is not None and job.run]
+    known = _measured(jobs)
     sized = [job for job in jobs if job.memory]
     largest = max(sized, key=lambda job: job.memory or 0.0) if sized else None
     busy = [job.gpu_busy for job in jobs if job.gpu_busy is not None]
