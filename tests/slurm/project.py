@@ -32,7 +32,7 @@ VARIABLES = {
 SMALL = {
     "prepare": CONFIG["prepare"],
     "download": {**CONFIG["download"], "passes": 1, "backoff": 0.1},
-    "train": {**CONFIG["train"], "epochs": 30},
+    "train": {**CONFIG["train"], "epochs": 20},
     "evaluate": {**CONFIG["evaluate"], "models": ["pixels", "random", "trained"]},
 }
 
@@ -136,14 +136,18 @@ class Project(Checkout):
 
         return wait_for(first, f"a running job of {rule}", seconds)
 
-    def log_begun(self, rule: str, seconds: float = 120) -> None:
-        """Wait until the program of a job of `rule` has started, not only the job."""
-        folder = self.folder / "results" / "logs"
-
-        def begun():
-            return [*folder.glob(f"{rule}/*.log"), *folder.glob(f"{rule}.log")]
-
-        wait_for(begun, f"the log of {rule}", seconds)
+    def ranks(self, job: dict[str, str]) -> list[psutil.Process]:
+        """Return the processes of a gang's ranks."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                words = process.cmdline()
+                # srun has the same words after its own name.
+                if "submitit.core._submit" in words and "python" in Path(words[0]).name:
+                    if process.environ().get("SLURM_JOB_ID") == job["JobId"]:
+                        found.append(process)
+        # Not a rank's own helpers.
+        return [process for process in found if process.parent() not in found]
 
     def steps_trained(self) -> int:
         """Return the number of steps that the running training has reported."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from project import Project, scontrol, wait_for
@@ -11,7 +14,10 @@ from project import Project, scontrol, wait_for
 
 @pytest.fixture
 def training(again):
-    """A function: the profile's names → a project, its head and its job, some steps on."""
+    """A function: the profile's names → a project, its head and its job, some steps on.
+
+    The ranks stand still: a test that does not end them lets them go on by :func:`thaw`.
+    """
 
     def start(**names: str):
         project = again("train")
@@ -19,10 +25,29 @@ def training(again):
         head = project.start("results/train/encoder.safetensors")
         wait_for(lambda: project.steps_trained() >= 12, "twelve steps of training")
         (job,) = project.jobs("train")
+        # A quick machine would be done before Slurm has acted.
+        for rank in project.ranks(job):
+            rank.suspend()
         assert job["JobState"] == "RUNNING"
         return project, head, job
 
     return start
+
+
+def thaw(project: Project, job: dict[str, str]) -> None:
+    for rank in project.ranks(job):
+        rank.resume()
+
+
+def told_to_stop(project: Project, job: dict[str, str]) -> bool:
+    """True if SIGUSR2 waits for every rank."""
+    bit = 1 << (signal.SIGUSR2 - 1)
+    ranks = project.ranks(job)
+    pending = [
+        int(re.search(r"ShdPnd:\s*(\w+)", Path(f"/proc/{rank.pid}/status").read_text())[1], 16)
+        for rank in ranks
+    ]
+    return bool(ranks) and all(signals & bit for signals in pending)
 
 
 def push_off(job: dict[str, str]) -> None:
@@ -56,6 +81,8 @@ def test_a_cancelled_training_is_tried_again(undisturbed, training):
 def test_a_training_at_its_time_limit_goes_on(undisturbed, training):
     project, head, job = training()
     scontrol("update", f"JobId={job['JobId']}", "TimeLimit=1")
+    wait_for(lambda: told_to_stop(project, job), "the signal before the time limit", 90)
+    thaw(project, job)
     wait_for(lambda: restarted(project), "the requeue at the time limit", 150)
     # The next start has its full time again, as it has where the limit is the job's own.
     scontrol("update", f"JobId={job['JobId']}", "TimeLimit=10")
@@ -95,6 +122,7 @@ def test_the_controller_is_away_for_45_seconds(undisturbed, training, cluster):
     project, head, job = training()
     controller = cluster.controller()
     controller.suspend()
+    thaw(project, job)
     time.sleep(45)
     controller.resume()
     head.finish()
