@@ -143,9 +143,9 @@ class Project(Checkout):
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 words = process.cmdline()
                 # srun has the same words after its own name.
-                if "submitit.core._submit" in words and "python" in Path(words[0]).name:
-                    if process.environ().get("SLURM_JOB_ID") == job["JobId"]:
-                        found.append(process)
+                is_rank = "submitit.core._submit" in words and "python" in Path(words[0]).name
+                if is_rank and process.environ().get("SLURM_JOB_ID") == job["JobId"]:
+                    found.append(process)
         # Not a rank's own helpers.
         return [process for process in found if process.parent() not in found]
 
