@@ -85,7 +85,7 @@ class Project(Checkout):
     def write_profile(self, resources: dict[str, str] | None = None, **changes: object) -> None:
         """Fill in the names at the top of profiles/slurm-cpu, as a user does.
 
-        `resources`: rule → a line added to what the profile sets for the rule.
+        `resources`: rule → a line that is added to, or replaces one of, the rule's resources.
         """
         text = (ROOT / "profiles" / "slurm-cpu" / "config.yaml").read_text()
         for name, value in {**VARIABLES, **changes}.items():
@@ -95,7 +95,11 @@ class Project(Checkout):
         for rule, line in (resources or {}).items():
             if f"  {rule}:\n" not in after:
                 after = f"  {rule}:\n{after}"
-            after = after.replace(f"  {rule}:\n", f"  {rule}:\n    {line}\n", 1)
+            start, name, rest = after.partition(f"  {rule}:\n")
+            block = re.match(r"(    .*\n)*", rest)[0]
+            key = line.partition(":")[0]
+            kept = re.sub(rf"(?m)^    {key}:.*\n", "", block)
+            after = f"{start}{name}    {line}\n{kept}{rest[len(block) :]}"
         text = before + section + after
         (self.folder / "profiles" / "slurm-cpu" / "config.yaml").write_text(text)
         shutil.copytree(

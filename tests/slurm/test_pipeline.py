@@ -18,7 +18,7 @@ def test_everything_on_four_nodes_equals_one_machine(undisturbed, again, tmp_pat
     assert done.returncode == 0, done.stdout[-6000:]
 
     project = again("prepare")
-    project.write_profile(nodes=2, ranks=2)
+    project.write_profile({"cluster": "nodes: 2"}, nodes=2, ranks=2)
     project.run(seconds=500)
 
     for stage in STAGES:
@@ -37,5 +37,9 @@ def test_everything_on_four_nodes_equals_one_machine(undisturbed, again, tmp_pat
     print(f"jobs by rule: {dict(by_rule)}; chunk jobs by node: {dict(by_node)}")
     assert {rule: by_rule[rule] for rule in CHUNK_STAGES} == dict.fromkeys(CHUNK_STAGES, 4)
     assert len(by_node) > 1, "chunks were to spread over nodes"
-    (gang,) = [job for job in jobs if job["Rule"] == "train"]
-    assert (gang["NumNodes"], gang["NumTasks"]) == ("2", "4")
+    gangs = {job["Rule"]: (job["NumNodes"], job["NumTasks"]) for job in jobs}
+    assert gangs["cluster"] == ("2", "2")
+    assert gangs["train"] == ("2", "4")
+    embeds = [job for job in jobs if job["Rule"] == "embed"]
+    starts, ends = ([job[key] for job in embeds] for key in ("StartTime", "EndTime"))
+    assert max(starts) < min(ends), "the four chunks were to be embedded at the same time"
