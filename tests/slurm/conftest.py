@@ -80,7 +80,7 @@ def undisturbed(cluster, _site, tmp_path_factory):
     project = Project(tmp_path_factory.mktemp("undisturbed") / "project")
     project.write_pictures(_site.url, _site.folder)
     done = project.snakemake("--cores", "2", "--until", "train")
-    assert done.returncode == 0, done.stdout[-6000:]
+    assert done.returncode == 0, done.stdout[-3000:]
     assert all(project.hashes(stage) for stage in STAGES)
     return project
 
