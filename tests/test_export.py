@@ -172,7 +172,8 @@ def test_the_card_tells_where_the_weights_come_from(tmp_path):
     centroids = centroids_file(tmp_path / "centroids.h5", unit_vectors(20, 8), model="clip|x")
     summary = tmp_path / "summary.csv"
     summary.write_text(
-        "model,dataset,metric,value,seed\nchance,few,knn,0.1,0\ntrained,few,knn,0.625,0\n"
+        "model,dataset,metric,value,seed\nchance,few,knn,0.1,0\n"
+        "trained,few,knn,0.5,0\ntrained,few,knn,0.75,1\n"
     )
     export(
         tmp_path / "train", tmp_path / "export", "timm",
@@ -189,6 +190,7 @@ def test_the_card_tells_where_the_weights_come_from(tmp_path):
         "| Clusters | 20 |",
         r"| Clustered features | `clip\|x` |",
         "| few | knn | 0.6250 | 0.1000 |",
+        "Means over 2 seeds.",
         "  scale: 16.0",
         f"| Fingerprint of the centres | `{Centroids(centroids).fingerprint}` |",
         f"| model.safetensors | `{sha256_file(folder / 'model.safetensors')}` |",
@@ -199,3 +201,9 @@ def test_the_card_tells_where_the_weights_come_from(tmp_path):
     summary.write_text("model,dataset\nx,y\n")
     with pytest.raises(UserError, match=r"not the summary\.csv"):
         export(tmp_path / "train", tmp_path / "export", "timm", summary=str(summary))
+    summary.write_text("model,dataset,metric,value\n")
+    export(tmp_path / "train", tmp_path / "export", "timm", summary=str(summary))
+    assert "## Results" not in (folder / "README.md").read_text()
+    others = centroids_file(tmp_path / "others.h5", unit_vectors(9, 8))
+    with pytest.raises(UserError, match="9 clusters, but the encoder was trained on 20"):
+        export(tmp_path / "train", tmp_path / "export", "timm", centroids=str(others))

@@ -59,8 +59,10 @@ def run(arguments: argparse.Namespace, section: Export) -> None:
     from mlcd.export import card
     from mlcd.files import sha256_file
 
-    made_from = card.origin(arguments.lists, arguments.centroids, arguments.summary)
     about = trainable.read_description(arguments.encoder)
+    made_from = card.origin(
+        arguments.lists, arguments.centroids, arguments.summary, about.get("num_classes")
+    )
     encoder = trainable.load(arguments.encoder)
     for name in section.formats:
         module = module_of(name)

@@ -10,6 +10,7 @@ import csv
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -38,22 +39,25 @@ class Origin:
     """What the weights were made from.
 
     `lists`: names of the URL lists; `clusters`: facts of the centres, name → value; `results`:
-    (data set, metric) → model → value. Empty where the files were not given.
+    (data set, metric) → model → values, one a seed. Empty where the files were not given.
     """
 
     lists: list[str] = field(default_factory=list)
     clusters: dict[str, str] = field(default_factory=dict)
-    results: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    results: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
 
 
-def origin(lists: list[str], centroids: str | None, summary: str | None) -> Origin:
+def origin(
+    lists: list[str], centroids: str | None, summary: str | None, num_classes: int | None
+) -> Origin:
     """Read `clusters/centroids.h5` and `evaluate/summary.csv`; either may be None.
 
-    Raises :class:`UserError` if a file is missing or not what its stage writes.
+    `num_classes` is the encoder's, None if unknown. Raises :class:`UserError` if a file is missing,
+    not what its stage writes, or of another run.
     """
     return Origin(
         [Path(name).name for name in lists],
-        _clusters(centroids) if centroids else {},
+        _clusters(centroids, num_classes) if centroids else {},
         _results(summary) if summary else {},
     )
 
@@ -135,14 +139,19 @@ def _scores(made_from: Origin) -> list[str]:
     known = {model for values in made_from.results.values() for model in values}
     models = [name for name in _MODELS if name in known] + sorted(known - set(_MODELS))
     rows = [
-        (dataset, metric, *(f"{values[m]:.4f}" if m in values else "" for m in models))
+        (dataset, metric, *(f"{fmean(values[m]):.4f}" if m in values else "" for m in models))
         for (dataset, metric), values in made_from.results.items()
     ]
     words = (
         "`trained` is this encoder; `random` the same at random weights, `frozen` the encoder "
-        "whose features were clustered. One seed, if not said otherwise."
+        f"whose features were clustered. {_seeds(made_from)}"
     )
     return ["## Results", words, _table(("data set", "metric", *models), rows)]
+
+
+def _seeds(made_from: Origin) -> str:
+    most = max(len(one) for values in made_from.results.values() for one in values.values())
+    return f"Means over {most} seeds." if most > 1 else "One seed."
 
 
 def _licence(licence: str | None) -> str:
@@ -158,8 +167,13 @@ def _licence(licence: str | None) -> str:
     )
 
 
-def _clusters(path: str) -> dict[str, str]:
+def _clusters(path: str, num_classes: int | None) -> dict[str, str]:
     centroids = Centroids(path)
+    if num_classes not in (None, centroids.K):
+        raise UserError(
+            f"{path}: {centroids.K} clusters, but the encoder was trained on {num_classes}; "
+            "give the centroids of the same run"
+        )
     with reading(path, "centroids") as file:
         pictures = int(file["size"][:].sum())
     model = json.loads(centroids.model or "{}")
@@ -175,13 +189,14 @@ def _clusters(path: str) -> dict[str, str]:
     return facts
 
 
-def _results(path: str) -> dict[tuple[str, str], dict[str, float]]:
-    found: dict[tuple[str, str], dict[str, float]] = {}
+def _results(path: str) -> dict[tuple[str, str], dict[str, list[float]]]:
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
     try:
         with Path(path).open(encoding="utf-8", newline="") as handle:
             for row in csv.DictReader(handle):
                 model, dataset, metric, value = (row[name] for name in _COLUMNS)
-                found.setdefault((dataset, metric), {})[model] = float(value)
+                models = found.setdefault((dataset, metric), {})
+                models.setdefault(model, []).append(float(value))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage evaluate first") from None
     except (KeyError, TypeError, ValueError, UnicodeDecodeError):
