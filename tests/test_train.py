@@ -257,7 +257,9 @@ def test_the_final_encoder_is_of_the_second_size_and_exports(runs, tmp_path, nam
     folder = Path(runs[name]["output"])
     description = read_json(folder / "encoder.json")
     assert description["image_size"] == 48 == trainable.load(folder).image_size
-    parsed = argparse.Namespace(encoder=str(folder), output=str(tmp_path))
+    parsed = argparse.Namespace(
+        encoder=str(folder), output=str(tmp_path), centroids=None, summary=None, lists=[]
+    )
     mlcd.export.run(parsed, Export(formats=["timm"]))
     assert read_json(tmp_path / "timm" / "check.json")["image_size"] == 48
 
