@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slurm)
-            item.add_marker(pytest.mark.timeout(600, func_only=True))
+            item.add_marker(pytest.mark.timeout(1200, func_only=True))
             if Cluster.here() is None:
                 item.add_marker(skip)
 

@@ -48,7 +48,7 @@ OUTPUTS = {
 STAGES = list(OUTPUTS)
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> object:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 300) -> object:
     """Return the condition's first true value. Raises AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -110,7 +110,7 @@ class Project(Checkout):
         """Start snakemake, or ``mlcd run``, on the cluster; targets are files, or a rule."""
         return Head(self, program, options)
 
-    def run(self, *options: str, seconds: float = 240) -> Head:
+    def run(self, *options: str, seconds: float = 480) -> Head:
         """Run snakemake on the cluster to its end. Raises AssertionError if it fails."""
         return self.start(*options).finish(seconds)
 
@@ -132,7 +132,7 @@ class Project(Checkout):
                 found.append(job)
         return sorted(found, key=lambda job: int(job["JobId"]))
 
-    def running(self, rule: str, seconds: float = 120) -> dict[str, str]:
+    def running(self, rule: str, seconds: float = 300) -> dict[str, str]:
         """Wait until a job of `rule` runs and return it."""
 
         def first():
@@ -196,14 +196,14 @@ class Head:
         """What it has said so far."""
         return self.log.read_text(errors="replace")
 
-    def wait(self, seconds: float = 240) -> int:
+    def wait(self, seconds: float = 480) -> int:
         """Wait for its end and return the exit code."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"not done after {seconds:.0f} s:\n{self.text[-6000:]}") from None
 
-    def finish(self, seconds: float = 240) -> Head:
+    def finish(self, seconds: float = 480) -> Head:
         """Wait for its end. Raises AssertionError with what it said if it failed."""
         code = self.wait(seconds)
         assert code == 0, self.text[-6000:]

@@ -81,9 +81,9 @@ def test_a_cancelled_training_is_tried_again(undisturbed, training):
 def test_a_training_at_its_time_limit_goes_on(undisturbed, training):
     project, head, job = training()
     scontrol("update", f"JobId={job['JobId']}", "TimeLimit=1")
-    wait_for(lambda: told_to_stop(project, job), "the signal before the time limit", 90)
+    wait_for(lambda: told_to_stop(project, job), "the signal before the time limit")
     thaw(project, job)
-    wait_for(lambda: restarted(project), "the requeue at the time limit", 150)
+    wait_for(lambda: restarted(project), "the requeue at the time limit")
     # The next start has its full time again, as it has where the limit is the job's own.
     scontrol("update", f"JobId={job['JobId']}", "TimeLimit=10")
     head.finish()

@@ -20,7 +20,7 @@ def test_everything_on_four_nodes_equals_one_machine(undisturbed, again, tmp_pat
 
     project = again("prepare")
     project.write_profile({"cluster": "nodes: 2"}, nodes=2, ranks=2)
-    project.run(seconds=500)
+    project.run(seconds=1000)
 
     for stage in STAGES:
         expected = (alone if stage == "train" else undisturbed).hashes(stage)
