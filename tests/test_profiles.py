@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yte
+
+from mlcd.plan import Chunk
 
 ROOT = Path(__file__).parent.parent
 SLURM = ("slurm", "slurm-1gpu", "slurm-cpu")
@@ -53,6 +57,28 @@ def test_the_profiles_differ_only_in_width_and_gpus():
     alike = [{k: v for k, v in p.items() if k not in width} for p in profiles.values()]
     assert alike[0] == alike[1] == alike[2]
     assert "gres" not in str(profiles["slurm-cpu"])
+
+
+def test_memory_and_time_grow_with_rows_threads_and_attempt():
+    """rules/resources.smk holds functions alone: plain Python."""
+    names = {
+        "math": math,
+        "CHUNKS": {"small": Chunk("a.parquet", 0, 600), "large": Chunk("a.parquet", 1, 2_000_000)},
+        "CONFIG": SimpleNamespace(cluster=SimpleNamespace(k=1_000_000)),
+    }
+    exec((ROOT / "rules" / "resources.smk").read_text(), names)
+    small, large = SimpleNamespace(chunk="small"), SimpleNamespace(chunk="large")
+    asked = names["memory"](2000, row_bytes=500, thread_mb=750)
+    assert asked(small, 1, 2) == 3500
+    assert asked(large, 1, 2) == 4500
+    assert asked(large, 1, 16) == 15000
+    assert asked(large, 3, 16) == 45000
+    limit = names["minutes"](15, rows_a_second=1000)
+    assert (limit(small, 1, 8), limit(large, 1, 8), limit(large, 2, 8)) == (16, 49, 98)
+    wide = names["minutes"](15, rows_a_second=100, by_threads=True)
+    assert wide(large, 1, 8) == 15 + 42
+    centres = names["memory_for_centres"](6000, 16)
+    assert (centres(None, 1), centres(None, 2)) == (22000, 33000)
 
 
 @pytest.mark.workflow
