@@ -1,10 +1,13 @@
-"""CPU-seconds and objective of k-means: stage cluster beside faiss.Kmeans, on planted groups.
+"""CPU-seconds and objective of k-means: stage cluster beside its peers, with one thread each.
 
     python benchmarks/cluster.py --rows 200000 --dim 512 --k 4096 --iterations 5 --repeats 3
+    python benchmarks/cluster.py --data crops.h5 --k 4096 --iterations 5
 
-Every run is a process of its own with one thread, so that CPU-seconds compare the work alone.
-The objective is exact for each: the mean cosine similarity of a row to its nearest final centre.
-Prints a table in Markdown: medians over the repeats, least and greatest CPU-seconds in brackets.
+Rows in planted groups, or those of a file (benchmarks/crops.py makes real ones). Every run is a
+process of its own with one thread, so that CPU-seconds compare the work alone; the contenders take
+turns. The objective is exact for each: the mean cosine similarity of a row to its nearest final
+centre, in float64. Prints a table in Markdown: medians over the repeats, least and greatest
+CPU-seconds in brackets. Contenders that are not installed are left out (pip install superkmeans).
 """
 
 from __future__ import annotations
@@ -23,11 +26,15 @@ from pathlib import Path
 import numpy as np
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
+sys.path.insert(0, str(SOURCE))
+
+import cluster_peers  # noqa: E402
+
+from mlcd.stores.embeddings import Embeddings  # noqa: E402
 
 
 def write_rows(path: Path, n: int, d: int, groups: int) -> None:
     """Write n unit rows [n, d] in float16 around `groups` random directions."""
-    sys.path.insert(0, str(SOURCE))
     from mlcd.stores import h5
 
     rng = np.random.default_rng(0)
@@ -40,43 +47,14 @@ def write_rows(path: Path, n: int, d: int, groups: int) -> None:
             writer.append("embedding", rows.astype(np.float16))
 
 
-def run_mlcd(path: Path, k: int, iterations: int, limit: str) -> np.ndarray:
-    """Cluster with the stage; return centres float32 [K, d]."""
-    from mlcd import cli
-    from mlcd.stores.centroids import Centroids
-
-    output = path.with_name(f"c-{os.getpid()}.h5")
-    words = ["cluster", "--embeddings", path, "--output", output, "--threads", 1]
-    words += ["--k", k, "--iterations", iterations, "--memory-limit", limit]
-    if cli.main([str(word) for word in words]):
-        raise SystemExit(1)
-    return Centroids(output).array
-
-
-def run_faiss(path: Path, k: int, iterations: int) -> np.ndarray:
-    """Cluster with faiss.Kmeans without subsampling; return centres float32 [K, d]."""
-    import faiss
-
-    from mlcd.stores.embeddings import Embeddings
-
-    faiss.omp_set_num_threads(1)
-    rows = Embeddings(path).read()
-    faiss.normalize_L2(rows)
-    kmeans = faiss.Kmeans(
-        rows.shape[1], k, niter=iterations, spherical=True, seed=0,
-        max_points_per_centroid=len(rows),
-    )  # fmt: skip
-    kmeans.train(rows)
-    return kmeans.centroids
-
-
 def objective(path: Path, centres: np.ndarray) -> float:
     """Return the mean cosine similarity of a row to its nearest centre, in float64."""
     from mlcd.neighbours.exact import ExactSearch
     from mlcd.neighbours.rows import Rows
-    from mlcd.stores.embeddings import Embeddings
 
-    search, total = ExactSearch(centres, threads=1), 0.0
+    # Not every library leaves them of unit length.
+    lengths = np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
+    search, total = ExactSearch((centres / lengths).astype(np.float32), threads=1), 0.0
     rows = Rows([Embeddings(path)], 8192)
     for _, block in rows.blocks():
         total += search.similarities(block, search.nearest(block, 1)).sum()
@@ -85,13 +63,10 @@ def objective(path: Path, centres: np.ndarray) -> float:
 
 def child(arguments: argparse.Namespace) -> None:
     """One measured run in this process; prints a line of JSON."""
-    sys.path.insert(0, str(SOURCE))
     path, k, iterations = Path(arguments.data), arguments.k, arguments.iterations
+    contender = cluster_peers.PEERS.get(arguments.child, cluster_peers.mlcd_cluster)
     start, began = time.process_time(), time.monotonic()
-    if arguments.child == "faiss.Kmeans":
-        centres = run_faiss(path, k, iterations)
-    else:
-        centres = run_mlcd(path, k, iterations, arguments.child.split()[-1])
+    centres = contender(path, k, iterations, arguments.child.split()[-1])
     measured = {
         "cpu": time.process_time() - start,
         "wall": time.monotonic() - began,
@@ -109,17 +84,22 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limits", nargs="+", default=["4GiB", "512MiB"])
+    parser.add_argument("--data", type=Path, help="embeddings to cluster, instead of planted ones")
+    parser.add_argument("--peers", nargs="*", default=list(cluster_peers.PEERS))
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--data", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments)
         return
-    names = ["faiss.Kmeans", *(f"mlcd cluster, limit {limit}" for limit in arguments.limits)]
+    names = [name for name in arguments.peers if cluster_peers.installed(name)]
+    names += [f"mlcd cluster, limit {limit}" for limit in arguments.limits]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "e.h5"
-        write_rows(data, arguments.rows, arguments.dim, arguments.groups)
+        if arguments.data:
+            data.symlink_to(arguments.data.resolve())
+        else:
+            write_rows(data, arguments.rows, arguments.dim, arguments.groups)
         for _ in range(arguments.repeats):
             for name in names:
                 words = [sys.executable, __file__, "--child", name, "--data", data]
@@ -127,19 +107,23 @@ def main() -> None:
                 one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
                 done = subprocess.run(
                     list(map(str, words)), env={**os.environ, **one}, check=True,
-                    capture_output=True, text=True,
+                    stdout=subprocess.PIPE, text=True,
                 )  # fmt: skip
                 runs[name].append(json.loads(done.stdout.splitlines()[-1]))
-    print(f"{arguments.rows} rows, d = {arguments.dim}, K = {arguments.k}, ", end="")
-    print(f"{arguments.iterations} iterations, {arguments.groups} planted groups\n")
-    print("| | CPU-seconds | wall seconds | peak MiB | objective |\n|---|---|---|---|---|")
+                print(name, runs[name][-1], file=sys.stderr, flush=True)
+        n, d = Embeddings(data).n, Embeddings(data).d
+    print(f"{n} rows, d = {d}, K = {arguments.k}, {arguments.iterations} iterations\n")
+    print("| | CPU-seconds | of the first | wall seconds | peak MiB | objective |")
+    print("|---|---:|---:|---:|---:|---:|")
+    base = statistics.median(result["cpu"] for result in runs[names[0]])
     for name, results in runs.items():
         cpu, wall, peak, value = (
             [result[key] for result in results] for key in ("cpu", "wall", "peak", "objective")
         )
         spread = f"({min(cpu):.1f} to {max(cpu):.1f})"
         print(
-            f"| {name} | {statistics.median(cpu):.1f} {spread} | {statistics.median(wall):.1f} "
+            f"| {name} | {statistics.median(cpu):.1f} {spread} "
+            f"| {statistics.median(cpu) / base:.2f} | {statistics.median(wall):.1f} "
             f"| {max(peak):.0f} | {statistics.median(value):.4f} |"
         )
 

@@ -7,6 +7,7 @@ stage does. `limit` is for the stage alone.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -94,3 +95,8 @@ PEERS: dict[str, Callable[[Path, int, int, str], np.ndarray]] = {
     "superkmeans (PyPI)": pypi_superkmeans,
     "sklearn KMeans (lloyd)": sklearn_lloyd,
 }
+
+
+def installed(name: str) -> bool:
+    """Return whether the library of a contender is there."""
+    return name != "superkmeans (PyPI)" or importlib.util.find_spec("superkmeans") is not None
