@@ -182,16 +182,17 @@ def test_repair_splits_the_greatest_spread_first_and_never_copies() -> None:
     before = centres.copy()
     _, _, spread = move_centres(centres, sums)
     np.testing.assert_array_equal(centres[3:], before[3:])
-    old = centres.copy()
-    assert repair_empty(centres, sums.size, spread, [0, 1]) == 2
+    old, moved = centres.copy(), np.zeros(5, bool)
+    assert repair_empty(centres, sums.size, spread, [0, 1], moved) == 2
     np.testing.assert_array_equal(centres[[0, 2]], old[[0, 2]])
+    assert moved.tolist() == [False, True, False, True, True]
     for j in (1, 3, 4):
         assert not (centres[j] == old[j]).all()
         assert centres[j] @ old[1] > 0.999
     assert len(np.unique(centres, axis=0)) == 5
     only_copies = np.zeros(5)
     untouched = centres.copy()
-    assert repair_empty(centres, sums.size, only_copies, [0, 1]) == 2
+    assert repair_empty(centres, sums.size, only_copies, [0, 1], moved) == 2
     np.testing.assert_array_equal(centres, untouched)
 
 

@@ -32,51 +32,78 @@ def moving_centres(rows: np.ndarray, passes: int) -> list[np.ndarray]:
     return found
 
 
-def check(rows: np.ndarray, threads: int = 1) -> list[Assignment]:
+def check(rows: np.ndarray, passes: list[np.ndarray], threads: int = 1) -> list[tuple[bool, bool]]:
     """Check every pass in blocks of uneven length against a full search."""
     assignment = Assignment(1000, len(rows), threads=threads)
-    stages = []
-    for centres in moving_centres(rows, 4):
-        assignment.start(centres)
+    stages, before, expected = [], None, np.full(len(rows), -1)
+    for centres in passes:
+        moved = None if before is None else (centres != before).any(axis=1)
+        assignment.start(centres, moved)
+        last, before = expected, centres
         expected = ExactSearch(centres, threads=1, prune=False).nearest(rows, 1)[:, 0]
-        for first in (0, 4000, 4001):
-            block = rows[first : {0: 4000, 4000: 4001, 4001: len(rows)}[first]]
-            found = assignment.nearest(1000 + first, block)
-            np.testing.assert_array_equal(found, expected[first : first + len(block)])
-            assignment.keep(1000 + first, found)
+        for first, end in ((0, 4000), (4000, 4001), (4001, len(rows))):
+            found, was = assignment.nearest(1000 + first, rows[first:end])
+            np.testing.assert_array_equal(found, expected[first:end])
+            np.testing.assert_array_equal(was, last[first:end])
         stages.append((assignment._lists is not None, assignment._heads is not None))
         np.testing.assert_array_equal(assignment.last, expected)
     return stages
 
 
+def falling_rows() -> np.ndarray:
+    """Return rows whose length falls along the directions, as that of real embeddings does."""
+    rows = np.random.default_rng(0).standard_normal((N, D)) * np.exp(-np.arange(D) / 8)
+    rows[100:105] = rows[3]
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
 def test_groups_apart_are_settled_by_lists() -> None:
     rows = builders.unit_vectors(N, D, groups=900)
     rows[3000:3010] = rows[17]
-    stages = check(rows)
+    stages = check(rows, moving_centres(rows, 4))
     assert [lists for lists, _ in stages] == [False, True, True, True]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_few_directions_are_settled_by_heads(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    # Length falls along the directions, as in real embeddings; several tiles of centres.
+    # Several tiles of centres.
     monkeypatch.setattr(assign, "_CENTRES", 300)
+    rows = falling_rows()
+    assert all(heads for _, heads in check(rows, moving_centres(rows, 4), threads))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3])
+def test_few_moved_centres_are_compared_alone(
+    monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    rows = falling_rows()
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((N, D)) * np.exp(-np.arange(D) / 8)
-    rows[100:105] = rows[3]
-    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    assert all(heads for _, heads in check(rows, threads))
+    passes = moving_centres(rows, 1)
+    for _ in range(3):
+        # Some jump to a row, among them rows that lie between others' centres; some only stir.
+        centres = passes[-1].copy()
+        jump, stir = rng.random((2, K)) < share
+        centres[jump] = rows[rng.choice(N, jump.sum())]
+        centres[stir] += 0.02 * rng.standard_normal((stir.sum(), D))
+        passes.append((centres / np.linalg.norm(centres, axis=1, keepdims=True)).astype(np.float32))
+        passes[-1][~(jump | stir)] = passes[-2][~(jump | stir)]
+    compared = []
+    left = Assignment._left
+
+    def counted(self, heads, part, known, order):
+        compared.append(len(part) * len(order))
+        return left(self, heads, part, known, order)
+
+    monkeypatch.setattr(Assignment, "_left", counted)
+    check(rows, passes)
+    # The first pass compares all, and trials on samples come on top of the three others.
+    assert sum(compared) < (4.2 if share > 0.1 else 1.9) * N * K
 
 
 def test_rows_in_all_directions_are_searched_in_full() -> None:
-    stages = check(builders.unit_vectors(N, D))
+    rows = builders.unit_vectors(N, D)
+    stages = check(rows, moving_centres(rows, 4))
     assert not any(heads for _, heads in stages)
-
-
-def test_kept_centres_come_back() -> None:
-    assignment = Assignment(10, 4)
-    assert assignment.keep(11, np.array([7, 8])).tolist() == [-1, -1]
-    assert assignment.keep(10, np.array([1, 2, 3])).tolist() == [-1, 7, 8]
-    assert assignment.last.tolist() == [1, 2, 3, -1]
 
 
 @pytest.mark.parametrize("angle", [1e-4, 0.01, 0.3, 0.7])

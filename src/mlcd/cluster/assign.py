@@ -8,7 +8,8 @@ is remembered between passes moves the work alone. A row goes through up to thre
    each centre are found once a pass, where a sample of rows says that this pays.
 2. Bounds from the first directions (:mod:`mlcd.neighbours.heads`) against the best similarity
    known: that to the last centre, or to the centre of greatest bound. What the bounds do not rule
-   out is scored pair by pair.
+   out is scored pair by pair. A row that is no farther from its last centre than in the last pass
+   is compared to centres that have moved since: none of the others was nearer then.
 3. A full search, for rows of which the bounds leave too much.
 """
 
@@ -72,10 +73,10 @@ class _Left(NamedTuple):
 class Assignment:
     """The nearest centre of each of `n` rows numbered from `first`, over many passes.
 
-    Call :meth:`start` with the centres of a pass, then :meth:`nearest` and :meth:`keep` with its
-    blocks. `last` int32 [n] holds each row's centre of the pass before, −1 at first. `device` and
-    `threads` as in :class:`ExactSearch`; on a GPU every pass is a full search, and it is one of
-    `make_search` where that is given.
+    Call :meth:`start` with the centres of a pass, then :meth:`nearest` with each of its blocks.
+    `last` int32 [n] holds each row's centre of the last pass, −1 at first. `device` and `threads`
+    as in :class:`ExactSearch`; on a GPU every pass is a full search, and it is one of `make_search`
+    where that is given.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class Assignment:
         self._make_search = make_search or partial(
             ExactSearch, device=device, threads=threads, prune=False
         )
+        #: Similarities to the last centres, within `_bound`, if `last` says which.
+        self._score = np.zeros(n if self._prune else 0, np.float32)
         self._blas = threadpoolctl.ThreadpoolController()
         self._passes = 0
         self._heads: Heads | None = None
@@ -101,12 +104,18 @@ class Assignment:
         #: Expected work of a row in stage 2 by the last trial, in multiply-adds.
         self._work: float | None = None
 
-    def start(self, centres: np.ndarray) -> None:
-        """Begin a pass over `centres`, float32 [K, d] unit rows. Raises as :class:`ExactSearch`."""
+    def start(self, centres: np.ndarray, moved: np.ndarray | None = None) -> None:
+        """Begin a pass over `centres`, float32 [K, d] unit rows. Raises as :class:`ExactSearch`.
+
+        `moved`, bool [K]: which of them are not, to the bit, those of the last pass [all].
+        """
         self._full = self._make_search(centres)
         self.centres = np.ascontiguousarray(centres, np.float32)
         self.K, self.d = centres.shape
         self._bound = error_bound(self.d)
+        self._moved = np.ones(self.K, bool) if moved is None else moved
+        # The moved ones first.
+        self._order = np.argsort(~self._moved, kind="stable")
         self._heads, self._lists = None, None
         self._prune = self._prune and self.K >= _LEAST_CENTRES and self.d >= _LEAST_DIMS
         self._untried_heads = self._untried_lists = self._prune
@@ -114,14 +123,20 @@ class Assignment:
             self._basis = directions(self.centres)
         self._passes += 1
 
-    def nearest(self, start: int, rows: np.ndarray) -> np.ndarray:
-        """Return the nearest centre of each row, int64 [m]; `start` is the number of the first.
+    def nearest(self, start: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the nearest centre of each row, int64 [m], and that of the last pass, int32 [m].
 
-        `rows` is float32 [m, d], unit rows. Nearest is the largest :func:`dots`, ties by lower id.
+        `start` is the number of the first of `rows`, float32 [m, d] unit rows. Nearest is the
+        largest :func:`dots`, ties by lower id.
         """
-        if not self._prune:
-            return self._full.nearest(rows, 1)[:, 0]
         place = slice(start - self.first, start - self.first + len(rows))
+        last = self.last[place].copy()
+        ids = self._pruned(rows, place) if self._prune else self._full.nearest(rows, 1)[:, 0]
+        self.last[place] = ids
+        return ids, last
+
+    def _pruned(self, rows: np.ndarray, place: slice) -> np.ndarray:
+        """Return the nearest centres, int64 [m], of the rows whose last ones stand at `place`."""
         ids = self.last[place].astype(np.int64)
         known = np.full(len(rows), -1, np.float32)
         had = np.flatnonzero(ids >= 0)
@@ -132,20 +147,23 @@ class Assignment:
         open_ = self._by_lists(rows, ids, known)
         if self._untried_heads and len(open_) >= _ROWS:
             self._untried_heads = False
-            self._try_heads(rows, ids, known, open_)
+            self._try_heads(rows, known, open_)
         if self._heads is not None and len(open_):
-            open_ = self._by_heads(rows, ids, known, open_)
+            nearer = known[open_] > self._score[place][open_] + np.float32(3 * self._bound)
+            calm = (ids[open_] >= 0) & (nearer | ~self._moved[ids[open_]])
+            open_ = np.concatenate(
+                [
+                    self._by_heads(rows, ids, known, open_[calm], np.count_nonzero(self._moved)),
+                    self._by_heads(rows, ids, known, open_[~calm], self.K),
+                ]
+            )
         for first in range(0, len(open_), _COPIED):
             part = open_[first : first + _COPIED]
             ids[part] = self._full.nearest(rows[part], 1)[:, 0]
+        changed = np.flatnonzero(ids != self.last[place])
+        known[changed] = self._scores(rows, changed, ids[changed])
+        self._score[place] = known
         return ids
-
-    def keep(self, start: int, ids: np.ndarray) -> np.ndarray:
-        """Remember the centres `ids` of the rows from `start` on; return those kept before."""
-        place = slice(start - self.first, start - self.first + len(ids))
-        before = self.last[place].copy()
-        self.last[place] = ids
-        return before
 
     def _scores(self, rows: np.ndarray, row: np.ndarray, centre: np.ndarray) -> np.ndarray:
         """Return similarities of pairs to float32's precision, within `_bound`; float32 [pairs]."""
@@ -191,18 +209,29 @@ class Assignment:
     # Stage 2
 
     def _by_heads(
-        self, rows: np.ndarray, ids: np.ndarray, known: np.ndarray, open_: np.ndarray
+        self, rows: np.ndarray, ids: np.ndarray, known: np.ndarray, open_: np.ndarray, count: int
     ) -> np.ndarray:
-        """Settle the rows `open_` by bounds, in place; return those to be searched in full."""
+        """Settle the rows `open_` by bounds, in place; return those to be searched in full.
+
+        Nearest are their last centres or one of the first `count` in `_order`.
+        """
+        if not len(open_) or not count:
+            return np.zeros(0, np.int64)
         tiles = [open_[first : first + _ROWS] for first in range(0, len(open_), _ROWS)]
 
         def work(tile: np.ndarray) -> np.ndarray:
-            part = rows[tile]
-            left = self._left(self._heads, part, ids[tile], known[tile])
-            found = ids[tile]
-            self._settle(part, found, left.row, left.centre)
-            ids[tile] = found
-            return tile[left.full]
+            part, mine = rows[tile], ids[tile]
+            row, centre, full = self._left(self._heads, part, known[tile], self._order[:count])
+            if count < self.K:
+                # A last centre that has not moved is a candidate too.
+                some = np.flatnonzero(np.bincount(row, minlength=len(tile)))
+                some = some[~self._moved[mine[some]]]
+                row, centre = np.concatenate([row, some]), np.concatenate([centre, mine[some]])
+                order = np.argsort(row, kind="stable")
+                row, centre = row[order], centre[order]
+            self._settle(part, mine, row, centre)
+            ids[tile] = mine
+            return tile[full]
 
         return np.concatenate(list(self._map(work, tiles)))
 
@@ -220,25 +249,29 @@ class Assignment:
         ):
             return list(pool.map(work, tiles))
 
-    def _left(self, heads: Heads, rows: np.ndarray, ids: np.ndarray, known: np.ndarray) -> _Left:
-        """Return the pairs that may be nearest, given similarities `known` to the centres `ids`."""
+    def _left(self, heads: Heads, rows: np.ndarray, known: np.ndarray, order: np.ndarray) -> _Left:
+        """Return the pairs that may be nearest, given similarities `known` to some centres.
+
+        `order` int64: the ids of the centres that come first in `heads`.
+        """
         short = heads.shortened(rows)
         every = np.arange(len(rows))
         # By how much a bound may lie below the best similarity known, both as they were rounded.
         reach = np.float32(heads.margin + 2 * self._bound)
         full = np.zeros(len(rows), bool)
         found = []
-        for first in range(0, self.K, _CENTRES):
-            bounds = short @ heads.centres[first : first + _CENTRES].T
-            guess = bounds.argmax(axis=1) + first
+        starts = range(0, len(order), _CENTRES)
+        most = _MOST_LEFT * self.K / len(starts)
+        for first in starts:
+            bounds = short @ heads.centres[first : min(first + _CENTRES, len(order))].T
+            guess = order[bounds.argmax(axis=1) + first]
             known = np.maximum(known, self._scores(rows, every, guess))
-            row, centre = _pairs(bounds >= (known - reach)[:, None])
-            if len(row) > _MOST_LEFT * len(rows) * min(_CENTRES, self.K):
-                counts = np.bincount(row, minlength=len(rows))
-                full |= counts > _MOST_LEFT * bounds.shape[1]
+            row, column = _pairs(bounds >= (known - reach)[:, None])
+            if len(row) > most * len(rows):
+                full |= np.bincount(row, minlength=len(rows)) > most
                 kept = ~full[row]
-                row, centre = row[kept], centre[kept]
-            found.append((row, centre + first, bounds[row, centre]))
+                row, column = row[kept], column[kept]
+            found.append((row, order[column + first], bounds[row, column]))
         if len(found) == 1:
             return _Left(*found[0][:2], full)
         row, centre, bound = map(np.concatenate, zip(*found, strict=True))
@@ -282,17 +315,15 @@ class Assignment:
         if share * len(self.last) * self._work > _LIST * self.K * self.K * self.d:
             self._lists = self._make_lists()
 
-    def _try_heads(
-        self, rows: np.ndarray, ids: np.ndarray, known: np.ndarray, open_: np.ndarray
-    ) -> None:
+    def _try_heads(self, rows: np.ndarray, known: np.ndarray, open_: np.ndarray) -> None:
         """Choose how many directions the heads have by the work on a sample of the rows `open_`."""
         sample = self._sample(open_)
-        part, mine, best = rows[sample], ids[sample], known[sample]
+        part, best, every = rows[sample], known[sample], np.arange(self.K)
         whole = self.K * (self.d + _COMPARE)
 
         def work(dims: int) -> tuple[float, Heads]:
             heads = Heads(self.centres, self._basis, dims)
-            left = self._left(heads, part, mine, best)
+            left = self._left(heads, part, best, every)
             pairs = len(left.row) / len(sample)
             bounds = self.K * (dims + _COMPARE) + dims * self.d
             return bounds + pairs * _GATHER * self.d + left.full.mean() * whole, heads
@@ -309,7 +340,9 @@ class Assignment:
                 place, least, heads = place + step, more, others
         self._dims = dims[place]
         self._work = min(least, whole)
-        self._heads = heads if least < _WORTH * whole else None
+        if least < _WORTH * whole:
+            self._heads = heads
+            heads.centres = heads.centres[self._order]
 
     def _sample(self, ids: np.ndarray) -> np.ndarray:
         """Return some of `ids`, few enough that their bounds to all centres are small."""
@@ -319,7 +352,7 @@ class Assignment:
 
 def assignment_bytes(k: int, n: int) -> int:
     """Return the memory of an assignment of `n` rows to `k` centres besides its heads, in bytes."""
-    return 4 * n + 8 * _LISTED * k
+    return 8 * n + (8 * _LISTED + 9) * k
 
 
 def _least(known: np.ndarray, bound: float) -> np.ndarray:

@@ -94,19 +94,19 @@ def run_kmeans(
     state = group.share(start)
     centres, records = state.centres, state.records
     sums = ClusterSums(section.k, rows.d, rows.n)
-    summed = False
+    moved = None
     while len(records) < section.iterations and not _settled(records, section.tolerance):
         began = time.monotonic()
         iteration = len(records) + 1
-        if group.rank or not summed:
+        if group.rank or moved is None:
             # Later passes change the sums of all ranks by what moved: rank 0 brings them along.
             sums.clear()
-        assignment.start(centres)
+        assignment.start(centres, moved)
         group.agree(partial(_assign, rows, assignment, sums, f"iteration {iteration}"))
-        summed = True
         group.add_up(sums)
-        objective, shift, spread = move_centres(centres, sums)
-        empty = repair_empty(centres, sums.size, spread, [section.seed, iteration])
+        objective, shifts, spread = move_centres(centres, sums)
+        moved, shift = shifts > 0, float(shifts.mean())
+        empty = repair_empty(centres, sums.size, spread, [section.seed, iteration], moved)
         records.append(_record(iteration, objective, shift, empty, sums.size))
         state = State(centres, sums.size, records)
         if folder and group.rank == 0:
@@ -121,12 +121,11 @@ def run_kmeans(
 def _assign(rows: Rows, assignment: Assignment, sums: ClusterSums, label: str) -> None:
     """Bring every row into the sums of its nearest centre and out of those of its last one."""
     for start, block in progress(rows.blocks(), total=len(rows), label=label, unit="block"):
-        nearest = assignment.nearest(start, block)
-        last = assignment.keep(start, nearest)
-        moved = np.flatnonzero(nearest != last)
-        sums.add(block, moved, nearest[moved])
-        moved = moved[last[moved] >= 0]
-        sums.add(block, moved, last[moved], sign=-1)
+        nearest, last = assignment.nearest(start, block)
+        changed = np.flatnonzero(nearest != last)
+        sums.add(block, changed, nearest[changed])
+        changed = changed[last[changed] >= 0]
+        sums.add(block, changed, last[changed], sign=-1)
 
 
 def _record(

@@ -20,13 +20,13 @@ _SPLIT = 2.0**-10
 _LEAST_SPREAD = 1e-6
 
 
-def move_centres(centres: np.ndarray, sums: ClusterSums) -> tuple[float, float, np.ndarray]:
+def move_centres(centres: np.ndarray, sums: ClusterSums) -> tuple[float, np.ndarray, np.ndarray]:
     """Replace `centres` float32 [K, d] by the unit mean directions of their rows, in place.
 
     Returns the objective under the old centres (mean cosine similarity of a row to its centre),
-    the mean Euclidean shift of a centre, and the spread of each cluster: its size minus the norm
-    of its sum, which is the total of 1 − cosine to its mean direction. Empty clusters, and ones
-    whose rows cancel out, stay where they are.
+    the Euclidean shift of each centre, 0 where no bit has changed, and the spread of each cluster:
+    its size minus the norm of its sum, which is the total of 1 − cosine to its mean direction.
+    Empty clusters, and ones whose rows cancel out, stay where they are.
     """
     k = len(centres)
     similarity, shift, spread = np.zeros(k), np.zeros(k), np.zeros(k)
@@ -42,17 +42,20 @@ def move_centres(centres: np.ndarray, sums: ClusterSums) -> tuple[float, float, 
         centres[part] = new
         # As rounded to float32, so that centres that have settled show a shift of 0.
         shift[part] = np.sqrt(((centres[part] - old) ** 2).sum(axis=1))
-    return float(similarity.sum() / sums.size.sum()), float(shift.mean()), spread
+    return float(similarity.sum() / sums.size.sum()), shift, spread
 
 
-def repair_empty(centres: np.ndarray, size: np.ndarray, spread: np.ndarray, seed: list[int]) -> int:
+def repair_empty(
+    centres: np.ndarray, size: np.ndarray, spread: np.ndarray, seed: list[int], moved: np.ndarray
+) -> int:
     """Give each empty cluster half of another one, in place; return how many were empty.
 
     The cluster with the greatest spread (most lost objective) is split by a random plane through
     its centre, then the next, where both halves of a split count with half its spread. Splitting
     a large cluster, as faiss does, keeps classes balanced; moving an empty centre to the farthest
     row would make classes of single outliers, which teach an encoder nothing. Copies of one row
-    cannot be split; clusters left over then stay empty. `seed` makes the planes.
+    cannot be split; clusters left over then stay empty. `seed` makes the planes. `moved` bool [K]
+    is set for the centres that change.
     """
     empty = np.flatnonzero(size == 0)
     if not len(empty):
@@ -71,5 +74,6 @@ def repair_empty(centres: np.ndarray, size: np.ndarray, spread: np.ndarray, seed
         centre = centres[parent].astype(np.float64)
         for target, half in ((j, centre + plane), (parent, centre - plane)):
             centres[target] = half / np.sqrt((half * half).sum())
+            moved[target] = True
             heapq.heappush(heap, (loss / 2, int(target)))
     return len(empty)
