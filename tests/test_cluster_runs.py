@@ -231,7 +231,7 @@ def test_gang_with_a_killed_rank_goes_on_to_the_same_bytes(
     while not (states := list(tmp_path.glob("state/*/iteration-000001.h5"))):
         assert gang.poll() is None, gang.stderr.read()
         time.sleep(0.005)
-    (place,) = states[0].parent.glob(f"gang/job-*/rank-{killed}.json")
+    (place,) = states[0].parent.glob(f"gang/**/rank-{killed}.json")
     os.kill(json.loads(place.read_text())["pid"], signal.SIGKILL)
     said = gang.communicate()[1]
     assert gang.returncode == 2, said
