@@ -82,6 +82,12 @@ def test_an_unknown_partition_names_the_known(profile, config):
     assert "shared disk" not in told
 
 
+def test_no_partition_named_means_the_default_one(profile, config):
+    code, rows, told = doctor(profile({r"partition: main": 'partition: ""'}), config, "--wait", "0")
+    assert code == 0, told
+    assert rows["partition main"].startswith("ok")
+
+
 def test_more_memory_time_and_cores_than_a_node_has(profile, config):
     large = {
         r"node_memory: 3500": "node_memory: 64000",

@@ -75,6 +75,7 @@ def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
     from mlcd.config import load
     from mlcd.doctor import cluster, node
 
+    asked = cluster.placed(asked)
     names = list(cluster.checks(asked, keys))
     yield from names
     if arguments.wait and not any(check.result == FAIL for check in names[:1]):

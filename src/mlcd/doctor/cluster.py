@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import re
 from collections.abc import Iterator
@@ -42,6 +43,17 @@ def checks(asked: list[Demand], keys: dict[str, Any]) -> Iterator[Check]:
     partitions = {demand.partition for demand in asked if demand.partition}
     for name in sorted(partitions):
         yield from _partition(name, [demand for demand in asked if demand.partition == name], keys)
+
+
+def placed(asked: list[Demand]) -> list[Demand]:
+    """Return the demands that go to Slurm, the default partition named where none is."""
+    _, told, _ = call("sinfo", "--noheader", "--format=%P")
+    default = next((name.rstrip("*") for name in told.split() if name.endswith("*")), "")
+    return [
+        dataclasses.replace(demand, partition=demand.partition or default)
+        for demand in asked
+        if not demand.local
+    ]
 
 
 def partitions_to_try(asked: list[Demand], told: list[Check]) -> list[Demand]:

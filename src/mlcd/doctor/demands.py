@@ -18,6 +18,7 @@ class Demand:
     """The largest job of a rule: `cpus` and `memory` (MB) a node, `minutes`, GPUs a node.
 
     `jobs`: how many such jobs the run has. `partition` and `account` are empty for Slurm's default.
+    `local`: a gang that stays on the machine of the head.
     """
 
     rule: str
@@ -29,6 +30,7 @@ class Demand:
     memory: int
     minutes: int
     gres: str
+    local: bool = False
 
     @property
     def gpu(self) -> bool:
@@ -78,8 +80,9 @@ def _demand(rule: str, asked: dict[str, str], threads: int) -> Demand:
             gres = named[1] if named else f"gpu:{ranks}"
     partition, account = asked.get("slurm_partition", ""), asked.get("slurm_account", "")
     return Demand(
-        rule, 1, partition, account, nodes, cpus, int(asked["mem_mb"]), int(asked["runtime"]), gres
-    )
+        rule, 1, partition, account, nodes, cpus, int(asked["mem_mb"]), int(asked["runtime"]), gres,
+        local=asked.get("launcher") == "local",
+    )  # fmt: skip
 
 
 def _largest(jobs: list[Demand]) -> Demand:
@@ -88,5 +91,5 @@ def _largest(jobs: list[Demand]) -> Demand:
     return Demand(
         first.rule, len(jobs), first.partition, first.account, first.nodes,
         max(job.cpus for job in jobs), max(job.memory for job in jobs),
-        max(job.minutes for job in jobs), first.gres,
+        max(job.minutes for job in jobs), first.gres, first.local,
     )  # fmt: skip
