@@ -140,15 +140,16 @@ class Project(Checkout):
 
         return wait_for(first, f"a running job of {rule}", seconds)
 
-    def ranks(self, job: dict[str, str]) -> list[psutil.Process]:
-        """Return the processes of a gang's ranks."""
+    def ranks(self) -> list[psutil.Process]:
+        """Return the processes of the ranks of this project's gangs."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 words = process.cmdline()
                 # srun has the same words after its own name.
                 is_rank = "submitit.core._submit" in words and "python" in Path(words[0]).name
-                if is_rank and process.environ().get("SLURM_JOB_ID") == job["JobId"]:
+                # Other clusters on this machine have jobs of the same numbers.
+                if is_rank and words[-1].startswith(f"{self.folder}/"):
                     found.append(process)
         # Not a rank's own helpers.
         return [process for process in found if process.parent() not in found]

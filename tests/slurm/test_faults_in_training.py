@@ -23,10 +23,10 @@ def training(again):
         project = again("train")
         project.write_profile({"train": "checkpoint_every: 5"}, **names)
         head = project.start("results/train/encoder.safetensors")
-        wait_for(lambda: project.steps_trained() >= 12, "twelve steps of training")
+        wait_for(lambda: project.steps_trained() >= 6, "six steps of training")
         (job,) = project.jobs("train")
         # A quick machine would be done before Slurm has acted.
-        for rank in project.ranks(job):
+        for rank in project.ranks():
             rank.suspend()
         assert job["JobState"] == "RUNNING"
         return project, head, job
@@ -34,15 +34,15 @@ def training(again):
     return start
 
 
-def thaw(project: Project, job: dict[str, str]) -> None:
-    for rank in project.ranks(job):
+def thaw(project: Project) -> None:
+    for rank in project.ranks():
         rank.resume()
 
 
-def told_to_stop(project: Project, job: dict[str, str]) -> bool:
+def told_to_stop(project: Project) -> bool:
     """True if SIGUSR2 waits for every rank."""
     bit = 1 << (signal.SIGUSR2 - 1)
-    ranks = project.ranks(job)
+    ranks = project.ranks()
     pending = [
         int(re.search(r"ShdPnd:\s*(\w+)", Path(f"/proc/{rank.pid}/status").read_text())[1], 16)
         for rank in ranks
@@ -81,8 +81,8 @@ def test_a_cancelled_training_is_tried_again(undisturbed, training):
 def test_a_training_at_its_time_limit_goes_on(undisturbed, training):
     project, head, job = training()
     scontrol("update", f"JobId={job['JobId']}", "TimeLimit=1")
-    wait_for(lambda: told_to_stop(project, job), "the signal before the time limit")
-    thaw(project, job)
+    wait_for(lambda: told_to_stop(project), "the signal before the time limit")
+    thaw(project)
     wait_for(lambda: restarted(project), "the requeue at the time limit")
     # The next start has its full time again, as it has where the limit is the job's own.
     scontrol("update", f"JobId={job['JobId']}", "TimeLimit=10")
@@ -122,7 +122,7 @@ def test_the_controller_is_away_for_45_seconds(undisturbed, training, cluster):
     project, head, job = training()
     controller = cluster.controller()
     controller.suspend()
-    thaw(project, job)
+    thaw(project)
     time.sleep(45)
     controller.resume()
     head.finish()
