@@ -21,8 +21,9 @@ from mlcd.neighbours.heads import Heads, Search, directions
 _PAIRS = 256
 #: Candidates asked for beyond l. They settle nearly all close calls, and cost faiss nothing.
 SPARE = 3
-#: Candidates beyond l in a search by bounds, which are looser than products.
-_CANDIDATES = 7
+#: Candidates for each of l beyond it in a search by bounds, which are looser than products, and
+#: how many at most. Scoring one takes as long as so many products of a matrix.
+_CANDIDATES, _MOST_CANDIDATES, _DOT = 7, 120, 80
 #: Fewer centres than this are searched in full: trying would cost more than it saves.
 _LEAST_CENTRES = 1024
 #: Rows on which the shares of the dimensions that heads may take are tried, and those shares.
@@ -30,6 +31,8 @@ _TRIED = 512
 _SHARES = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5)
 #: Heads must promise less than this part of the full work.
 _WORTH = 0.85
+#: Rows that faiss multiplies at once: their scores stay in cache until the best are picked.
+_QUERIES = 1024
 #: Bytes of the scores of one block in :func:`scan`.
 _SCAN_BYTES = 32 << 20
 
@@ -107,7 +110,9 @@ class ExactSearch:
         for share in _SHARES:
             heads = Heads(self.centres, basis, int(self.d * share), cpu_search)
             _, certain = self._nearest_by_heads(heads, rows, l)
-            work = share + 1 - certain.mean()
+            # The candidates of a search for one are too few to count.
+            scored = _candidates(l) - _candidates(1)
+            work = share + 1 - certain.mean() + scored * _DOT / self.K
             if work < least:
                 best, least = heads, work
         return best
@@ -116,7 +121,7 @@ class ExactSearch:
         self, heads: Heads, rows: np.ndarray, l: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return ids int64 [n, l] as :meth:`nearest`, and which rows they are certain for."""
-        k = min(self.K, l + _CANDIDATES)
+        k = min(self.K, l + _candidates(l))
         bounds, ids = heads.search(rows, k)
         scores = np.full(bounds.shape, -np.inf)
         scores[:, :l] = self.similarities(rows, ids[:, :l])
@@ -195,6 +200,10 @@ def scan(rows: np.ndarray, centres: np.ndarray, l: int) -> np.ndarray:
     return centre[order][firsts[:, None] + np.arange(l)]
 
 
+def _candidates(l: int) -> int:
+    return min(_CANDIDATES * l, _MOST_CANDIDATES)
+
+
 def search_bytes(k: int, d: int) -> int:
     """Return the memory that a search among centres [k, d] may take besides them, in bytes."""
     # Two shortened copies while the shares are tried.
@@ -214,6 +223,7 @@ def uses_gpu(device: str) -> bool:
 
 def cpu_search(centres: np.ndarray) -> Search:
     """Return search(rows, k) → (scores float32 [n, k] falling, ids int64 [n, k])."""
+    faiss.cvar.distance_compute_blas_query_bs = _QUERIES
     return lambda rows, k: faiss.knn(rows, centres, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 

@@ -1,0 +1,145 @@
+"""Labels a second: exact and two-level search of stage label beside faiss.knn, in one process.
+
+    python benchmarks/label.py --k 65536 --dim 512 --top 8 --rows 8192 --repeats 5
+
+The stage's contenders stream their rows from an HDF5 file and return labels, similarities and gaps;
+faiss.knn has its rows in memory and returns labels and similarities. All take turns, one thread
+each; the table gives medians, and rates over that of faiss.knn. Recall is the share of the labels
+that a plain float64 search gives on 256 rows, agreement what the stage itself measures.
+
+`groups` are rows around K directions in 1,000 groups, whose spread falls with the direction as that
+of pictures' embeddings does; `flat` are the same without that fall; `none` are random directions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import faiss
+import numpy as np
+import planted
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from mlcd.config import Label
+from mlcd.label.nearest import _labels
+from mlcd.label.search import check_agreement, make_search
+from mlcd.neighbours.rows import Rows
+from mlcd.stores import h5
+from mlcd.stores.embeddings import Embeddings
+
+#: What faiss multiplies at once if nobody changes it; stage label does.
+_FAISS_QUERIES = 4096
+
+
+def data(kind: str, n: int, k: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows float32 [n, d] and centres float32 [k, d]."""
+    rng = np.random.default_rng(0)
+    if kind == "none":
+        rows, centres = (rng.standard_normal((m, d), dtype=np.float32) for m in (n, k))
+        return planted.unit(rows), planted.unit(centres)
+    centres = planted.directions(rng, d, wide=1000, narrow=k)
+    rows = planted.around(rng, centres, n, planted.ROW)
+    if kind == "groups":
+        fall = np.arange(1, d + 1, dtype=np.float32) ** -0.5
+        rows, centres = planted.unit(rows * fall), planted.unit(centres * fall)
+    return rows, centres
+
+
+def plain(rows: np.ndarray, centres: np.ndarray, l: int) -> np.ndarray:
+    """Return the `l` nearest in float64, ties by lower id."""
+    scores = rows.astype(np.float64) @ centres.T.astype(np.float64)
+    return np.argsort(-np.round(scores, 13), axis=1, kind="stable")[:, :l]
+
+
+def timed(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Return median wall and CPU seconds of each call; they take turns."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter(), time.process_time()
+            call()
+            end = time.perf_counter(), time.process_time()
+            times[name].append((end[0] - start[0], end[1] - start[1]))
+    return {
+        name: tuple(statistics.median(column) for column in zip(*pairs, strict=True))
+        for name, pairs in times.items()
+    }
+
+
+def measure(kind: str, arguments: argparse.Namespace) -> None:
+    """Print the table of one kind of data."""
+    n, k, d, l = arguments.rows, arguments.k, arguments.dim, arguments.top
+    rows, centres = data(kind, n, k, d)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "e.h5"
+        h5.write(path, "embeddings", {"embedding": rows.astype(np.float16)}, {"model": "{}"})
+        stream = Rows([Embeddings(path)], 8192)
+        rows = np.concatenate([block for _, block in stream.blocks()])
+        where = {"device": "cpu", "threads": 1}
+        calls: dict[str, Callable[[], object]] = {}
+
+        def library() -> object:
+            faiss.cvar.distance_compute_blas_query_bs = _FAISS_QUERIES
+            return faiss.knn(rows, centres, l, metric=faiss.METRIC_INNER_PRODUCT)
+
+        calls["faiss.knn"] = library
+        found, notes = {}, {}
+        sections = {"exact": Label(top=l)}
+        for probes in arguments.probes:
+            name = f"two_level, {probes} of {int(k**0.5)} groups"
+            sections[name] = Label(top=l, mode="two_level", probes=probes, min_agreement=0)
+        for name, section in sections.items():
+            start = time.process_time()
+            search = make_search(centres, section, **where)
+            share, _ = check_agreement(search, stream, section, **where)
+
+            def ours(search=search, section=section) -> list[object]:
+                faiss.cvar.distance_compute_blas_query_bs = 1024
+                return [_labels(search, block, section) for _, block in stream.blocks()]
+
+            first = ours()
+            found[name] = np.concatenate([part[0] for part in first])
+            notes[name] = f"{share:.4f}"
+            print(f"{name}: first pass with preparation {time.process_time() - start:.1f} CPU s")
+            calls[name] = ours
+        times = timed(calls, arguments.repeats)
+        wanted = plain(rows[:256], centres, l)
+        found["faiss.knn"] = library()[1]
+    print(f"\n{kind}: {n:,} rows, K = {k:,}, d = {d}, l = {l}\n")
+    print("| | wall s | CPU s | rows per CPU s | rate, wall | rate, CPU | recall | agreement |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    wall, cpu = times["faiss.knn"]
+    for name, (own_wall, own_cpu) in times.items():
+        hits = (found[name][:256, :, None] == wanted[:, None, :]).any(axis=1).mean()
+        print(
+            f"| {name} | {own_wall:.2f} | {own_cpu:.2f} | {n / own_cpu:,.0f} | "
+            f"{wall / own_wall:.2f} × | {cpu / own_cpu:.2f} × | {hits:.4f} | "
+            f"{notes.get(name, '')} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=8192)
+    parser.add_argument("--k", type=int, default=65536)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--top", type=int, default=8)
+    parser.add_argument("--probes", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--data", nargs="+", default=["groups", "flat", "none"])
+    arguments = parser.parse_args()
+    faiss.omp_set_num_threads(1)
+    for kind in arguments.data:
+        measure(kind, arguments)
+
+
+if __name__ == "__main__":
+    main()
