@@ -13,7 +13,6 @@ import builders
 import numpy as np
 import pytest
 from test_cluster import files_of, run, stored, unit
-from test_cluster_runs import SLOW
 from test_label_search import hard_case
 
 from mlcd import cli
@@ -21,6 +20,23 @@ from mlcd.cluster.two_level import shares
 from mlcd.neighbours.exact import ExactSearch, dots
 from mlcd.neighbours.two_level import TwoLevelSearch, agreement, group_directions
 from mlcd.stores.centroids import Centroids
+
+#: A run that stands still after so many checkpoints, for ever.
+STOPPING = """
+import sys, time
+from mlcd import cli
+from mlcd.cluster import checkpoint
+save, left = checkpoint.save, int(sys.argv[1])
+def stopping(folder, state):
+    global left
+    save(folder, state)
+    left -= 1
+    if not left:
+        print("saved", flush=True)
+        time.sleep(600)
+checkpoint.save = stopping
+raise SystemExit(cli.main(sys.argv[2:]))
+"""
 
 
 def plain_two_level(
@@ -150,14 +166,13 @@ def test_killed_in_each_phase_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
     words = ["cluster", "--embeddings", *map(str, files), "--output", str(tmp_path / "cut/c.h5")]
     for saved in (2, 3, 2):
         process = subprocess.Popen(
-            [sys.executable, "-c", SLOW, *words, *OPTIONS],
+            [sys.executable, "-c", STOPPING, str(saved), *words, *OPTIONS],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
         )
-        for _ in range(saved):
-            assert process.stdout.readline().startswith("saved")
+        assert process.stdout.readline().startswith("saved")
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()

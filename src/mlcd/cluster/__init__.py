@@ -29,11 +29,11 @@ ITERATIONS = "iterations.jsonl"
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     """Add the stage's files and resources."""
     parser.add_argument(
-        "--embeddings", nargs="+", required=True, metavar="E.h5",
+        "--embeddings", nargs="+", default=[], metavar="E.h5",
         help="embeddings of all chunks: HDF5 with a dataset 'embedding' [n, d]; their order counts",
     )  # fmt: skip
     parser.add_argument(
-        "--output", required=True, metavar="C.h5",
+        "--output", metavar="C.h5",
         help=f"centroids to write; {ITERATIONS} is written beside them",
     )  # fmt: skip
     parser.add_argument(
@@ -42,6 +42,26 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
         "read anew each iteration [half of what is free, shared by the ranks]",
     )  # fmt: skip
     launch.add_arguments(parser)
+    parser.add_argument(
+        "--plan", action="store_true",
+        help="do not cluster: print memory, bytes read, products and expected time, measured on a "
+        "sample of the embeddings, or with --rows and --dim on random ones",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="with --plan: rows [those of the files]"
+    )
+    parser.add_argument(
+        "--dim", type=int, metavar="D", help="with --plan: dimensions [those of the files]"
+    )
+    parser.add_argument(
+        "--gpu", metavar="NAME",
+        help="with --plan: each rank has such a GPU (a100, h100, …), which need not be here",
+    )  # fmt: skip
+    parser.add_argument(
+        "--flops", type=float, metavar="F",
+        help="with --plan: FLOP a second that each rank reaches in float32 products, instead of "
+        "--gpu",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace, section: Cluster) -> None:
@@ -51,6 +71,14 @@ def run(arguments: argparse.Namespace, section: Cluster) -> None:
     from mlcd.stores import h5
     from mlcd.stores.embeddings import open_all
 
+    if arguments.plan:
+        from mlcd.cluster.plan import print_plan
+
+        print_plan(arguments, section)
+        return
+    for name in ("embeddings", "output"):
+        if not getattr(arguments, name):
+            raise UserError(f"--{name}: needed to cluster; give it, or --plan to ask what it takes")
     files = open_all(arguments.embeddings)
     _check(files, section.k)
     text = arguments.memory_limit

@@ -34,15 +34,8 @@ def cluster(
     """Cluster the files `embeddings` within `limit` bytes; see :func:`run_kmeans`."""
     files = open_all(embeddings)
     n, d = sum(file.n for file in files), files[0].d
-    # Besides the centres and the blocks: the integer sums and what the search holds.
-    fixed = 8 * section.k * (d + 6) + search_bytes(section.k, d)
-    labels = 1
-    if section.mode == "two_level":
-        # The centres of the phase before are held too.
-        fixed += two_level_bytes(section.k, d) + 4 * section.k * d
-        labels = max(1, section.probes) * (1 + SPARE)
     share = -(-n // group.size)
-    fixed += assignment_bytes(section.k, share)
+    fixed, labels = fixed_bytes(section, share, d)
     plan = group.agree(lambda: memory.plan_blocks(limit, share, d, labels, fixed))
     rows = Rows(files, plan.rows, plan.keep, part=(group.rank, group.size))
     if section.mode == "two_level":
@@ -58,6 +51,20 @@ def cluster(
         return from_sample(rows, section, memory.bytes_left(limit))
 
     return run_kmeans(rows, section, initial, folder, device=device, threads=threads, group=group)
+
+
+def fixed_bytes(section: Cluster, n: int, d: int) -> tuple[int, int]:
+    """Return the bytes that a rank with `n` rows needs besides centres and blocks.
+
+    And how many candidates its search keeps a row.
+    """
+    # The integer sums, what the search holds, and what is remembered of each row.
+    fixed = 8 * section.k * (d + 6) + search_bytes(section.k, d) + assignment_bytes(section.k, n)
+    if section.mode == "exact":
+        return fixed, 1
+    # The centres of the phase before are held too.
+    fixed += two_level_bytes(section.k, d) + 4 * section.k * d
+    return fixed, max(1, section.probes) * (1 + SPARE)
 
 
 def run_kmeans(

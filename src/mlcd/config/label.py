@@ -29,7 +29,7 @@ class Label(Section):
         0, ge=0, description="Groups of centres in mode two_level; 0 takes the square root of K."
     )
     probes: int = Field(
-        16,
+        8,
         gt=0,
         description="Nearest groups searched for a picture in mode two_level. More find more of "
         "the exact labels and take longer.",

@@ -21,9 +21,14 @@ def default_limit() -> int:
     return psutil.virtual_memory().available // 2
 
 
+def resident() -> int:
+    """Return the bytes that this process holds now, working memory of the libraries included."""
+    return psutil.Process().memory_info().rss + _WORKING_BYTES
+
+
 def bytes_left(limit: int) -> int:
     """Return how many of `limit` bytes are left now, working memory of the libraries deducted."""
-    return limit - psutil.Process().memory_info().rss - _WORKING_BYTES
+    return limit - resident()
 
 
 class Blocks(NamedTuple):

@@ -1,0 +1,90 @@
+"""`mlcd cluster --plan`: arithmetic held to the formulas, times to a run."""
+
+from __future__ import annotations
+
+import time
+
+import builders
+import pytest
+from test_cluster import files_of, refused
+
+from mlcd import cli
+from mlcd.cluster.cost import Problem, phases, plan
+from mlcd.config import Cluster
+
+GIB = 1 << 30
+
+
+def test_laion_on_gpus_follows_the_formulas() -> None:
+    section = Cluster(k=1_000_000, iterations=20)
+    problem = Problem(389_737_314, 768, 2, 8)
+    found = plan(problem, section, [], 64 * GIB, 8, 1e13)
+    assert found.flop == pytest.approx(20 * 2 * 389_737_314 * 768 * 1e6)
+    assert found.bytes_read == 21 * 389_737_314 * 768 * 2
+    assert not found.keep
+    # Products alone; what the host does beside is far less.
+    least = found.flop / 8 / 1e13
+    assert least < found.wall < 1.05 * least
+    assert 10 * GIB < found.memory < 40 * GIB
+    ten = plan(Problem(problem.n, 768, 2, 80), section, [], 64 * GIB, 8, 1e13)
+    assert ten.wall == pytest.approx(found.wall / 10, rel=0.1)
+
+
+def test_two_level_passes_cost_the_root_of_k() -> None:
+    section = Cluster(k=1_000_000, mode="two_level", iterations=10, refinements=3, probes=4)
+    coarse, within, refine = phases(section)
+    assert (coarse.products, within.products, refine.products) == (1000, 2000, 5000)
+    assert [part.passes for part in (coarse, within, refine)] == [10, 10, 3]
+    exact = section.model_copy(update={"probes": 0})
+    assert phases(exact)[-1].products == 1_000_000
+
+
+@pytest.mark.parametrize("mode", ["exact", "two_level"])
+def test_plan_is_near_a_run(tmp_path, capsys, mode: str) -> None:
+    files = files_of(tmp_path, builders.unit_vectors(30_000, 32, groups=500))
+    options = ["--k", "900", "--iterations", "4", "--refinements", "2", "--mode", mode]
+    words = ["cluster", "--embeddings", str(files[0]), "--threads", "1", *options]
+    assert cli.main([*words, "--plan"]) == 0
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if line.startswith("expected time"))
+    expected = float(line.split("(")[1].split()[0])
+    began = time.process_time()
+    assert cli.main([*words, "--output", str(tmp_path / "c.h5")]) == 0
+    taken = time.process_time() - began
+    # Far wider than the 25 % of benchmarks/plan.py: this run is short.
+    assert 0.3 < taken / expected < 3
+    assert "rows kept in memory" in said
+    assert "30,000 of 32 dimensions" in said
+
+
+def test_memory_limit_decides_whether_rows_are_kept() -> None:
+    section = Cluster(k=1000, iterations=2)
+    large = plan(Problem(3_000_000, 512, 2, 1), section, [], 2 * GIB, 1, 1e13)
+    assert not large.keep
+    assert large.memory < 2 * GIB + 4 * 1000 * 512
+    small = plan(Problem(300_000, 512, 2, 1), section, [], 2 * GIB, 1, 1e13)
+    assert small.keep
+    assert small.bytes_read == 2 * 300_000 * 512 * 2 < large.bytes_read
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rows", 10], ["--dim", "needs it"]),
+        (["--dim", 10], ["--rows", "needs it"]),
+        (["--rows", 10, "--dim", 8, "--k", 20], ["cluster.k", "20 clusters of 10 rows"]),
+        (["--rows", 99, "--dim", 8, "--k", 9, "--gpu", "abacus"], ["--gpu", "'abacus'", "a100"]),
+        (["--rows", 99, "--dim", 8, "--k", 9, "--flops", -1], ["--flops", "1e13"]),
+    ],
+)
+def test_what_a_plan_lacks_is_named(capsys, options: list, words: list[str]) -> None:
+    assert cli.main(["cluster", "--plan", *map(str, options)]) == 2
+    refused(capsys, *words)
+
+
+def test_files_and_output_are_still_needed_to_cluster(tmp_path, capsys) -> None:
+    assert cli.main(["cluster", "--output", str(tmp_path / "c.h5")]) == 2
+    refused(capsys, "--embeddings", "--plan")
+    files = files_of(tmp_path, builders.unit_vectors(20, 8))
+    assert cli.main(["cluster", "--embeddings", str(files[0]), "--k", "3"]) == 2
+    refused(capsys, "--output", "needed")
