@@ -69,6 +69,8 @@ def _lines(arguments: argparse.Namespace, section: Cluster, problem: Problem, fo
         ("memory a rank", f"{_bytes(found.memory)}, rows "
                           f"{'kept in memory' if found.keep else 'read anew each pass'}"),
         ("bytes read", f"{_bytes(found.bytes_read)} by all ranks"),
+        ("added up", f"{_bytes(8 * section.k * problem.d)} of sums a pass over the ranks' network, "
+                     "whose time is not counted" if problem.ranks > 1 else "nothing between ranks"),
         ("products", f"{found.flop:.3g} FLOP by all ranks, if none is spared"),
         ("rates", rate),
     ]  # fmt: skip

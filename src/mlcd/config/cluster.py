@@ -79,4 +79,8 @@ class Cluster(Section):
             raise ValueError(f"groups: {self.groups} groups of {self.k} centres; lower it")
         if self.initial and self.mode == "two_level":
             raise ValueError("initial: mode two_level makes its own first centres; use mode exact")
+        if self.init != "random" and self.mode == "two_level":
+            raise ValueError(
+                f"init: mode two_level starts from random rows, not {self.init}; use mode exact"
+            )
         return self
