@@ -10,6 +10,7 @@ is timed here.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import statistics
 import tempfile
 import time
@@ -32,6 +33,7 @@ from mlcd.config.cluster import Cluster
 from mlcd.neighbours.memory import Blocks, plan_blocks, resident
 from mlcd.neighbours.rows import Rows
 from mlcd.neighbours.two_level import group_count
+from mlcd.progress import LOGGER
 from mlcd.stores.embeddings import Embeddings
 
 #: Products in float32 without tensor cores, FLOP/s, by the makers' data sheets.
@@ -181,7 +183,7 @@ def _on_cpu(problem: Problem, section: Cluster, parts: list[Phase], files: list[
         k = (_EXACT_FLOP / (2 * _ROWS_A_CENTRE * problem.d)) ** 0.5
     else:
         k = (_TWO_LEVEL_FLOP / (2 * _ROWS_A_CENTRE * problem.d * (1 + section.probes))) ** (2 / 3)
-    k = max(4, min(section.k, int(k), problem.n // 2))
+    k = max(1, min(section.k, int(k), problem.n))
     large = _timed(problem, section, files, blocks, threads, k)
     # A smaller one tells what part of a row's time grows with the products.
     small = _timed(problem, section, files, blocks, threads, k // 4) if k < section.k else None
@@ -226,6 +228,10 @@ def _timed(problem: Problem, section: Cluster, files: list[Embeddings], blocks: 
         section = section.model_copy(update={"groups": 0})
     with tempfile.TemporaryDirectory() as folder:
         rows = _Timed([_sample(files, n, problem.d, Path(folder))], blocks.rows, blocks.keep)
+        LOGGER.info("timing %d centres of %d rows", k, n)
+        # The sample's iterations are not those that the user asks about.
+        level = LOGGER.level
+        LOGGER.setLevel(logging.WARNING)
         where = {"device": "cpu", "threads": threads, "group": Alone()}
         began = _now()
         if section.mode == "exact":
@@ -234,6 +240,7 @@ def _timed(problem: Problem, section: Cluster, files: list[Embeddings], blocks: 
         else:
             state = two_level(rows, section, Path(folder), run_kmeans, **where)
         ended = _now()
+        LOGGER.setLevel(level)
     names = [record.get("phase", "exact") for record in state.records]
     passes, update, other = [], [], []
     for clock in (0, 1):

@@ -143,9 +143,7 @@ def _gap(axes: Axes, gap: dict[str, Any]) -> None:
     _spread(axes, 0, gap["quantiles"], style.GREEN)
     axes.set_yticks([0], ["gap"])
     axes.set_ylim(0.6, -0.6)
-    axes.set_xlabel(
-        f"last label nearer than the next centre by; median {gap['quantiles']['0.5']:.4f}"
-    )
+    axes.set_xlabel("last label nearer than the next centre by, cosine")
     style.grid_only(axes, "x")
 
 
