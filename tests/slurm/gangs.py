@@ -116,3 +116,15 @@ def slurm(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, (command, done.stderr)
     return done.stdout
+
+
+def with_a_wrong_clock() -> int:
+    """Join a group in which the clock of rank 1 is an hour ahead."""
+    from types import SimpleNamespace
+
+    from mlcd import startup
+
+    if os.environ["RANK"] == "1":
+        startup.time = SimpleNamespace(time=lambda: time.time() + 3600)
+    with process_group("cpu") as place:
+        return place.world_size

@@ -10,7 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
-from gangs import FOUR, TWO, job_of, misbehave, places, slurm, start_driver, wait_for
+from gangs import (
+    FOUR,
+    TWO,
+    job_of,
+    misbehave,
+    places,
+    slurm,
+    start_driver,
+    wait_for,
+    with_a_wrong_clock,
+)
 
 from mlcd.errors import UserError
 from mlcd.launch import run_gang
@@ -232,3 +242,8 @@ def test_a_forgotten_job_is_gone_or_known_to_the_database(cluster, tmp_path):
         assert _from_database(job).details["NodeList"].startswith("node")
     else:
         assert known is None
+
+
+def test_a_node_with_a_wrong_clock_is_named_before_any_work(cluster, tmp_path):
+    with pytest.raises(UserError, match=r"^rank 1 on node2: its clock is 36\d\d s ahead of others"):
+        run_gang(with_a_wrong_clock, {}, tmp_path, TWO)
