@@ -22,17 +22,19 @@ from mlcd.errors import UserError
 from mlcd.files import sha256_json, write_json
 from mlcd.gang import RANK_LOG, RECORD, Task
 from mlcd.head import Head
-from mlcd.jobs import POLL, Job, LocalJob, SlurmJob
+from mlcd.jobs import Job, LocalJob, SlurmJob
 from mlcd.progress import LOGGER
 from mlcd.record import append_record
 from mlcd.story import local_story, slurm_story
-from mlcd.surroundings import Tail, environment, interruptible, stderr_to
+from mlcd.surroundings import Tail, Terminated, environment, interruptible, stderr_to
 
 if TYPE_CHECKING:
     from mlcd.launch import Resources
 
 #: Seconds that ranks may take to end after the first of them has finished, or failed.
 _GRACE, _SETTLE = 120.0, 30.0
+#: Seconds after which a file written on another machine is seen at the latest.
+_LATE = 90.0
 #: Seconds that a controller may be away when a job is to be submitted.
 _AWAY = 900.0
 
@@ -57,9 +59,9 @@ class Driver:
         with interruptible():
             try:
                 job = self._attach() or self._submit()
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as interrupt:
                 # The job may have been taken in that very moment.
-                if left := self._attach():
+                if not isinstance(interrupt, Terminated) and (left := self._attach()):
                     left.end()
                 raise
             while True:
@@ -78,6 +80,12 @@ class Driver:
                     raise UserError(
                         f"snakemake is gone; job {job.job_id} goes on, start again to wait for it"
                     ) from None
+                except Terminated:
+                    if isinstance(job, SlurmJob):
+                        LOGGER.info("ended; job %s goes on", job.job_id)
+                    else:
+                        job.end()
+                    raise
                 except BaseException:
                     job.end()
                     append_record(self.resources.record, self.stage, job)
@@ -124,9 +132,9 @@ class Driver:
         import submitit
 
         resources = self.resources
-        executor = submitit.AutoExecutor(folder=folder, cluster=resources.launcher)
         common = {"nodes": resources.nodes, "tasks_per_node": resources.ranks_per_node}
         if resources.launcher == "local":
+            executor = submitit.AutoExecutor(folder=folder, cluster="local")
             executor.update_parameters(
                 **common,
                 gpus_per_node=resources.ranks_per_node if resources.gpus else 0,
@@ -134,6 +142,8 @@ class Driver:
                 stderr_to_stdout=True,
             )
             return executor
+        if shutil.which("sbatch") is None:
+            raise UserError("--launcher slurm: there is no sbatch on this machine; use local")
         options = dict(resources.options)
         if resources.gpus and not options.keys() & {"gres", "gpus_per_node", "gpus_per_task"}:
             options["gpus_per_node"] = resources.ranks_per_node
@@ -142,6 +152,7 @@ class Driver:
         for key in ("partition", "account"):
             if value := getattr(resources, key):
                 options.setdefault(key, value)
+        executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
         executor.update_parameters(
             **common,
             name=name,
@@ -214,7 +225,7 @@ class Driver:
                 first_done = None
             if head.is_gone():
                 raise _HeadGone
-            time.sleep(POLL)
+            time.sleep(job.poll)
 
 
 class _Again(Exception):
@@ -250,10 +261,13 @@ def _look_slurm(job: SlurmJob, alive: bool) -> None:
     if alive:
         _tell_queue(job)
         return
-    # Files of a rank on another machine may show late.
-    if len(job.done()) == job.ranks:
-        return
     status = job.watch.status
+    # Files of a rank on another machine may show late.
+    end = time.monotonic() + (_LATE if status.state == "COMPLETED" else 2 * job.poll)
+    while time.monotonic() < end:
+        if len(job.done()) == job.ranks:
+            return
+        time.sleep(job.poll)
     failure = job.failure()
     if status.state in slurm.PASSING and (failure is None or failure["kind"] in ("lost", "error")):
         raise _Again(f"Slurm job {job.job_id} ended with {status.state}")

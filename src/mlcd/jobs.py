@@ -19,12 +19,12 @@ from mlcd.gang import FAILED
 from mlcd.lease import LEASE, Pulse, machine, process_alive
 from mlcd.progress import LOGGER
 
-#: Seconds between looks at a gang's files.
-POLL = 0.2
-
 
 class Job(ABC):
     """A gang of `ranks` ranks in `folder`, known to its launcher as `job_id`."""
+
+    #: Seconds between looks at a gang's files.
+    poll = 0.2
 
     def __init__(self, job_id: str, folder: Path, ranks: int) -> None:
         self.job_id = job_id
@@ -65,7 +65,7 @@ class Job(ABC):
         """Wait until the job has ended, `seconds` at most."""
         end = time.monotonic() + seconds
         while self.alive() and time.monotonic() < end:
-            time.sleep(POLL)
+            time.sleep(self.poll)
 
     def places(self) -> dict[int, dict[str, Any]]:
         """Return rank → what it left at its start, of the ranks that have started."""
@@ -156,6 +156,8 @@ class LocalJob(Job):
 
 class SlurmJob(Job):
     """One Slurm job with all ranks."""
+
+    poll = 1.0  # the files lie on a network disk
 
     def __init__(self, job_id: str, folder: Path, ranks: int) -> None:
         super().__init__(job_id, folder, ranks)

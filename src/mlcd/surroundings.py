@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mlcd.launch import Resources
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: this machine shuts down, say. A job on other machines need not end for that."""
+
+
 class Tail:
     """Copies what rank 0 appends to its log to where this process logs (it has its own times)."""
 
@@ -79,13 +83,13 @@ def stderr_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt, as SIGINT is, so that ranks are ended on the way out."""
+    """Turn SIGTERM into an exception, as SIGINT is, so that it can be answered on the way out."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+        raise Terminated
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:

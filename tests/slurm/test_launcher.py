@@ -247,3 +247,13 @@ def test_a_forgotten_job_is_gone_or_known_to_the_database(cluster, tmp_path):
 def test_a_node_with_a_wrong_clock_is_named_before_any_work(cluster, tmp_path):
     with pytest.raises(UserError, match=r"^rank 1 on node2: its clock is 36\d\d s ahead of others"):
         run_gang(with_a_wrong_clock, {}, tmp_path, TWO)
+
+
+def test_a_login_node_that_shuts_down_leaves_the_job(cluster, tmp_path):
+    work = counting(tmp_path, 100, 0.1)
+    driver = start_driver(tmp_path, work, "TWO")
+    wait_for(lambda: step_of(tmp_path) > 3)
+    driver.terminate()
+    ended(driver, tmp_path)
+    assert "{'steps': 100}" in ended(start_driver(tmp_path, work, "TWO"), tmp_path)
+    assert starts(tmp_path) == [0]
