@@ -5,8 +5,9 @@
 A Snakemake that was killed leaves its lock, and its jobs in the queue. This wrapper recognises
 both. It holds a lease (:mod:`mlcd.lease`) on the working directory while Snakemake runs, so that of
 two heads, on any machines, only one works. Before Snakemake starts it ends the old head's jobs that
-still wait in the queue (they would start again after their outputs were made), and lets those that
-run finish: the new head's jobs wait for them by the leases on their outputs.
+still wait in the queue, and lets those that run finish: what they make is then taken, and no chunk
+is worked on twice. (Gangs are not among them: their drivers take them over. A Snakemake started
+without this wrapper submits such jobs again; these wait for the running ones by the leases.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +32,8 @@ from mlcd.lease import Lease, describe, is_gone, machine
 from mlcd.progress import LOGGER, setup_logging
 
 _PR_SET_PDEATHSIG = 1
+#: Seconds between questions to Slurm, and between lines to the user.
+_POLL, _TELL_EVERY = 10.0, 60.0
 _HELP = """usage: mlcd run [options of snakemake]
 
 Run Snakemake in this directory; go on where a killed one stopped. All options are Snakemake's:
@@ -122,27 +126,49 @@ def _refuse_unknown_lock(folder: Path) -> None:
 
 
 def _deal_with_old_jobs(folder: Path) -> None:
-    """Cancel a dead head's jobs that wait in the queue; keep those that run from coming back."""
-    listing = slurm.call("squeue", "--me", "--noheader", "--format=%i|%T|%k|%Z")
-    if listing is None or listing.returncode != 0:
-        return
-    waiting, running = [], []
+    """Cancel a dead head's jobs that wait in Slurm's queue, and wait for those that run."""
+    waiting, running = _old_jobs(folder)
+    if waiting:
+        LOGGER.info("cancelling %d jobs of the earlier run that had not started", len(waiting))
+        slurm.call("scancel", *waiting)
+    for job_id in running:
+        # Were it to start again later, it would begin by removing what others have made by then.
+        slurm.call("scontrol", "update", f"JobId={job_id}", "Requeue=0")
+    told = 0.0
+    while running:
+        if time.monotonic() - told >= _TELL_EVERY:
+            told = time.monotonic()
+            LOGGER.info(
+                "waiting for %d jobs of the earlier run that still work; not to wait: scancel %s",
+                len(running), " ".join(running[:10] + ["…"] * (len(running) > 10)),
+            )  # fmt: skip
+        time.sleep(_POLL)
+        running = _old_jobs(folder)[1]
+
+
+def _old_jobs(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the ids of waiting and of running jobs of the Slurm executor in this directory.
+
+    No head is alive here, so they are nobody's.
+    """
+    waiting: list[str] = []
+    running: list[str] = []
+    # The executor's own folder: without it no job was ever submitted from here.
+    if not (folder / ".snakemake" / "slurm_logs").is_dir() or not shutil.which("squeue"):
+        return waiting, running
+    command = ["squeue", "--me", "--noheader", "--format=%i|%T|%k|%Z"]
+    while (listing := slurm.call(*command)) is None or listing.returncode != 0:
+        LOGGER.info("Slurm's controller does not answer; waiting")
+        time.sleep(_POLL)
     for line in listing.stdout.splitlines():
         job_id, state, comment, place = line.split("|", 3)
-        # The Slurm executor's jobs of this directory, all of them nobody's now.
         if not comment.startswith("rule_") or Path(place) != folder.resolve():
             continue
         if state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
             waiting.append(job_id)
         elif state in ("RUNNING", "SUSPENDED", "CONFIGURING", "COMPLETING"):
             running.append(job_id)
-    if waiting:
-        LOGGER.info("cancelling %d jobs of the earlier run that had not started", len(waiting))
-        slurm.call("scancel", *waiting)
-    for job_id in running:
-        slurm.call("scontrol", "update", f"JobId={job_id}", "Requeue=0")
-    if running:
-        LOGGER.info("%d jobs of the earlier run still work and will be waited for", len(running))
+    return waiting, running
 
 
 def _supervised(command: list[str]) -> int:
