@@ -26,7 +26,7 @@ from mlcd.errors import UserError
 from mlcd.launch import run_gang
 from mlcd.slurm import Status, _from_database, ask
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def counting(folder: Path, steps: int, seconds: float, **more) -> str:
@@ -44,7 +44,7 @@ def starts(folder: Path) -> list[int]:
 
 
 def ended(process, folder: Path) -> str:
-    process.wait(200)
+    process.wait(400)
     return (folder / "out").read_text() + (folder / "err").read_text()
 
 
