@@ -44,8 +44,9 @@ GPUS = {
 EFFICIENCY = 0.5
 #: Products of the longest pass over a sample, FLOP: a few seconds of one core.
 _EXACT_FLOP, _TWO_LEVEL_FLOP = 2e11, 2e10
-#: Rows a centre in the sample, and passes that are timed; later ones take as long as the last.
-_ROWS_A_CENTRE, _PASSES = 8, 6
+#: Rows a centre in the sample at most, and passes that are timed; later ones take as long as the
+#: last.
+_ROWS_A_CENTRE, _PASSES = 16, 6
 #: Rows on which the host's work is timed.
 _HOST_ROWS = 16384
 
@@ -179,11 +180,13 @@ class _Timing(NamedTuple):
 def _on_cpu(problem: Problem, section: Cluster, parts: list[Phase], files: list[Embeddings],
             blocks: Blocks, threads: int) -> dict[str, tuple[float, float]]:  # fmt: skip
     """Return (CPU, wall) seconds by phase, from runs of the stage on samples."""
+    # As many rows a centre as the whole has, since that decides how many clusters are empty.
+    many = min(_ROWS_A_CENTRE, problem.n / section.k)
     if section.mode == "exact":
-        k = (_EXACT_FLOP / (2 * _ROWS_A_CENTRE * problem.d)) ** 0.5
+        k = (_EXACT_FLOP / (2 * many * problem.d)) ** 0.5
     else:
-        k = (_TWO_LEVEL_FLOP / (2 * _ROWS_A_CENTRE * problem.d * (1 + section.probes))) ** (2 / 3)
-    k = max(1, min(section.k, int(k), problem.n))
+        k = (_TWO_LEVEL_FLOP / (2 * many * problem.d * (1 + section.probes))) ** (2 / 3)
+    k = max(1, min(section.k, int(k)))
     large = _timed(problem, section, files, blocks, threads, k)
     # A smaller one tells what part of a row's time grows with the products.
     small = _timed(problem, section, files, blocks, threads, k // 4) if k < section.k else None
@@ -199,7 +202,9 @@ def _on_cpu(problem: Problem, section: Cluster, parts: list[Phase], files: list[
                 there = statistics.mean(small.passes[clock][part.name]) / small.rows
                 slope = max(0.0, here - there) / (own.products - less.products)
                 factor += slope * (part.products - own.products) / here
-            passes = (passes + [passes[-1]] * part.passes)[: part.passes]
+            # A phase that ends with empty clusters goes on, in the sample as in the whole.
+            count = part.passes + max(0, len(passes) - own.passes)
+            passes = (passes + [passes[-1]] * part.passes)[:count]
             update = large.update[clock].get(part.name, 0.0) * part.passes
             both.append(
                 sum(passes) * factor * problem.share / large.rows
@@ -214,7 +219,7 @@ def _on_cpu(problem: Problem, section: Cluster, parts: list[Phase], files: list[
 def _timed(problem: Problem, section: Cluster, files: list[Embeddings], blocks: Blocks,
            threads: int, k: int) -> _Timing:  # fmt: skip
     """Run the stage on a sample with `k` centres."""
-    n = min(problem.n, _ROWS_A_CENTRE * k)
+    n = min(problem.n, int(min(_ROWS_A_CENTRE, problem.n / section.k) * k))
     section = section.model_copy(
         update={
             "k": k,
