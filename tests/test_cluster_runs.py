@@ -22,7 +22,7 @@ from mlcd.cluster import checkpoint, initial
 from mlcd.cluster.kmeans import run_kmeans
 from mlcd.config import Cluster
 from mlcd.neighbours.rows import Rows
-from mlcd.stores.embeddings import open_all
+from mlcd.stores.embeddings import Embeddings, open_all
 
 SLOW = """
 import sys, time
@@ -183,6 +183,24 @@ def test_peak_memory_stays_within_the_limit(tmp_path: Path) -> None:
     assert peak_memory(*words) <= 400 << 20
 
 
+def test_the_next_block_is_read_while_one_is_at_work(tmp_path: Path, monkeypatch) -> None:
+    rows = Rows(open_all(files_of(tmp_path, builders.unit_vectors(40, 8), 2)), 10)
+    read, reads = Embeddings.read, []
+
+    def noted(self, start, stop):
+        reads.append(start)
+        return read(self, start, stop)
+
+    monkeypatch.setattr(Embeddings, "read", noted)
+    for number, _ in enumerate(rows.blocks()):
+        until = time.monotonic() + 30
+        while number < 3 and len(reads) < number + 2:
+            assert time.monotonic() < until, "the next block waits for this one"
+            time.sleep(0.001)
+        # One ahead and no more: each costs memory.
+        assert len(reads) <= number + 2
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_parts_of_ranks_are_all_rows_once(tmp_path: Path, ranks: int) -> None:
     files = open_all(files_of(tmp_path, builders.unit_vectors(101, 8), 3))
@@ -214,6 +232,19 @@ def test_ranks_give_the_same_bytes_as_one(tmp_path: Path, wide, ranks: int) -> N
     assert run(files, tmp_path / "c.h5", *options, "--ranks-per-node", ranks) == 0
     for name in ("c.h5", "iterations.jsonl"):
         assert (one / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gpus_give_the_same_bytes(tmp_path: Path, wide, ranks: int) -> None:
+    import faiss
+
+    if faiss.get_num_gpus() < ranks:
+        pytest.skip(f"fewer than {ranks} GPUs that faiss can use")
+    files, options, one = wide
+    more = ["--device", "cuda", "--ranks-per-node", ranks]
+    assert run(files, tmp_path / "c.h5", *options, *more) == 0
+    assert (one / "c.h5").read_bytes() == (tmp_path / "c.h5").read_bytes()
 
 
 @pytest.mark.parametrize("killed", [0, 1, 2])
