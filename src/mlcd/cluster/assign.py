@@ -321,28 +321,29 @@ class Assignment:
         part, best, every = rows[sample], known[sample], np.arange(self.K)
         whole = self.K * (self.d + _COMPARE)
 
-        def work(dims: int) -> tuple[float, Heads]:
+        def work(dims: int) -> float:
             heads = Heads(self.centres, self._basis, dims)
             left = self._left(heads, part, best, every)
             pairs = len(left.row) / len(sample)
             bounds = self.K * (dims + _COMPARE) + dims * self.d
-            return bounds + pairs * _GATHER * self.d + left.full.mean() * whole, heads
+            return bounds + pairs * _GATHER * self.d + left.full.mean() * whole
 
         # Downhill from the last pass's choice: the work falls to one minimum, then rises.
         dims = [count for count in _DIMS if 2 * count <= self.d]
         place = dims.index(self._dims) if self._dims in dims else len(dims) // 2
-        least, heads = work(dims[place])
+        least = work(dims[place])
         for step in (1, -1):
             while 0 <= place + step < len(dims):
-                more, others = work(dims[place + step])
+                more = work(dims[place + step])
                 if more >= least:
                     break
-                place, least, heads = place + step, more, others
+                place, least = place + step, more
         self._dims = dims[place]
         self._work = min(least, whole)
         if least < _WORTH * whole:
-            self._heads = heads
-            heads.centres = heads.centres[self._order]
+            # Made again: of the shortened centres no more than two copies are held at any time.
+            self._heads = Heads(self.centres, self._basis, dims[place])
+            self._heads.centres = self._heads.centres[self._order]
 
     def _sample(self, ids: np.ndarray) -> np.ndarray:
         """Return some of `ids`, few enough that their bounds to all centres are small."""
