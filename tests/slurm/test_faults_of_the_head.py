@@ -31,10 +31,10 @@ def test_it_is_killed_in(stage, undisturbed, again, site):
     second = project.start(*options, program="mlcd run").finish()
 
     assert project.hashes(stage) == undisturbed.hashes(stage)
-    after = {job["JobId"]: job for job in project.jobs(stage)}
-    # Those that worked were left to finish, and nothing wrote beside them.
+    after = {job["JobId"]: job["JobState"] for job in project.jobs(stage)}
+    # Those that worked were left to finish, and nothing was made twice.
     for job in before:
         if job["JobState"] == "RUNNING":
-            assert after[job["JobId"]]["JobState"] == "COMPLETED", second.text[-3000:]
-    if stage in ("cluster", "train"):
-        assert len(after) == 1, "the gang was to be taken over, not submitted again"
+            assert after[job["JobId"]] == "COMPLETED", second.text[-3000:]
+    wanted = 4 if stage in ("download", "embed") else 1
+    assert list(after.values()).count("COMPLETED") == wanted, after
