@@ -9,7 +9,7 @@ from project import Project, wait_for
 def with_running_job(stage: str, project: Project, site) -> None:
     """Return when a job of the stage does its work."""
     if stage == "train":
-        wait_for(lambda: project.steps_trained() >= 6, "six steps of training")
+        wait_for(lambda: project.steps_trained() >= 6, "six steps of training", 600)
         return
     project.running(stage)
     if stage == "download":
