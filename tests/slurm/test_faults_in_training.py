@@ -80,7 +80,9 @@ def test_a_cancelled_training_is_tried_again(undisturbed, training):
 
 def test_a_training_at_its_time_limit_goes_on(undisturbed, training):
     project, head, job = training()
-    scontrol("update", f"JobId={job['JobId']}", "TimeLimit=1")
+    hours, minutes, _ = map(int, job["RunTime"].split(":"))
+    # One to two minutes from now: less than the warning, so that it comes at once.
+    scontrol("update", f"JobId={job['JobId']}", f"TimeLimit={60 * hours + minutes + 2}")
     wait_for(lambda: told_to_stop(project), "the signal before the time limit")
     thaw(project)
     wait_for(lambda: restarted(project), "the requeue at the time limit")

@@ -19,7 +19,7 @@ def test_everything_on_four_nodes_equals_one_machine(undisturbed, again, tmp_pat
     assert done.returncode == 0, done.stdout[-6000:]
 
     project = again("prepare")
-    project.write_profile({"cluster": "nodes: 2"}, nodes=2, ranks=2)
+    project.write_profile({"cluster": "nodes: 2"}, nodes=2, ranks=2, node_memory=3900)
     project.run(seconds=1000)
 
     for stage in STAGES:
