@@ -55,6 +55,11 @@ REPORT_PARTS = {
         "All models on all data sets",
         {"scores": [f"{RESULTS}/evaluate/summary.csv"]},
     ),
+    "ablate": (
+        "5 Results",
+        "Losses, l, r and K over seeds",
+        {"ablation": [f"{ABLATE}/table.csv"], "orders": [f"{ABLATE}/orders.csv"]},
+    ),
     "provenance": (
         "6 Provenance",
         "Config, versions and hashes",
@@ -74,6 +79,8 @@ if not DATASETS:
     # Nothing is evaluated: neither results nor their hash.
     del REPORT_PARTS["results"]
     REPORT_PARTS["provenance"][2]["files"].remove(f"{RESULTS}/evaluate/summary.csv")
+if not ABLATION:
+    del REPORT_PARTS["ablate"]
 REPORT_PAGES = [f"{RESULTS}/report/{part}.html" for part in REPORT_PARTS]
 REPORT_FILES = [*REPORT_PAGES, f"{RESULTS}/report/efficiency.html"]
 
@@ -113,6 +120,7 @@ for part, (category, title, files) in REPORT_PARTS.items():
             ),
             # Numbers for programs, beside the page for people.
             [f"{RESULTS}/report/provenance.json"] if part == "provenance" else [],
+            [f"{ABLATE}/plot.svg"] if part == "ablate" else [],
         log:
             f"{RESULTS}/logs/report/{part}.log",
         conda:

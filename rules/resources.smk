@@ -16,9 +16,16 @@ def memory(fixed_mb, row_bytes=0, thread_mb=0):
 
 
 def memory_for_centres(stage_mb, kilobytes):
-    """Return mem_mb: `stage_mb` and so many kilobytes a centre; half as much more an attempt."""
-    needed = stage_mb + CONFIG.cluster.k * kilobytes // 1000
-    return lambda wildcards, attempt: int(needed * (1 + attempt) / 2)
+    """Return mem_mb: `stage_mb` and so many kilobytes a centre; half as much more an attempt.
+
+    The centres are as many as the wildcard k says (in an ablation), else cluster.k.
+    """
+
+    def needed(wildcards, attempt):
+        k = int(getattr(wildcards, "k", CONFIG.cluster.k))
+        return int((stage_mb + k * kilobytes // 1000) * (1 + attempt) / 2)
+
+    return needed
 
 
 def minutes(fixed, rows_a_second, by_threads=False):

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+from ablate_runs import ablation_words
 from builders import embeddings_file, image_store, jpeg, unit_vectors
 
 from mlcd.cli import main
@@ -91,6 +92,8 @@ class Stores:
         self.scores.write_text("\n".join(lines) + "\n")
         self.snakemake = folder / ".snakemake"
         write_snakemake_log(self.snakemake, folder)
+        self.ablation = folder / "ablate" / "table.csv"
+        assert not main(["ablate", *ablation_words(folder)])
         self.resolved = folder / "report" / "config.yaml"
         self.resolved.parent.mkdir()
         self.resolved.write_text("cluster: {k: 4}\nlabel: {top: 3}\n")
@@ -111,6 +114,8 @@ class Stores:
             "train": ["--metrics", str(self.metrics)],
             "results": ["--scores", str(self.scores)],
             "efficiency": ["--folder", str(self.folder), "--snakemake", str(self.snakemake)],
+            "ablate": ["--ablation", str(self.ablation),
+                       "--orders", str(self.ablation.with_name("orders.csv"))],
             "provenance": ["--resolved", str(self.resolved), "--files", str(self.centroids),
                            str(self.scores)],
         }  # fmt: skip

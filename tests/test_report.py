@@ -26,7 +26,7 @@ from mlcd.files import read_json, write_json
 from mlcd.progress import LOGGER
 from mlcd.report import PARTS, download, page, provenance, results, train
 
-CHARTED = ("download", "cluster", "label", "train", "results", "efficiency")
+CHARTED = ("download", "cluster", "label", "train", "results", "efficiency", "ablate")
 
 
 @pytest.fixture(scope="module")

@@ -208,3 +208,41 @@ def test_a_wrong_config_stops_before_any_work(changed, change, message):
     assert done.returncode != 0
     assert message in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_an_ablation_shares_what_it_can_and_adds_only_what_is_new(changed):
+    def ablation(*grids: dict) -> dict[str, int]:
+        changed.configure(ablate={"grids": list(grids)})
+        return changed.stale("--", "ablate")
+
+    grid = {"loss": ["mlcd", "single"], "seeds": [0]}
+    runs = {"ablate_train": 2, "ablate_evaluate": 2, "ablate_baseline": 2}
+    after = {"ablate_table": 1, "report_ablate": 1, "ablate": 1}
+    assert ablation(grid) == runs | after
+    done = changed.snakemake("--cores", "2", "--", "ablate")
+    assert done.returncode == 0, done.stdout[-6000:]
+    results = changed.folder / "results"
+    table = pd.read_csv(results / "ablate" / "table.csv")
+    assert set(table.name) == {"mlcd-l2-r0.5-k8", "single-l1-r0.5-k8", "pixels", "random"}
+    for name, loss in (("mlcd-l2-r0.5-k8", "mlcd"), ("single-l1-r0.5-k8", "single")):
+        about = json.loads(
+            (results / "ablate" / name / "seed-0" / "train" / "encoder.json").read_text()
+        )
+        assert about["section"]["loss"] == loss
+    assert (results / "ablate" / "plot.svg").exists()
+    assert not list((results / "ablate").rglob("*.h5"))
+
+    assert changed.stale("--", "ablate") == {}
+    assert changed.stale("--set-resources", "ablate_train:ranks_per_node=2", "--", "ablate") == {}
+    more = {"ablate_train": 2, "ablate_evaluate": 2}
+    assert ablation(grid | {"seeds": [0, 1]}) == more | {"ablate_baseline": 1} | after
+    # One label of the run's two; three need labels of their own, another K also its clusters.
+    few = {"seeds": [0]}
+    assert ablation(grid, few | {"l": [1]}) == {"ablate_train": 1, "ablate_evaluate": 1} | after
+    wide = ablation(grid, few | {"l": [3]})
+    assert wide == {"ablate_label": 4, "ablate_train": 1, "ablate_evaluate": 1} | after
+    other = ablation(grid, few | {"k": [5]})
+    assert other == {"ablate_cluster": 1, "ablate_label": 4} | wide
+    # A normal run is as it was: without grids there is no ablation in it.
+    changed.configure()
+    assert changed.stale() == {}

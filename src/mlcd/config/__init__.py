@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import Field, model_validator
 
+from mlcd.config.ablate import Ablate, Cell
 from mlcd.config.base import Section, validate
 from mlcd.config.cluster import Cluster
 from mlcd.config.download import Download
@@ -26,8 +27,8 @@ from mlcd.config.train import Train
 from mlcd.errors import UserError
 
 __all__ = [
-    "SECTIONS", "Cluster", "Config", "Download", "Embed", "Evaluate", "Export", "Label", "Prepare",
-    "Report", "Section", "Train", "load", "parse_section", "validate",
+    "SECTIONS", "Ablate", "Cell", "Cluster", "Config", "Download", "Embed", "Evaluate", "Export",
+    "Label", "Prepare", "Report", "Section", "Train", "load", "parse_section", "validate",
 ]  # fmt: skip
 
 
@@ -60,7 +61,14 @@ class Config(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+    ablate: Ablate = Ablate()
     report: Report = Report()
+
+    @property
+    def own_cell(self) -> Cell:
+        """What the run itself trains, as a cell of the ablation."""
+        l = 1 if self.train.loss == "single" else self.train.positives or self.label.top
+        return Cell(self.train.loss, l, self.train.negative_ratio, self.cluster.k)
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
@@ -70,6 +78,18 @@ class Config(Section):
                 f"label.top: {self.label.top} labels of {self.cluster.k} clusters; "
                 "lower it or raise cluster.k"
             )
+        if (self.train.positives or 0) > self.label.top:
+            raise ValueError(
+                f"train.positives: {self.train.positives} of {self.label.top} labels a picture; "
+                "lower it or raise label.top"
+            )
+        if self.ablate.grids and not self.evaluate.datasets:
+            raise ValueError("ablate.grids: nothing to compare by; give evaluate.datasets")
+        for cell, _ in self.ablate.runs(self.own_cell):
+            if cell.l > cell.k:
+                raise ValueError(
+                    f"ablate.grids: l = {cell.l} labels of {cell.k} clusters; lower l or raise k"
+                )
         fitting = next(
             formats for prefix, formats in _FORMATS.items() if self.train.model.startswith(prefix)
         )

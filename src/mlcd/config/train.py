@@ -33,6 +33,12 @@ class Train(Section):
         description="mlcd: Eq. 5, positives and negatives in separate terms. mlc: Eq. 4. "
         "single: softmax of the nearest centre against the negatives.",
     )
+    positives: int | None = Field(
+        None,
+        gt=0,
+        description="Labels of each picture that are its positives, the nearest first; null: all "
+        "that the stage label gave. Ablations share the labels of the largest l by it.",
+    )
     scale: float = Field(
         16.0,
         gt=0,

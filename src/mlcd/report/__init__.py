@@ -29,6 +29,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("loss, similarity, gradients and speed by step", ("metrics",)),
     "results": ("every model on every data set", ("scores",)),
     "efficiency": ("what the jobs took: queue, time, cores, memory, GPUs", ("folder", "snakemake")),
+    "ablate": ("losses, l, r and K compared over seeds", ("ablation", "orders")),
     "provenance": ("config, versions, revision and hashes", ("resolved", "files")),
 }
 
@@ -61,6 +62,8 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--summary", metavar="JSON", help="labels/summary.json [label]")
     parser.add_argument("--metrics", metavar="JSONL", help="train/metrics.jsonl [train]")
     parser.add_argument("--scores", metavar="CSV", help="evaluate/summary.csv [results]")
+    parser.add_argument("--ablation", metavar="CSV", help="ablate/table.csv [ablate]")
+    parser.add_argument("--orders", metavar="CSV", help="ablate/orders.csv [ablate]")
     parser.add_argument(
         "--folder", metavar="RESULTS", help="the folder that the run wrote to [efficiency]"
     )

@@ -108,7 +108,7 @@ def plan(
     # With the code, so that an edited loss never goes on from what the old one learned.
     identity = [code_hash("train"), section.model_dump(mode="json"), *sources.identity]
     state = state_dir(output / "encoder.safetensors", *identity)
-    n = inputs.build_index(sources, state / "index")
+    n = inputs.build_index(sources, state / "index", section.positives)
     if n < section.batch_size:
         raise UserError(
             f"train.batch_size: {section.batch_size} pictures a step, but only {n} have labels; "

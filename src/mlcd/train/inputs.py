@@ -117,12 +117,22 @@ def _by_chunk(items: Sequence[Any], option: str) -> dict[str, Any]:
     return found
 
 
-def build_index(sources: Sources, folder: Path) -> int:
+def build_index(sources: Sources, folder: Path, positives: int | None = None) -> int:
     """Write the join into `folder` for :class:`Index`; return the number of pictures.
 
-    Pictures without any label are left out. An index that is there already is kept: the folder's
-    name depends on the inputs. Raises :class:`UserError` if no picture has a label.
+    The first `positives` labels of each picture are kept, None for all: the l nearest of the stage
+    label are the first l of any larger number. Pictures without any label are left out. An index
+    that is there already is kept: the folder's name depends on the inputs. Raises
+    :class:`UserError` if no picture has a label, or if there are fewer labels a picture than
+    `positives`.
     """
+    width = sources.labels[0].l
+    if positives is not None and positives > width:
+        raise UserError(
+            f"train.positives: {positives} of {width} labels a picture; lower it, or raise "
+            "label.top and rerun label"
+        )
+    width = positives or width
     record = folder / "index.json"
     if not record.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,12 +144,12 @@ def build_index(sources: Sources, folder: Path) -> int:
             label_path.open("wb") as label_file,
         ):
             for chunk in zip(sources.labels, sources.embeddings, sources.images, strict=True):
-                place, label, tars = _rows(*chunk)
+                place, label, tars = _rows(*chunk, width)
                 counts += np.bincount(place["tar"], minlength=tars).tolist()
                 place["tar"] += len(counts) - tars
                 place_file.write(place.tobytes())
                 label_file.write(label.tobytes())
-        write_json(record, {"l": sources.labels[0].l, "counts": counts})
+        write_json(record, {"l": width, "counts": counts})
     n = sum(read_json(record)["counts"])
     # Written anew each time: the pictures may have moved since an earlier attempt.
     paths = [str(path.resolve()) for images in sources.images for path in images.tars]
@@ -150,10 +160,10 @@ def build_index(sources: Sources, folder: Path) -> int:
 
 
 def _rows(
-    labels: Labels, embeddings: Embeddings, images: ImageStore
+    labels: Labels, embeddings: Embeddings, images: ImageStore, width: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return place [n] and label int32 [n, l] of a chunk's labelled pictures, and its tars."""
-    label, found = labels.label(), embeddings.places()
+    """Return place [n] and label int32 [n, width] of a chunk's labelled pictures, and its tars."""
+    label, found = labels.label()[:, :width], embeddings.places()
     tars = len(images.tars)
     if len(found.tar) and not 0 <= found.tar.min() <= found.tar.max() < tars:
         raise UserError(f"{embeddings.path}: names a tar that {images.folder} lacks; rerun embed")

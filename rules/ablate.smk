@@ -1,0 +1,187 @@
+# ablate: train again with other losses, l, r or K, over seeds, and compare: snakemake ablate
+#
+# REQUIRED INPUTS  config ablate.grids; pictures, embeddings, and the run's own clusters and labels
+#                  wherever a cell has the same K and no more labels a picture
+# OUTPUTS          results/ablate/{cell}/seed-{seed}/train/   as rule train; cell is LOSS-lL-rR-kK
+#                  results/ablate/{cell}/seed-{seed}/evaluate/trained.json  scores, as rule evaluate
+#                  results/ablate/baselines/{model}-seed-{seed}/{model}.json
+#                  results/ablate/clusters-k{k}, labels-k{k}-l{l}       for another K, or a larger l
+#                  results/ablate/table.csv, table.md           means, 95 % intervals, differences
+#                  results/ablate/orders.csv                    which orders hold, beside the paper's
+#                  results/ablate/plot.svg, results/report/ablate.html  by rules/report.smk
+#
+# A new seed or value adds its own runs and redoes the table. Ranks, launcher and memory are those of
+# the rules cluster, label and train, until a profile sets others (profiles/local trains two cells of
+# one rank side by side).
+
+
+wildcard_constraints:
+    cell=CELL_PATTERN,
+    seed=r"\d+",
+    k=r"\d+",
+    l=r"\d+",
+
+
+use rule cluster as ablate_cluster with:
+    output:
+        centroids=f"{ABLATE}/clusters-k{{k}}/centroids.h5",
+        iterations=f"{ABLATE}/clusters-k{{k}}/iterations.jsonl",
+    log:
+        f"{RESULTS}/logs/ablate/clusters-k{{k}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/ablate/clusters-k{{k}}.tsv"
+    params:
+        cfg=lambda wildcards: ablate_section("cluster", k=int(wildcards.k)),
+
+
+use rule label as ablate_label with:
+    input:
+        embeddings=f"{RESULTS}/embeddings/{{chunk}}.h5",
+        centroids=lambda wildcards: ablate_centroids(wildcards.k),
+    output:
+        labels=f"{ABLATE}/labels-k{{k}}-l{{l}}/{{chunk}}.h5",
+    log:
+        f"{RESULTS}/logs/ablate/labels-k{{k}}-l{{l}}/{{chunk}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/ablate/labels-k{{k}}-l{{l}}/{{chunk}}.tsv"
+    params:
+        cfg=lambda wildcards: ablate_section("label", top=int(wildcards.l)),
+
+
+use rule train as ablate_train with:
+    input:
+        labels=lambda wildcards: ablate_labels(Cell.parse(wildcards.cell)),
+        embeddings=of_chunks("embeddings/{chunk}.h5"),
+        images=of_chunks("images/{chunk}/manifest.json"),
+        centroids=lambda wildcards: ablate_centroids(Cell.parse(wildcards.cell).k),
+    output:
+        weights=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.safetensors",
+        description=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.json",
+        metrics=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/metrics.jsonl",
+    log:
+        f"{RESULTS}/logs/ablate/{{cell}}/seed-{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/ablate/{{cell}}/seed-{{seed}}.tsv"
+    params:
+        cfg=ablate_train_section,
+
+
+rule ablate_evaluate:
+    """Score the encoder of {wildcards.cell}, seed {wildcards.seed}."""
+    input:
+        weights=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.safetensors",
+        description=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.json",
+        pictures=ablate_pictures(),
+    output:
+        metrics=f"{ABLATE}/{{cell}}/seed-{{seed}}/evaluate/trained.json",
+        features=temp(
+            expand(
+                f"{ABLATE}/{{{{cell}}}}/seed-{{{{seed}}}}/evaluate/features/trained-{{dataset}}.h5",
+                dataset=DATASETS,
+            )
+        ),
+    log:
+        f"{RESULTS}/logs/ablate/{{cell}}/seed-{{seed}}-evaluate.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/ablate/{{cell}}/seed-{{seed}}-evaluate.tsv"
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=240,
+    params:
+        cfg=lambda wildcards: ablate_section(
+            "evaluate", models=["trained"], seed=int(wildcards.seed)
+        ),
+        code=code_hash("evaluate"),
+        identity=[datasets.identity(dataset) for dataset in DATASETS.values()],
+        encoder=subpath(input.weights, parent=True),
+        folder=subpath(output.metrics, parent=True),
+    shell:
+        """
+        mlcd evaluate \
+            --encoder {params.encoder:q} \
+            --output {params.folder:q} \
+            --threads {threads} \
+            --config {params.cfg:q} \
+            --log {log:q}
+        """
+
+
+rule ablate_baseline:
+    """Score {wildcards.model}, which is not trained, with seed {wildcards.seed}."""
+    input:
+        # ancient: of the description only the architecture counts, which is a parameter.
+        description=lambda wildcards: ancient(ablate_description(wildcards)),
+        pictures=ablate_pictures(),
+    output:
+        metrics=f"{ABLATE}/baselines/{{model}}-seed-{{seed}}/{{model}}.json",
+        features=temp(
+            expand(
+                f"{ABLATE}/baselines/{{{{model}}}}-seed-{{{{seed}}}}/features/{{{{model}}}}-{{dataset}}.h5",
+                dataset=DATASETS,
+            )
+        ),
+    log:
+        f"{RESULTS}/logs/ablate/{{model}}-seed-{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/ablate/{{model}}-seed-{{seed}}.tsv"
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=240,
+    params:
+        cfg=lambda wildcards: ablate_section(
+            "evaluate", models=[wildcards.model], seed=int(wildcards.seed)
+        ),
+        source=ablate_source,
+        architecture=ablate_architecture,
+        code=code_hash("evaluate"),
+        identity=[datasets.identity(dataset) for dataset in DATASETS.values()],
+        folder=subpath(output.metrics, parent=True),
+    shell:
+        """
+        mlcd evaluate \
+            {params.source} \
+            --output {params.folder:q} \
+            --threads {threads} \
+            --config {params.cfg:q} \
+            --log {log:q}
+        """
+
+
+rule ablate_table:
+    """Compare the cells over their seeds."""
+    input:
+        encoders=[f"{run}/train/encoder.json" for run in ABLATION_RUNS],
+        scores=[f"{run}/evaluate/trained.json" for run in ABLATION_RUNS],
+        baselines=ablate_baselines(),
+    output:
+        table=f"{ABLATE}/table.csv",
+        text=f"{ABLATE}/table.md",
+        orders=f"{ABLATE}/orders.csv",
+    log:
+        f"{RESULTS}/logs/ablate/table.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        runs=ABLATION_RUNS,
+        baselines=lambda wildcards, input: (
+            f"--baseline-scores {shlex.join(input.baselines)}" if input.baselines else ""
+        ),
+        reference=f"--reference {OWN_CELL.name}" if OWN_CELL in dict(ABLATION) else "",
+        code=code_hash("ablate"),
+    shell:
+        """
+        mlcd ablate \
+            --runs {params.runs:q} {params.baselines} {params.reference} \
+            --output {output.table:q} \
+            --log {log:q}
+        """

@@ -1,0 +1,74 @@
+# What the rules of ablate.smk need to know of a cell: its files and its settings.
+
+from mlcd.config.ablate import CELL_PATTERN, Cell
+
+OWN_CELL = CONFIG.own_cell
+ABLATION = CONFIG.ablate.runs(OWN_CELL)
+ABLATE = f"{RESULTS}/ablate"
+ABLATION_RUNS = [f"{ABLATE}/{cell.name}/seed-{seed}" for cell, seed in ABLATION]
+
+
+def ablate_centroids(k):
+    """Return the centres of K = `k`: the run's own where they are."""
+    own = int(k) == CONFIG.cluster.k
+    return f"{RESULTS}/clusters/centroids.h5" if own else f"{ABLATE}/clusters-k{k}/centroids.h5"
+
+
+def ablate_labels(cell):
+    """Return the labels of a cell: the run's own if K is, and if they are as many as the cell's l."""
+    width = max(cell.l, CONFIG.label.top)
+    own = (cell.k, width) == (CONFIG.cluster.k, CONFIG.label.top)
+    return of_chunks(
+        "labels/{chunk}.h5" if own else f"ablate/labels-k{cell.k}-l{width}/{{chunk}}.h5"
+    )
+
+
+def ablate_section(stage, **changes):
+    """Return a stage's section with some keys changed, as one line of JSON."""
+    values = getattr(CONFIG, stage).model_dump(mode="json") | changes
+    return type(getattr(CONFIG, stage))(**values).to_json()
+
+
+def ablate_train_section(wildcards):
+    cell = Cell.parse(wildcards.cell)
+    changes = {"loss": cell.loss, "positives": cell.l, "negative_ratio": cell.r}
+    return ablate_section("train", seed=int(wildcards.seed), **changes)
+
+
+def ablate_description(wildcards):
+    """Return a cell's encoder.json: what random weights of the same seed are built from."""
+    if wildcards.model != "random":
+        return []
+    cells = [cell for cell, seed in ABLATION if seed == int(wildcards.seed)]
+    cell = OWN_CELL if OWN_CELL in cells else cells[0]
+    return f"{ABLATE}/{cell.name}/seed-{wildcards.seed}/train/encoder.json"
+
+
+def ablate_source(wildcards):
+    """Return the option that says where a baseline comes from."""
+    if wildcards.model == "frozen":
+        return f"--embed-config {shlex.quote(embed_section())}"
+    description = ablate_description(wildcards)
+    return f"--encoder {shlex.quote(str(Path(description).parent))}" if description else ""
+
+
+def ablate_architecture(wildcards):
+    """Return the keys of train that random weights depend on, beside the seed."""
+    keys = {"model", "embedding_dim", "image_size", "high_res_image_size"}
+    return CONFIG.train.model_dump_json(include=keys) if wildcards.model == "random" else ""
+
+
+def ablate_pictures():
+    """Return the paths of all data sets on disk; their identity tells whether they are others."""
+    found = [data for data in DATASETS.values() if datasets.kind(data) != "digits"]
+    return [ancient(data.path) for data in found]
+
+
+def ablate_baselines():
+    """Return the scores of the baselines: random weights once a seed, the others once."""
+    seeds = dict.fromkeys(seed for _, seed in ABLATION)
+    return [
+        f"{ABLATE}/baselines/{model}-seed-{seed}/{model}.json"
+        for model in CONFIG.ablate.baselines
+        for seed in (seeds if model == "random" else [CONFIG.evaluate.seed])
+    ]

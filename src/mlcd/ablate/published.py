@@ -1,0 +1,42 @@
+"""What the paper reports for the same changes, so that orders can be laid side by side.
+
+An et al., arXiv 2407.17331v2. The changes of l and r: ViT-B/32, LAION-400M, 5 epochs, ImageNet
+linear probe. The losses: Eq. 4 against Eq. 5, 32 epochs, ImageNet linear probe; one label (UNICOM)
+against MLCD: ResNet-50 on ImageNet with K = 8,000, mean of 27 linear probes.
+"""
+
+from __future__ import annotations
+
+from mlcd.config import Cell
+
+L = {1: 71.4, 2: 72.9, 4: 73.2, 8: 75.2, 16: 72.1, 32: 68.7}
+R = {0.01: 73.4, 0.05: 75.1, 0.1: 75.2, 0.2: 74.9, 0.5: 68.3, 1.0: 63.2}
+K = {
+    100_000: 66.9,
+    200_000: 71.1,
+    500_000: 74.4,
+    1_000_000: 75.2,
+    2_000_000: 74.9,
+    5_000_000: 74.7,
+}
+LOSS = {("mlcd", "mlc"): (78.1, 76.9), ("mlcd", "single"): (67.5, 58.3)}
+
+
+def published(one: Cell, other: Cell) -> tuple[float, float] | None:
+    """Return the paper's two figures for a pair of cells, or None where it has no such pair.
+
+    The paper changes one thing at a time, from mlcd, l = 8, r = 0.1. Its K stand for hundreds of
+    millions of pictures and are never laid beside those of a smaller run.
+    """
+    if {one.loss, other.loss} == {"mlcd"} and one.l != other.l:
+        values = L.get(one.l), L.get(other.l)
+    elif {one.loss, other.loss} == {"mlcd"} and one.r != other.r:
+        values = R.get(one.r), R.get(other.r)
+    elif one.k != other.k:
+        values = K.get(one.k), K.get(other.k)
+    else:
+        pair = LOSS.get((one.loss, other.loss))
+        turned = LOSS.get((other.loss, one.loss))
+        values = pair or (turned and turned[::-1]) or (None, None)
+    first, second = values
+    return None if first is None or second is None else (first, second)

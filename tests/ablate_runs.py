@@ -1,0 +1,46 @@
+"""What trainings of an ablation leave behind, with scores of a test's choice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mlcd.config import Cell
+
+MLCD, MLC = Cell("mlcd", 8, 0.1, 64), Cell("mlc", 8, 0.1, 64)
+SINGLE, ONE = Cell("single", 1, 0.1, 64), Cell("mlcd", 1, 0.1, 64)
+
+
+def finished(folder: Path, cell: Cell, seed: int, knn: float, **section: object) -> str:
+    """Leave what one training and its evaluation leave."""
+    home = folder / cell.name / f"seed-{seed}"
+    values = {"loss": cell.loss, "positives": cell.l, "negative_ratio": cell.r, "seed": seed}
+    about = {"num_classes": cell.k, "section": {"epochs": 2, **values, **section}}
+    scores(home / "evaluate" / "trained.json", "trained", seed, knn)
+    (home / "train").mkdir(parents=True)
+    (home / "train" / "encoder.json").write_text(json.dumps(about))
+    return str(home)
+
+
+def scores(path: Path, model: str, seed: int, knn: float) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    few = {"scores": {"knn_20": knn, "linear_probe": knn + 0.1}, "chance": {}}
+    path.write_text(json.dumps({"model": model, "seed": seed, "datasets": {"few": few}}))
+    return str(path)
+
+
+def ablation_words(tmp_path: Path) -> list[str]:
+    """Leave a grid of four cells and two seeds, with baselines; return the command's words."""
+    values = {MLC: (0.50, 0.52), MLCD: (0.53, 0.551), SINGLE: (0.45, 0.55), ONE: (0.60, 0.622)}
+    runs = [
+        finished(tmp_path / "ablate", cell, seed, value)
+        for cell, both in values.items()
+        for seed, value in enumerate(both)
+    ]
+    baselines = [
+        scores(tmp_path / "ablate" / f"random-{s}.json", "random", s, 0.2 + s / 10) for s in (0, 1)
+    ]
+    baselines.append(scores(tmp_path / "ablate" / "pixels.json", "pixels", 0, 0.3))
+    table = tmp_path / "ablate" / "table.csv"
+    return ["--runs", *runs, "--baseline-scores", *baselines, "--reference", MLCD.name,
+            "--output", str(table)]  # fmt: skip
