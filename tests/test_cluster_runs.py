@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,6 +272,28 @@ def test_gang_with_a_killed_rank_goes_on_to_the_same_bytes(
     assert run(files, tmp_path / "c.h5", *options) == 0
     for name in ("c.h5", "iterations.jsonl"):
         assert (one / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_cut_off_while_its_state_is_removed_goes_on(tmp_path: Path, wide, monkeypatch) -> None:
+    files, options, one = wide
+    words = [files, tmp_path / "c.h5", *options, "--ranks-per-node", 2]
+    remove = shutil.rmtree
+
+    def cut_off(folder: Path, *more, **words) -> None:
+        if Path(folder).parent.name != "state":
+            return remove(folder, *more, **words)
+        # In the order of a directory's entries, which is any.
+        for path in folder.glob("iteration-*.h5"):
+            path.unlink()
+        raise ConnectionError("killed here")
+
+    monkeypatch.setattr(shutil, "rmtree", cut_off)
+    with pytest.raises(ConnectionError):
+        run(*words)
+    monkeypatch.undo()
+    assert run(*words) == 0
+    assert (one / "c.h5").read_bytes() == (tmp_path / "c.h5").read_bytes()
+    assert not list(tmp_path.glob("state/*"))
 
 
 @pytest.mark.parametrize("reader", ["initial", "assigning"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mlcd import lease
-from mlcd.lease import Lease, this_process, writing
+from mlcd.lease import Lease, process_alive, start_of, this_process, writing
 
 WRITER = """
 import sys, time
@@ -158,7 +159,27 @@ def test_on_another_machine_silence_decides(tmp_path, monkeypatch):
     mine.release()
 
 
-def test_who_lost_its_lease_ends_itself(output):
+def test_a_number_that_is_anothers_by_now_is_left_alone(tmp_path):
+    folder, none = tmp_path / "lease", [tmp_path / "none"]
+    first, second, third = (Lease(folder, "x", none) for _ in range(3))
+    assert first.attempt() is None
+    (path,) = folder.glob("*.json")
+    dead = {path: {**json.loads(path.read_text()), "pid": 0}}
+    # The second looked when a dead one held this number, which is the first's by now.
+    assert not second._create(dead)
+    assert list(folder.glob("*.json")) == [path]
+    # The first is given up, and the third holds the same number.
+    path.unlink()
+    assert third.attempt() is None
+    first.release()
+    assert list(folder.glob("*.json")) == [path]
+    assert second.attempt()["token"] == third._token
+    third.release()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("change", ["removed", "another's"])
+def test_who_lost_its_lease_ends_itself(output, change):
     code = WRITER.replace(
         "from mlcd.lease", "from mlcd import lease; lease.BEAT = 0.2\nfrom mlcd.lease"
     )
@@ -168,6 +189,29 @@ def test_who_lost_its_lease_ends_itself(output):
     )  # fmt: skip
     process.stdout.readline()
     (path,) = output.parent.glob("state/*.lease/*.json")
-    path.rename(path.with_name("000009.json"))
+    if change == "removed":
+        path.rename(path.with_name("000009.json"))
+    else:
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(this_process()))
+        temporary.replace(path)
     assert process.wait(30) == 1
     assert not output.exists()
+
+
+def test_a_process_is_known_by_its_start_not_by_the_clock(tmp_path):
+    # Its name looks like fields of /proc.
+    program = tmp_path / "a) S 1 (b"
+    shutil.copy(shutil.which("sleep"), program)
+    process = subprocess.Popen([str(program), "60"])
+    start = start_of(process.pid)
+    ticks = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
+    assert abs(ticks - start) < 60 * os.sysconf("SC_CLK_TCK")
+    assert process_alive(process.pid, start)
+    assert not process_alive(process.pid, start - 1)
+    process.kill()
+    while process_alive(process.pid, start):  # a zombie in the end
+        time.sleep(0.01)
+    process.wait()
+    assert start_of(process.pid) is None
+    assert not process_alive(process.pid, None)

@@ -371,6 +371,11 @@ def test_killed_runs_end_with_the_same_bytes(tmp_path, paths, runs):
     for rank in range(2):
         (one,), (other,) = (folder.glob(last.format(rank)) for folder in (whole, killed))
         assert one.read_bytes() == other.read_bytes()
+    # Another run has written over it: the finished gang's encoder is written again.
+    (killed / "encoder.safetensors").write_bytes(b"another's")
+    assert mlcd_train(paths, killed, *options).wait(200) == 0
+    name = "encoder.safetensors"
+    assert (whole / name).read_bytes() == (killed / name).read_bytes()
     # The ranks' running statistics differ; the exported ones are their mean.
     means = []
     for rank in range(2):

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlcd import slurm
+from mlcd import patience, slurm
 from mlcd.errors import UserError
 from mlcd.files import sha256_json, write_json
 from mlcd.gang import RANK_LOG, RECORD, Task
@@ -35,8 +34,9 @@ if TYPE_CHECKING:
 _GRACE, _SETTLE = 120.0, 30.0
 #: Seconds after which a file written on another machine is seen at the latest.
 _LATE = 90.0
-#: Seconds that a controller may be away when a job is to be submitted.
-_AWAY = 900.0
+#: Seconds in which Slurm starts a job again that has lost a node: it calls a silent node down after
+#: SlurmdTimeout, 300 by default.
+_NODE_DOWN = 360.0
 
 
 class Driver:
@@ -57,13 +57,7 @@ class Driver:
         """Return rank 0's result. Raises :class:`UserError`."""
         self.home.mkdir(parents=True, exist_ok=True)
         with interruptible():
-            try:
-                job = self._attach() or self._submit()
-            except KeyboardInterrupt as interrupt:
-                # The job may have been taken in that very moment.
-                if not isinstance(interrupt, Terminated) and (left := self._attach()):
-                    left.end()
-                raise
+            job = self._start(lambda: self._attach() or self._submit())
             while True:
                 try:
                     result = self._watch(job)
@@ -73,7 +67,7 @@ class Driver:
                         raise UserError(_too_often(self.resources.requeues, reason)) from None
                     LOGGER.warning("%s; submitting it again", reason)
                     self.resubmitted += 1
-                    job = self._submit()
+                    job = self._start(self._submit)
                     continue
                 except _HeadGone:
                     # The job is left to the next head, which may be there already.
@@ -92,6 +86,16 @@ class Driver:
                     raise
                 append_record(self.resources.record, self.stage, job)
                 return result
+
+    def _start(self, begin: Callable[[], Job]) -> Job:
+        """Return the job of `begin`; end it if this process is interrupted meanwhile."""
+        try:
+            return begin()
+        except KeyboardInterrupt as interrupt:
+            # The job may have been taken in that very moment.
+            if not isinstance(interrupt, Terminated) and (left := self._attach(sure=False)):
+                left.end()
+            raise
 
     def _submit(self) -> Job:
         """Start a gang in a fresh folder and record it."""
@@ -117,12 +121,16 @@ class Driver:
             self.function, self.kwargs, folder, local=self.resources.launcher == "local",
             requeues=self.resources.requeues, patience=self.resources.warning_s * 0.7,
         )  # fmt: skip
-        with environment(self.resources), stderr_to(folder / "controller.log"):
-            if self.resources.launcher == "slurm":
-                job_id = _submit_patiently(lambda: executor.submit(task).job_id, record["name"])
-            else:
-                job_id = executor.submit(task).job_id
-                record["where"] = LocalJob.started(job_id)
+
+        def send() -> str:
+            with environment(self.resources), stderr_to(folder / "controller.log"):
+                return executor.submit(task).job_id
+
+        if self.resources.launcher == "slurm":
+            job_id = patience.submit(send, record["name"])
+        else:
+            job_id = send()
+            record["where"] = LocalJob.started(job_id)
         record["job_id"] = job_id
         write_json(self.home / RECORD, record)
         LOGGER.info("%d ranks are %s job %s", record["ranks"], record["launcher"], job_id)
@@ -169,12 +177,15 @@ class Driver:
         )
         return executor
 
-    def _attach(self) -> Job | None:
-        """Return the recorded job if it is alive, or if it has finished this very work."""
+    def _attach(self, *, sure: bool = True) -> Job | None:
+        """Return the recorded job if it is alive, or if it has finished this very work.
+
+        Unless `sure`, a gang on another machine counts as alive before it has shown life.
+        """
         try:
             record = json.loads((self.home / RECORD).read_text())
             if record["job_id"] is None:
-                record["job_id"] = _find_orphan(record)
+                record["job_id"] = self._find_orphan(record)
                 if not record["job_id"]:
                     return None
                 if record["launcher"] == "local":
@@ -184,9 +195,13 @@ class Driver:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         if isinstance(job, SlurmJob):
-            _wait_for_controller(job)
+            status = patience.wait_for_word(job.watch, self.home / RECORD)
+            # Numbers come again, in a new cluster of the same place say; names do not.
+            alive = job.alive() and status.details.get("JobName", record["name"]) == record["name"]
+        else:
+            alive = job.shows_life() if sure else job.alive()
         self.resubmitted = record["resubmitted"]
-        if job.alive():
+        if alive:
             LOGGER.info("job %s of an earlier call is alive: waiting for it", job.job_id)
             return job
         if record["work"] == self.work and len(job.done()) == job.ranks:
@@ -194,6 +209,12 @@ class Driver:
             return job
         self.resubmitted = 0
         return None
+
+    def _find_orphan(self, record: dict[str, Any]) -> str:
+        """Return the id of a job that was started just before its driver was killed, or ""."""
+        if record["launcher"] == "local":
+            return LocalJob.find(Path(record["folder"]))
+        return patience.find(record["name"], self.home / RECORD)
 
     def _job(self, record: dict[str, Any]) -> Job:
         place = record["job_id"], Path(record["folder"]), record["ranks"]
@@ -213,8 +234,10 @@ class Driver:
             done = job.done()
             log.show()
             if len(done) == job.ranks:
+                # Before the wait: Slurm may start a job again that is at its end.
+                result = job.result()
                 job.wait_end(_GRACE)
-                return job.result()
+                return result
             look(job, alive)
             if done:
                 first_done = first_done or time.monotonic()
@@ -255,18 +278,21 @@ def _look_slurm(job: SlurmJob, alive: bool) -> None:
     A failed rank is not yet the end: srun ends the others within seconds, and if a node was lost
     Slurm starts the job again by itself. Its own account of the end comes first.
     """
-    if job.failure() and alive:
-        _settle(job)
+    if alive and (failure := job.failure()):
+        _settle(job, failure)
         alive = job.alive()
     if alive:
         _tell_queue(job)
         return
     status = job.watch.status
     # Files of a rank on another machine may show late.
-    end = time.monotonic() + (_LATE if status.state == "COMPLETED" else 2 * job.poll)
+    late = status.state in ("COMPLETED", "FAILED")
+    end = time.monotonic() + (_LATE if late else 2 * job.poll)
     while time.monotonic() < end:
         if len(job.done()) == job.ranks:
             return
+        if status.state == "FAILED" and (job.failure() or job.was_killed()):
+            break
         time.sleep(job.poll)
     failure = job.failure()
     if status.state in slurm.PASSING and (failure is None or failure["kind"] in ("lost", "error")):
@@ -274,17 +300,20 @@ def _look_slurm(job: SlurmJob, alive: bool) -> None:
     raise UserError(slurm_story(job, status, failure))
 
 
-def _settle(job: SlurmJob) -> None:
+def _settle(job: SlurmJob, failure: dict[str, Any]) -> None:
     """Wait until the job has ended, or runs again, after one of its ranks failed; then end it."""
-    files, end = job.files, time.monotonic() + _SETTLE
+    files, start = job.files, time.monotonic()
     if job.settled == files:
         return
     job.settled = files
-    while job.watch.look(now=True).alive and job.files == files:
+    limit = _NODE_DOWN if failure["kind"] == "lost" else _SETTLE
+    while job.watch.look(now=time.monotonic() - start < _SETTLE).alive and job.files == files:
         if job.watch.status.state == "PENDING":
             return
-        if time.monotonic() > end:
+        if time.monotonic() - start > limit:
             job.end()
+            # For the story: nobody else has cancelled it.
+            job.ended_here = True
             return
         time.sleep(1)
 
@@ -303,53 +332,6 @@ def _tell_queue(job: SlurmJob) -> None:
             )  # fmt: skip
         elif word:
             LOGGER.info("Slurm job %s waits in the queue (%s)", job.job_id, word)
-
-
-def _find_orphan(record: dict[str, Any]) -> str:
-    """Return the id of a job that was submitted just before its driver was killed, or ""."""
-    if record["launcher"] == "local":
-        return LocalJob.find(Path(record["folder"]))
-    # A sbatch that outlived its driver may be on its way.
-    time.sleep(2)
-    while (job_id := slurm.find(record["name"])) is None:
-        _away("finding the job of an earlier call")
-    return job_id
-
-
-def _wait_for_controller(job: SlurmJob) -> None:
-    """Wait until it is known how the job is: without that nothing may be started."""
-    while job.watch.look(now=True).state == "UNKNOWN":
-        _away(f"asking for job {job.job_id}")
-
-
-def _away(what: str) -> None:
-    LOGGER.info("%s: Slurm's controller does not answer; waiting", what)
-    time.sleep(10)
-
-
-def _submit_patiently(submit: Callable[[], str], name: str) -> str:
-    """Call `submit` until the controller takes the job, and never twice."""
-    import submitit
-
-    end = time.monotonic() + _AWAY
-    while True:
-        try:
-            return submit()
-        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError,
-                subprocess.SubprocessError) as error:  # fmt: skip
-            text = str(error)
-            words = ("Unable to contact", "timed out", "Connection refused", "not responding")
-            if not any(word in text for word in words) or time.monotonic() > end:
-                lines = [line for line in text.splitlines() if "error" in line.lower()]
-                reason = (lines or text.splitlines() or ["no reason given"])[-1].strip()
-                raise UserError(
-                    f"sbatch refused the job: {reason}; check --partition, --account, --mem-mb, "
-                    "--timeout-min and --slurm-option"
-                ) from None
-        _away("submitting")
-        # It may have taken the job and not lived to say so.
-        if found := slurm.find(name):
-            return found
 
 
 def _too_often(requeues: int, reason: Exception) -> str:

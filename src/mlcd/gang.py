@@ -15,7 +15,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -26,9 +25,10 @@ from typing import Any
 
 import psutil
 
-from mlcd import notice
+from mlcd import notice, slurm
 from mlcd.errors import UserError
 from mlcd.files import write_json
+from mlcd.lease import start_of
 from mlcd.progress import LOGGER, setup_logging
 from mlcd.usage import Usage
 
@@ -45,6 +45,11 @@ _LOST_PEER = 5.0
 def try_folder(folder: Path, number: int) -> Path:
     """Return the folder of a start of the job, counted from 0."""
     return folder / f"try-{number}"
+
+
+def log_of(folder: Path, job_id: str, rank: int) -> Path:
+    """Return the file with a rank's stdout and stderr; rank 0's has srun's words too."""
+    return folder / f"{job_id}_{rank}_log.out"
 
 
 class Task:
@@ -75,12 +80,11 @@ class Task:
             print("another job has taken this one's place; nothing to do", file=sys.stderr)
             os._exit(1)
         self.files.mkdir(exist_ok=True)
-        process = psutil.Process()
         write_json(
             self.files / f"rank-{self.rank}.json",
-            {"pid": process.pid, "created": process.create_time(), "host": socket.gethostname(),
+            {"pid": os.getpid(), "created": start_of(os.getpid()), "host": socket.gethostname(),
              "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-             "start": time.time()},
+             "start": time.time(), "log_size": self._log_size()},
         )  # fmt: skip
         stage = self.function.__module__.removeprefix("mlcd.").split(".")[0]
         setup_logging(self.folder / RANK_LOG if self.rank == 0 else None, stage)
@@ -100,6 +104,12 @@ class Task:
             self._fail({"kind": "lost" if _lost_peer(error) else "error", "message": message})
         self.usage.update()
         write_json(self.files / f"rank-{self.rank}.done", {"result": result})
+
+    def _log_size(self) -> int:
+        """Return the bytes that earlier starts of this job have left in rank 0's log."""
+        with contextlib.suppress(OSError):
+            return log_of(self.folder, os.environ.get("SLURM_JOB_ID", ""), 0).stat().st_size
+        return 0
 
     def _take_place(self) -> int:
         """Export this rank's place by submitit's helper and return the rank."""
@@ -137,9 +147,9 @@ class Task:
         if self.number >= self.requeues:
             self._fail({"kind": "requeues"})
         LOGGER.info("told to stop: the job goes back into the queue")
-        command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+        command = ("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
         # A controller that is away comes back, or the time limit ends this process.
-        while subprocess.run(command, capture_output=True, timeout=120).returncode != 0:
+        while (answer := slurm.call(*command, timeout=120)) is None or answer.returncode != 0:
             time.sleep(2)
 
     def _fail(self, failure: dict[str, Any]) -> None:
@@ -166,7 +176,7 @@ class Task:
         while not (self.files / FAILED).exists():
             if time.monotonic() - last >= _BEAT:
                 last = time.monotonic()
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, psutil.Error):
                     self.usage.update()
                 if not self._is_wanted():
                     break

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from mlcd.files import write_json
-from mlcd.lease import describe, is_gone, machine, this_process
+from mlcd.lease import describe, is_gone, machine, process_alive, start_of, this_process
 
 _RECORD = Path(".snakemake") / "mlcd-head.json"
 
@@ -18,8 +18,9 @@ _RECORD = Path(".snakemake") / "mlcd-head.json"
 class Head:
     """The nearest ancestor of this process that runs Snakemake."""
 
-    def __init__(self, process: psutil.Process | None) -> None:
-        self._process = process
+    def __init__(self, pid: int | None) -> None:
+        self._pid = pid
+        self._created = None if pid is None else start_of(pid)
         self._parent = os.getppid()
 
     @classmethod
@@ -31,7 +32,7 @@ class Head:
             except psutil.Error:
                 continue
             if any(Path(word).name == "snakemake" for word in words[:4]):
-                return cls(parent)
+                return cls(parent.pid)
         return cls(None)
 
     def is_gone(self) -> bool:
@@ -39,9 +40,9 @@ class Head:
 
         It kills the shell in between when it is told to stop at once.
         """
-        if self._process is None:
+        if self._pid is None:
             return False
-        if not self._process.is_running() or self._process.status() == psutil.STATUS_ZOMBIE:
+        if not process_alive(self._pid, self._created):
             return True
         if os.getppid() != self._parent:
             raise KeyboardInterrupt

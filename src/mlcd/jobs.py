@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 
 from mlcd import slurm
-from mlcd.gang import FAILED
-from mlcd.lease import LEASE, Pulse, machine, process_alive
+from mlcd.gang import FAILED, log_of
+from mlcd.lease import LEASE, Pulse, machine, process_alive, start_of
 from mlcd.progress import LOGGER
 
 
@@ -52,13 +52,16 @@ class Job(ABC):
             return json.loads((self.files / FAILED).read_text())
         return None
 
-    def output(self, rank: int) -> str:
-        """Return what the rank wrote to stdout and stderr, or its end if that is long."""
-        path = self.folder / f"{self.job_id}_{rank}_log.out"
+    def output(self, rank: int, since: int = 0) -> str:
+        """Return what the rank wrote to stdout and stderr, or its end if that is long.
+
+        `since`: bytes at the beginning that are left out.
+        """
+        path = log_of(self.folder, self.job_id, rank)
         if not path.exists():
             return ""
         with path.open("rb") as handle:
-            handle.seek(max(0, path.stat().st_size - 20_000))
+            handle.seek(max(since, path.stat().st_size - 20_000))
             return handle.read().decode("utf-8", "replace")
 
     def wait_end(self, seconds: float) -> None:
@@ -97,8 +100,8 @@ class Job(ABC):
 class LocalJob(Job):
     """Ranks on one machine, children of submitit's controller, whose process id is `job_id`.
 
-    `where`: the machine and the controller's time of creation, which tells it from a later process
-    of the same id.
+    `where`: the machine and the controller's start, which tells it from a later process of the same
+    id.
     """
 
     def __init__(self, job_id: str, folder: Path, ranks: int, where: dict[str, Any]) -> None:
@@ -109,7 +112,7 @@ class LocalJob(Job):
     @staticmethod
     def started(job_id: str) -> dict[str, Any]:
         """Return the `where` of a controller that runs on this machine."""
-        return {"machine": machine(), "created": psutil.Process(int(job_id)).create_time()}
+        return {"machine": machine(), "created": start_of(int(job_id))}
 
     @staticmethod
     def find(folder: Path) -> str:
@@ -124,7 +127,18 @@ class LocalJob(Job):
         if self.where["machine"] == machine():
             return process_alive(int(self.job_id), self.where["created"])
         # On another machine: as long as its ranks show life.
-        return self._pulse.silence() < LEASE
+        over = self.failure() or len(self.done()) == self.ranks
+        return not over and self._pulse.silence() < LEASE
+
+    def shows_life(self) -> bool:
+        """As :meth:`alive`, and certain: of another machine's gang two minutes may be waited."""
+        told = self.where["machine"] == machine()
+        while self.alive() and self.where["machine"] != machine() and not self._pulse.beats:
+            if not told:
+                LOGGER.info("looking whether ranks on another machine still live: two minutes")
+                told = True
+            time.sleep(self.poll)
+        return self.alive()
 
     def dead_ranks(self) -> list[int]:
         """Return ranks that are gone without a word."""
@@ -165,6 +179,8 @@ class SlurmJob(Job):
         #: What the driver has told of it, and the start whose failure it has waited out.
         self.told = ""
         self.settled: Path | None = None
+        #: True if the driver has ended it.
+        self.ended_here = False
 
     def alive(self) -> bool:
         return self.watch.look().alive
@@ -182,7 +198,7 @@ class SlurmJob(Job):
     def first_dead(self) -> tuple[int, str] | None:
         """Return the rank that srun saw end first by a signal, and what srun called it; or None."""
         pattern = r"srun: error: \S+: tasks? (\d+)[^:]*: (.+)"
-        for line in self.output(0).splitlines():
+        for line in self._said().splitlines():
             if found := re.search(pattern, line):
                 word = found[2]
                 # By itself, or because it lost the other: its own report says more.
@@ -191,5 +207,14 @@ class SlurmJob(Job):
 
     def ran_out_of_memory(self) -> bool:
         """True if Slurm or the kernel says so."""
-        said = re.search(r"oom[-_ ]kill|exceeded .*memory limit", self.output(0), re.IGNORECASE)
+        said = re.search(r"oom[-_ ]kill|exceeded .*memory limit", self._said(), re.IGNORECASE)
         return self.watch.status.state == "OUT_OF_MEMORY" or said is not None
+
+    def was_killed(self) -> bool:
+        """True if a rank is known to have been ended from outside: it leaves no word."""
+        return self.ran_out_of_memory() or self.first_dead() is not None
+
+    def _said(self) -> str:
+        """Return what Slurm and rank 0 wrote since the newest start of the job."""
+        sizes = [place["log_size"] for place in self.places().values()]
+        return self.output(0, since=min(sizes, default=0))

@@ -17,6 +17,7 @@ see *whether* its time changes, by their own clock, so that clocks need not agre
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -27,8 +28,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from mlcd import slurm
 from mlcd.files import sha256_json
@@ -43,6 +42,8 @@ LEASE = 12 * BEAT
 #: … and even if its job runs (the process in it is gone, say).
 _STUCK = 90 * BEAT
 _POLL = 1.0
+#: Seconds for which an answer of Slurm's holds; well below _DOUBT, so that it is of this holder.
+_ASK_EVERY = 15.0
 _TELL_EVERY = 60.0
 
 
@@ -100,19 +101,29 @@ def this_process() -> dict[str, Any]:
         "host": socket.gethostname(),
         "machine": machine(),
         "pid": os.getpid(),
-        "created": psutil.Process().create_time(),
+        "created": start_of(os.getpid()),
         "job": os.environ.get("SLURM_JOB_ID"),
         "restarts": os.environ.get("SLURM_RESTART_COUNT", "0"),
     }
 
 
-def process_alive(pid: int, created: float) -> bool:
-    """True if the process of this id and time of creation runs here (a zombie does not)."""
+def start_of(pid: int) -> int | None:
+    """Return when a process began, in ticks since the boot; None if there is none, or a zombie.
+
+    Unlike its time of creation this does not change when the machine's clock is set.
+    """
     try:
-        process = psutil.Process(pid)
-        return process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # From its state, the third field, on: the second, its name, may hold anything.
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def process_alive(pid: int, created: int | None) -> bool:
+    """True if the process of this id that began at `created` (:func:`start_of`) still runs here."""
+    return created is not None and start_of(pid) == created
 
 
 def is_gone(holder: dict[str, Any], silence: float) -> bool:
@@ -125,7 +136,8 @@ def is_gone(holder: dict[str, Any], silence: float) -> bool:
         return not process_alive(holder["pid"], holder["created"])
     if silence < _DOUBT:
         return False
-    status = slurm.ask(holder["job"]) if holder.get("job") else None
+    period = int(time.monotonic() / _ASK_EVERY)
+    status = _ask(holder["job"], period) if holder.get("job") else None
     if status is None:
         return silence > LEASE
     restarted = status.details.get("Restarts", holder["restarts"]) != holder["restarts"]
@@ -133,6 +145,12 @@ def is_gone(holder: dict[str, Any], silence: float) -> bool:
         return True
     # A suspended process is silent and comes back.
     return status.state == "RUNNING" and silence > _STUCK
+
+
+@functools.lru_cache(maxsize=64)
+def _ask(job_id: str, period: int) -> slurm.Status | None:
+    """Return Slurm's answer, asked for once a period: leases are tried every second."""
+    return slurm.ask(job_id)
 
 
 def describe(holder: dict[str, Any]) -> str:
@@ -194,14 +212,19 @@ class Lease:
         self._ended.set()
         if self._beating:
             self._beating.join()
+        # Else it was given up, and the number may be another's.
+        if _read(self._path).get("token") == self._token:
+            self._give_back(finished)
+        self._tidy()
+
+    def _give_back(self, finished: bool) -> None:
         if finished and any(self.folder.glob("*.waiting")):
             temporary = self._path.with_suffix(".tmp")
-            stamps = {path.name: _stamp(path) for path in self._files}
+            stamps = {path.name: stamp(path) for path in self._files}
             temporary.write_text(json.dumps({"finished": self._identity, "files": stamps}))
             temporary.replace(self._path)
         else:
             self._path.unlink(missing_ok=True)
-        self._tidy()
 
     def _numbered(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.json"))
@@ -221,11 +244,13 @@ class Lease:
         path = self.folder / f"{number:06d}.json"
         try:
             with path.open("x") as handle:
-                handle.write(json.dumps(this_process()))
+                handle.write(json.dumps({**this_process(), "token": self._token}))
         except (FileExistsError, FileNotFoundError):
             return False
         # Another may have counted from what stood here before: both see it, and both withdraw.
-        if set(self._numbered()) - {path, *over}:
+        # One of the old numbers may be another's by now, too.
+        others = set(self._numbered()) - {path}
+        if any(_read(other) != over.get(other) for other in others):
             path.unlink(missing_ok=True)
             return False
         for old in over:
@@ -238,17 +263,25 @@ class Lease:
     def _beat_on(self) -> None:
         while not self._ended.wait(BEAT):
             try:
-                os.utime(self._path)
+                if self._is_mine():
+                    os.utime(self._path)
+                    continue
+                lost = True
             except FileNotFoundError:
-                if self._numbered():
-                    # This process was frozen for so long that it was given up.
-                    LOGGER.error("%s: another process has taken over; ending", self._files[0])
-                    os._exit(1)
-            except OSError:
+                lost = bool(self._numbered())
+            except (OSError, ValueError):
                 continue  # a network disk has its moments
+            if lost:
+                # This process was frozen for so long that it was given up.
+                LOGGER.error("%s: another process has taken over; ending", self._files[0])
+                os._exit(1)
+
+    def _is_mine(self) -> bool:
+        """True if this lease's file is still its own. Raises :class:`OSError`."""
+        return json.loads(self._path.read_text()).get("token") == self._token
 
     def _is_done(self, record: dict[str, Any]) -> bool:
-        stamps = {path.name: _stamp(path) for path in self._files}
+        stamps = {path.name: stamp(path) for path in self._files}
         # All there, too: a file may have gone before its writer looked at it.
         same = record.get("finished") == self._identity and record["files"] == stamps
         return same and None not in stamps.values()
@@ -277,7 +310,8 @@ def _beat(path: Path) -> int:
         return 0
 
 
-def _stamp(path: Path) -> list[int] | None:
+def stamp(path: Path) -> list[int] | None:
+    """Return size in bytes and time of change in ns, by which a rewritten file is known."""
     try:
         found = path.stat()
     except OSError:

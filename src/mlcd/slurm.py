@@ -46,14 +46,17 @@ def ask(job_id: str) -> Status | None:
     if answer.returncode != 0:
         if "Invalid job id" not in answer.stderr:
             return None
-        return _from_database(job_id) or Status("GONE")
+        known = _from_database(job_id)
+        # The database was never told the end of a job that it alone calls alive.
+        return known if known and not known.alive else Status("GONE")
     # Values may hold spaces, names never do.
     found = dict(re.findall(r"(\w+)=(.*?)(?= \w+[:/\w]*=|\s*$)", answer.stdout.strip()))
     return Status(found.get("JobState", "GONE"), found.get("Reason", ""), found)
 
 
 def _from_database(job_id: str) -> Status | None:
-    names = ["State", "Start", "End", "Submit", "NodeList", "ExitCode", "Restarts"]
+    names = ["State", "Start", "End", "Submit", "NodeList", "ExitCode", "Restarts",
+             "JobName"]  # fmt: skip
     answer = call("sacct", "-X", "-n", "-P", "-j", job_id, "-o", ",".join(names))
     if answer is None or answer.returncode != 0 or not answer.stdout.strip():
         return None

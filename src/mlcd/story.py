@@ -43,7 +43,7 @@ def slurm_story(job: SlurmJob, status: Status, failure: dict[str, Any] | None) -
             f"{ended} ran out of memory (Slurm: {status.state}); raise --mem-mb (resource mem_mb)."
         )
         return _with_lines(job, rank, text, own_words=False)
-    if status.state == "CANCELLED":
+    if status.state == "CANCELLED" and not job.ended_here:
         text = f"{ended} was cancelled{_by(status)}; start again to go on from its checkpoint."
         return _with_lines(job, _guilty(job, failure), text, own_words=False)
     if dead and (failure is None or failure["kind"] == "lost"):

@@ -50,10 +50,15 @@ def environment(resources: Resources) -> Iterator[None]:
     """Set the variables that ranks inherit; restore the driver's own afterwards."""
     # A gang may be launched from inside another job; its place in that job is not ours.
     foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {"SLURM_CONF"}
+    for key in ("partition", "account"):
+        # A default of the user's or the site's. It would win over what is asked for.
+        if not getattr(resources, key) and key not in resources.options:
+            kept.add(f"SBATCH_{key.upper()}")
     before = dict(os.environ)
     for name in before:
         inherited = name.startswith(("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_"))
-        if name in foreign or (inherited and name != "SLURM_CONF"):
+        if name in foreign or (inherited and name not in kept):
             os.environ.pop(name)
     os.environ["OMP_NUM_THREADS"] = str(resources.threads)
     # Whatever this process can import, its ranks can, however it was started.

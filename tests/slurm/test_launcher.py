@@ -182,6 +182,11 @@ def test_a_requeued_job_goes_on_from_its_last_save(cluster, tmp_path):
     assert "{'steps': 150}" in told
     assert len(starts(tmp_path)) == 2
     assert starts(tmp_path)[1] >= 10
+    sizes = [
+        json.loads(path.read_text())["log_size"]
+        for path in sorted(tmp_path.glob("state/gang/job-*/try-*/rank-0.json"))
+    ]
+    assert sizes[0] < sizes[1]
 
 
 def test_too_many_requeues_are_an_error(cluster, tmp_path):

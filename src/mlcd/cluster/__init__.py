@@ -138,6 +138,7 @@ def _cluster(
         launch.run_gang(cluster_rank, work, folder, resources)
         state = checkpoint.load(folder)
         if state is None:
+            shutil.rmtree(folder / "gang", ignore_errors=True)
             raise UserError(f"{folder}: holds no whole checkpoint; run the same command again")
     lines = "".join(json.dumps(record) + "\n" for record in state.records)
     write_text(output.with_name(ITERATIONS), lines)
@@ -155,6 +156,8 @@ def _cluster(
             "section": named.to_json(),
         },
     )
+    # A finished gang must never outlive what it made: the next call would take its result.
+    shutil.rmtree(folder / "gang", ignore_errors=True)
     shutil.rmtree(folder)
 
 

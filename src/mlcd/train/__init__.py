@@ -63,8 +63,10 @@ def run(arguments: argparse.Namespace, section: Train) -> None:
     with lease.writing(output, rank_arguments["identity"], files=files) as wanted:
         if not wanted:
             return
+        before = [lease.stamp(path) for path in files[:2]]
         result = launch.run_gang(train_rank, {"run": rank_arguments}, state, resources)
-        if not all(path.exists() for path in files[:2]):
+        after = [lease.stamp(path) for path in files[:2]]
+        if None in after or after == before:
             _write_again(state, rank_arguments["identity"], section, output)
         with atomic_path(output / "metrics.jsonl") as temporary:
             shutil.copyfile(state / "metrics.jsonl", temporary)
@@ -72,7 +74,10 @@ def run(arguments: argparse.Namespace, section: Train) -> None:
 
 
 def _write_again(state: Path, identity: str, section: Train, output: Path) -> None:
-    """Write the encoder of a gang that has finished: Snakemake has removed what it wrote."""
+    """Write the encoder of a gang that had finished before this call.
+
+    Snakemake has removed what it wrote, or a run of another section has written over it.
+    """
     from mlcd.stores.checkpoints import newest
     from mlcd.train.final import write_encoder
 
