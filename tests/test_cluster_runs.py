@@ -288,8 +288,7 @@ def test_cut_off_while_its_state_is_removed_goes_on(tmp_path: Path, wide, monkey
         raise ConnectionError("killed here")
 
     monkeypatch.setattr(shutil, "rmtree", cut_off)
-    with pytest.raises(ConnectionError):
-        run(*words)
+    assert run(*words) == 1
     monkeypatch.undo()
     assert run(*words) == 0
     assert (one / "c.h5").read_bytes() == (tmp_path / "c.h5").read_bytes()
