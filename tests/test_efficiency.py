@@ -126,17 +126,19 @@ def test_gang_records_become_jobs(tmp_path):
         "end": "2026-11-23T01:10:00", "nodes": ["node1", "node2"],
         "asked": {"cpus": "16", "tres": "cpu=16,mem=8G,node=2,billing=16,gres/gpu=2"},
         "ranks": [
-            {"try": 1, "rank": 0, "node": "node1", "cpu_s": 100.0, "max_rss_mb": 7000, "wall_s": 9},
+            {"try": 1, "rank": 0, "node": "node1", "cpu_s": 100.0, "max_rss_mb": 7000,
+             "start": 1000.0, "wall_s": 900.0},
+            # Then half an hour in the queue.
             {"try": 2, "rank": 0, "node": "node1", "cpu_s": 500.0, "max_rss_mb": 900,
-             "gpu_busy": 0.9},
+             "gpu_busy": 0.9, "start": 3700.0, "wall_s": 895.0},
             {"try": 2, "rank": 1, "node": "node2", "cpu_s": 400.0, "max_rss_mb": 800,
-             "gpu_busy": 0.7},
+             "gpu_busy": 0.7, "start": 3702.0, "wall_s": 898.0},
         ],
     }  # fmt: skip
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps(line) + "\nnot json\n")
     (job,) = gang_jobs([path])
-    assert (job.rule, job.state, job.queue, job.run) == ("train", "done", 600, 3600)
+    assert (job.rule, job.state, job.queue, job.run) == ("train", "done", 600, 1800)
     assert (job.threads, job.gpus, job.cpu, job.memory) == (16, 2, 1000, 1700)
     assert job.gpu_busy == pytest.approx(0.8)
     assert job.memory_asked == pytest.approx(8589.9, abs=0.1)

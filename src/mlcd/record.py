@@ -41,7 +41,7 @@ def append_record(path: Path | None, stage: str, job: Job) -> None:
             for name, field in (("cpus", "NumCPUs"), ("time_limit", "TimeLimit"), ("tres", "TRES"))
             if field in status.details
         },
-        "ranks": [{key: value for key, value in rank.items() if key != "start"} for rank in ranks],
+        "ranks": ranks,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as handle:

@@ -104,8 +104,7 @@ def _gang(line: dict[str, Any]) -> Job:
     job.gpus = int(float(asked.get("gres/gpu", 0)))
     job.submitted, job.started = _instant(line["submitted"]), _instant(line["start"])
     job.ended = _instant(line["end"])
-    if job.started is not None and job.ended is not None:
-        job.run = job.ended - job.started
+    job.run = _work(ranks)
     if memory:
         job.memory_asked = float(memory[1]) * _UNITS[memory[2] or "M"]
     job.cpu = sum(rank.get("cpu_s", 0.0) for rank in ranks)
@@ -113,6 +112,17 @@ def _gang(line: dict[str, Any]) -> Job:
     busy = [rank["gpu_busy"] for rank in ranks if rank.get("gpu_busy") is not None]
     job.gpu_busy = sum(busy) / len(busy) if busy else None
     return job
+
+
+def _work(ranks: list[dict[str, Any]]) -> float | None:
+    """Return the seconds in which a gang ran, without those in the queue between its starts."""
+    spans: dict[int, tuple[float, float]] = {}
+    for rank in ranks:
+        if "start" in rank and "wall_s" in rank:
+            first, last = spans.get(rank["try"], (rank["start"], 0.0))
+            end = rank["start"] + rank["wall_s"]
+            spans[rank["try"]] = min(first, rank["start"]), max(last, end)
+    return sum(last - first for first, last in spans.values()) if spans else None
 
 
 def _run(*command: str) -> str:
