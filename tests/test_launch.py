@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from mlcd.errors import UserError
 from mlcd.launch import Resources, run_gang
@@ -147,3 +148,10 @@ def test_killing_the_controller_ends_the_ranks(tmp_path):
 def test_impossible_resources_are_refused(options, expected):
     with pytest.raises(UserError, match=expected):
         Resources(**options)
+
+
+def test_more_ranks_than_gpus_are_refused_in_a_line(tmp_path):
+    ranks = torch.cuda.device_count() + 1
+    with pytest.raises(UserError, match=f"--ranks-per-node: {ranks} needs as many GPUs, and this"):
+        run_gang(place, {"word": "x"}, tmp_path, Resources(ranks_per_node=ranks, gpus=True))
+    assert not (tmp_path / "gang").exists()

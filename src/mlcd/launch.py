@@ -147,12 +147,27 @@ def run_gang(
     and MASTER_PORT in its environment. A job that an earlier driver started from the same
     `state_dir` is waited for if it is alive, and its result is taken if it has finished this very
     call; nothing is started then. Two calls on one `state_dir` at a time are the caller's to
-    prevent (:mod:`mlcd.lease`). Raises :class:`UserError` with the last lines of the rank that
+    prevent (:mod:`mlcd.lease`). Raises :class:`UserError` if this machine has fewer GPUs than ranks
+    that need one, and with the last lines of the rank that
     failed first (or with that rank's own UserError).
     """
     from mlcd.driver import Driver
     from mlcd.gang import run_inline
 
+    if resources.gpus and resources.launcher != "slurm":
+        _check_gpus(resources.ranks)
     if resources.launcher == "inline":
         return run_inline(function, kwargs, resources.threads)
     return Driver(function, kwargs, state_dir / "gang", resources).run()
+
+
+def _check_gpus(ranks: int) -> None:
+    """Raise :class:`UserError` if this machine has fewer GPUs than `ranks`."""
+    import torch
+
+    if (found := torch.cuda.device_count()) < ranks:
+        mend = f"give --ranks-per-node {found}" if found else "give --device cpu"
+        raise UserError(
+            f"--ranks-per-node: {ranks} needs as many GPUs, and this machine has {found}; {mend} "
+            "(with Snakemake: the rule's resource of that name)"
+        )
