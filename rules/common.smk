@@ -30,10 +30,6 @@ if workflow.is_main_process and (stale := head.stale_lock(Path.cwd())):
     logger.warning(stale)
 
 
-onstart:
-    head.announce(Path.cwd())
-
-
 def check_config(values):
     """Return the validated config and its chunks, or stop with one line a mistake."""
     source = str(workflow.configfiles[-1]) if workflow.configfiles else "config"
@@ -74,6 +70,14 @@ wildcard_constraints:
 file_identity = functools.cache(read_identity)
 
 
+def files_beside_inputs():
+    """Return path → identity of what rules depend on beside their inputs, code and sections."""
+    rules = Path(workflow.basedir).parent.glob("rules/*.smk")
+    lists = {planned.list for planned in CHUNKS.values()}
+    centres = [CONFIG.cluster.initial] if CONFIG.cluster.initial else []
+    return {path: file_identity(path) for path in [*map(str, rules), *lists, *centres]}
+
+
 def check_command_length():
     """Stop before any work if the longest command, which names files of all chunks, is too long."""
     paths = [
@@ -102,6 +106,10 @@ def section(stage):
 def of_chunks(pattern):
     """Return the files that `pattern` (with {chunk}) names, one a chunk."""
     return expand(f"{RESULTS}/{pattern}", chunk=CHUNKS)
+
+
+onstart:
+    head.announce(Path.cwd(), CONFIG.model_dump(mode="json"), files_beside_inputs())
 
 
 check_command_length()

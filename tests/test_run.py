@@ -15,21 +15,28 @@ import psutil
 import pytest
 
 from mlcd.head import announced, locked
+from mlcd.takeover import unrecorded
 
 SNAKEFILE = """
 from pathlib import Path
 from mlcd import head
+from mlcd.sources import file_identity
 if workflow.is_main_process and (stale := head.stale_lock(Path.cwd())):
     print(stale, file=sys.stderr)
+configfile: "config.yaml"
 onstart:
-    head.announce(Path.cwd())
+    head.announce(Path.cwd(), config, {"read": file_identity("read")})
 rule after:
     input: "first"
     output: "second"
     shell: "cp first second"
 rule first:
     output: "first"
-    shell: "echo $$ >> pids; sleep $(cat seconds); touch first"
+    params: word=config["word"]
+    # The job may outlive its head: it must not hold the pipe that the test reads to its end.
+    shell:
+        "exec > job.log 2>&1; echo $$ >> pids; sleep $(cat seconds); "
+        "cat read > first; echo {params.word} >> first"
 """
 
 
@@ -37,14 +44,16 @@ rule first:
 def place(tmp_path):
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     (tmp_path / "seconds").write_text("60")
+    (tmp_path / "config.yaml").write_text("word: one")
+    (tmp_path / "read").write_text("a list\n")
     return tmp_path
 
 
-def start(place: Path, *command: str) -> subprocess.Popen:
+def start(place: Path, *command: str, target: str = "second") -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
-        [sys.executable, "-m", *command, "--cores", "1", "second"], cwd=place, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-m", *command, "--cores", "1", *target.split()],
+        cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         # A shell that runs the tests in its background has them ignore SIGINT, and it is inherited.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
@@ -114,6 +123,67 @@ def test_a_live_head_is_respected_and_an_interrupted_one_ends_its_jobs(place, pr
     first.communicate()
     assert first.returncode != 0
     assert gone(job)
+
+
+def jobs_of(place: Path) -> int:
+    """Run `mlcd run` to its end; return how often the rule `first` has begun since the start."""
+    process = start(place, "mlcd", "run")
+    told = process.communicate()[0]
+    assert process.returncode == 0, told
+    return len((place / "pids").read_text().split())
+
+
+@pytest.fixture
+def outlived(place):
+    """A directory whose head was killed, and in which the job of `first` then ended well."""
+    first = start(place, "mlcd", "run")
+    (job,) = working(place)
+    first.kill()
+    first.communicate()
+    end(job)
+    # As the executors start a job; from the moment when the killed one submitted it.
+    (place / "seconds").write_text("0")
+    done = start(
+        place, "snakemake", "--mode", "remote", "--target-jobs", "first:", "--allowed-rules",
+        "first", "--force", "--nolock", "--ignore-incomplete", target="",
+    )  # fmt: skip
+    told = done.communicate()[0]
+    assert done.returncode == 0, told
+    assert (place / "first").read_text() == "a list\none\n"
+    assert unrecorded(place) == ["first"]
+    return place
+
+
+def test_what_outlives_its_head_is_kept_until_its_section_changes(outlived):
+    assert jobs_of(outlived) == 2
+    assert (outlived / "second").read_text() == "a list\none\n"
+    assert jobs_of(outlived) == 2
+    (outlived / "config.yaml").write_text("word: two")
+    assert jobs_of(outlived) == 3
+    assert (outlived / "second").read_text() == "a list\ntwo\n"
+
+
+@pytest.mark.parametrize("changed", ["config.yaml", "read"])
+def test_what_outlives_its_head_is_made_again_if_all_changed_before_the_next(outlived, changed):
+    text = {"config.yaml": "word: two", "read": "another list\n"}[changed]
+    (outlived / changed).write_text(text)
+    assert jobs_of(outlived) == 3
+    assert (outlived / "second").read_text() == (
+        "a list\ntwo\n" if changed == "config.yaml" else "another list\none\n"
+    )
+
+
+@pytest.mark.parametrize("options", [["-np"], ["--summary"], ["-pn", "-q"], ["--rulegraph"]])
+def test_looking_is_allowed_while_a_head_works(place, options):
+    first = start(place, "mlcd", "run")
+    (job,) = working(place)
+    looking = start(place, "mlcd", "run", *options)
+    told = looking.communicate()[0]
+    first.kill()
+    first.communicate()
+    end(job)
+    assert "already works here" not in told
+    assert looking.returncode == 0, told
 
 
 def test_a_lock_of_an_unknown_head_is_left_alone(place):

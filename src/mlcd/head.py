@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from mlcd.files import write_json
+from mlcd.config import SECTIONS
+from mlcd.files import sha256_json, write_json
 from mlcd.lease import describe, is_gone, machine, process_alive, start_of, this_process
+from mlcd.sources import code_hash, file_identity
 
 _RECORD = Path(".snakemake") / "mlcd-head.json"
 
@@ -49,9 +52,31 @@ class Head:
         return False
 
 
-def announce(folder: Path) -> None:
-    """Record this process as the Snakemake that works in `folder`; done when a run starts."""
-    write_json(folder / _RECORD, {**this_process(), "by_run": "MLCD_RUN" in os.environ})
+def announce(folder: Path, config: dict[str, Any], files: Mapping[str, str]) -> None:
+    """Record this process as the Snakemake that works in `folder`; done when a run starts.
+
+    Its `config` and the identities of the `files` that rules read beside their inputs (path → hash,
+    :func:`mlcd.sources.file_identity`) tell later what the jobs that outlive it worked with.
+    """
+    write_json(
+        folder / _RECORD,
+        {**this_process(), "by_run": "MLCD_RUN" in os.environ, "config": config,
+         "code": _code(), "files": {str(Path(name).resolve()): files[name] for name in files}},
+    )  # fmt: skip
+
+
+def sources_unchanged(head: dict[str, Any]) -> bool:
+    """True if the code and the files that the Snakemake `head` announced are still the same."""
+    try:
+        return head["code"] == _code() and all(
+            file_identity(name) == identity for name, identity in head["files"].items()
+        )
+    except (KeyError, OSError):
+        return False
+
+
+def _code() -> str:
+    return sha256_json([code_hash(stage) for stage in SECTIONS])
 
 
 def announced(folder: Path) -> dict[str, Any] | None:
@@ -60,6 +85,14 @@ def announced(folder: Path) -> dict[str, Any] | None:
         return json.loads((folder / _RECORD).read_text())
     except (OSError, ValueError):
         return None
+
+
+def announced_at(folder: Path) -> int:
+    """Return when the last Snakemake in `folder` began to work, in ns; 0 if it has not said so."""
+    try:
+        return (folder / _RECORD).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def locked(folder: Path) -> bool:

@@ -30,10 +30,17 @@ from mlcd.errors import UserError
 from mlcd.head import announced, locked
 from mlcd.lease import Lease, describe, is_gone, machine
 from mlcd.progress import LOGGER, setup_logging
+from mlcd.takeover import account_for
 
 _PR_SET_PDEATHSIG = 1
 #: Seconds between questions to Slurm, and between lines to the user.
 _POLL, _TELL_EVERY = 10.0, 60.0
+#: Options of Snakemake by which it shows something and makes nothing.
+_LOOKING_ON = (
+    "dryrun", "list_rules", "list_target_rules", "dag", "rulegraph", "filegraph", "d3dag",
+    "summary", "detailed_summary", "report", "lint", "list_changes", "list_input_changes",
+    "list_params_changes", "list_untracked", "list_conda_envs", "print_compilation",
+)  # fmt: skip
 _HELP = """usage: mlcd run [options of snakemake]
 
 Run Snakemake in this directory; go on where a killed one stopped. All options are Snakemake's:
@@ -54,14 +61,16 @@ def run(arguments: argparse.Namespace, section: None) -> NoReturn:
     setup_logging(None, "run")
     # What a killed run left half-made is made again.
     snakemake = [sys.executable, "-m", "snakemake", "--rerun-incomplete", *words]
-    if {"-n", "--dry-run", "--dryrun"} & set(words):
+    options = _options(words)
+    if any(getattr(options, name) for name in _LOOKING_ON):
         # Changes nothing, and may look on while another works.
         raise SystemExit(_supervised(snakemake))
-    folder = _directory(words)
+    folder = Path(options.directory or ".")
     with _head_lease(folder):
         _refuse_unknown_lock(folder)
         _deal_with_old_jobs(folder)
         if locked(folder):
+            account_for(folder, options.snakefile)
             LOGGER.info("the Snakemake that locked this directory is gone; unlocking")
             done = subprocess.run([*snakemake, "--unlock"], capture_output=True, text=True)
             if done.returncode != 0:
@@ -70,11 +79,11 @@ def run(arguments: argparse.Namespace, section: None) -> NoReturn:
     raise SystemExit(status)
 
 
-def _directory(words: list[str]) -> Path:
-    """Return the working directory that Snakemake's options choose."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--directory", "-d", default=".")
-    return Path(parser.parse_known_args(words)[0].directory)
+def _options(words: list[str]) -> argparse.Namespace:
+    """Return Snakemake's own reading of its options: they may be shortened, or joined (``-np``)."""
+    from snakemake.cli import get_argument_parser
+
+    return get_argument_parser().parse_known_args(words)[0]
 
 
 @contextlib.contextmanager
@@ -166,7 +175,8 @@ def _old_jobs(folder: Path) -> tuple[list[str], list[str]]:
             continue
         if state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
             waiting.append(job_id)
-        elif state in ("RUNNING", "SUSPENDED", "CONFIGURING", "COMPLETING"):
+        else:
+            # squeue lists no job that has ended; of the others some stop, signal or resize.
             running.append(job_id)
     return waiting, running
 

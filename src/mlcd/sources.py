@@ -38,6 +38,7 @@ NEUTRAL = frozenset(
         "startup",
         "story",
         "surroundings",
+        "takeover",
         "usage",
     }
 )

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import urlsafe_b64decode
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,7 +79,12 @@ class Project(Checkout):
         for name in ("locks", "slurm_logs", "log", "incomplete"):
             shutil.rmtree(folder / ".snakemake" / name, ignore_errors=True)
         for stage in STAGES[STAGES.index(again_from) :]:
-            shutil.rmtree(folder / "results" / Path(OUTPUTS[stage][0]).parts[0])
+            made = Path(OUTPUTS[stage][0]).parts[0]
+            shutil.rmtree(folder / "results" / made)
+            # Else the record of the first making would pass for one of the next.
+            for note in (folder / ".snakemake" / "metadata").iterdir():
+                if urlsafe_b64decode(note.name).startswith(f"results/{made}/".encode()):
+                    note.unlink()
         shutil.rmtree(folder / "results" / "logs")
         return other
 

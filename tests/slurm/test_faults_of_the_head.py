@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from project import Project, wait_for
+from checkout import CONFIG
+from project import SMALL, Project, wait_for
+
+#: A key of each section that decides the result, and another value of it.
+OTHER = {"download": {"rows_per_tar": 5}, "embed": {"image_size": 48}, "cluster": {"iterations": 3},
+         "train": {"epochs": 19}}  # fmt: skip
 
 
 def with_running_job(stage: str, project: Project, site) -> None:
@@ -38,3 +43,6 @@ def test_it_is_killed_in(stage, undisturbed, again, site):
             assert after[job["JobId"]] == "COMPLETED", second.text[-3000:]
     wanted = 4 if stage in ("download", "embed") else 1
     assert list(after.values()).count("COMPLETED") == wanted, after
+    # What outlived its head is stale as soon as its section changes.
+    project.configure(**{**SMALL, stage: {**CONFIG[stage], **SMALL.get(stage, {}), **OTHER[stage]}})
+    assert project.stale("--until", stage)[stage] == wanted
