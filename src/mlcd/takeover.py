@@ -79,6 +79,8 @@ def _record(folder: Path, snakefile: str | None, names: list[str], head: dict[st
         # The lock is the killed one's, and its announcement must stay until all is accounted for.
         "--no-hooks", "--directory", str(folder), "--configfile", str(config),
         "--profile", "none", "--workflow-profile", "none", "--cores", "1",
+        # Nothing but these files: an input of another section is left as stale as it is.
+        "--rerun-triggers", "mtime",
         *(["--snakefile", snakefile] if snakefile else []), "--", *names,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
