@@ -47,9 +47,9 @@ from mlcd.launch import Resources, run_gang
 from mlcd.losses import cluster_loss
 from mlcd.stores.checkpoints import Checkpoint
 from mlcd.train.inputs import Index
-from mlcd.train.metrics import TIMING
-from mlcd.train.order import Order
 from mlcd.train.pictures import Augment, Steps
+from mlcd.training.metrics import TIMING
+from mlcd.training.order import Order
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ from mlcd.launch import Resources
 from mlcd.stores.centroids import Centroids
 from mlcd.train import inputs, plan
 from mlcd.train.centres import initial_rows, principal_axes
-from mlcd.train.order import Order
 from mlcd.train.pictures import Augment, Steps, batches
-from mlcd.train.schedule import factor, phases
+from mlcd.train.schedule import phases
+from mlcd.training.order import Order
+from mlcd.training.schedule import factor
 
 # ---------------------------------------------------------------------------------- order
 

@@ -18,7 +18,7 @@ from mlcd.config.train import Train
 from mlcd.errors import UserError
 from mlcd.files import write_json
 from mlcd.launch import Resources
-from mlcd.train.metrics import TIMING
+from mlcd.training.metrics import TIMING
 
 #: A ViT of 0.4 M parameters: no batch norm, so losses do not depend on the division of a batch.
 VIT = {

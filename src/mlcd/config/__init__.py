@@ -23,12 +23,14 @@ from mlcd.config.export import Export
 from mlcd.config.label import Label
 from mlcd.config.prepare import Prepare
 from mlcd.config.report import Report
+from mlcd.config.text import Text
 from mlcd.config.train import Train
 from mlcd.errors import UserError
 
 __all__ = [
     "SECTIONS", "Ablate", "Cell", "Cluster", "Config", "Download", "Embed", "Evaluate", "Export",
-    "Label", "Prepare", "Report", "Section", "Train", "load", "parse_section", "validate",
+    "Label", "Prepare", "Report", "Section", "Text", "Train", "load", "parse_section",
+    "validate",
 ]  # fmt: skip
 
 
@@ -59,6 +61,7 @@ class Config(Section):
     cluster: Cluster = Cluster()
     label: Label = Label()
     train: Train = Train()
+    text: Text = Text()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     ablate: Ablate = Ablate()

@@ -22,6 +22,10 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     parser.add_argument("--output", required=True, metavar="E.h5", help="embeddings to write")
     parser.add_argument(
+        "--encoder", metavar="DIR", help="embed with the trained encoder of this folder "
+        "(results/train) in place of embed.model",
+    )  # fmt: skip
+    parser.add_argument(
         "--device", default="auto", help="torch's device; auto is cuda if there is one [auto]"
     )
     parser.add_argument(
@@ -42,6 +46,7 @@ def run(arguments: argparse.Namespace, section: Embed) -> None:
         arguments.images,
         arguments.output,
         section,
+        encoder_folder=arguments.encoder,
         device=arguments.device,
         workers=arguments.workers,
         threads=arguments.threads,

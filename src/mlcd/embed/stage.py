@@ -60,11 +60,14 @@ def embed(
     output: str | os.PathLike[str],
     section: Embed,
     *,
+    encoder_folder: str | os.PathLike[str] | None = None,
     device: str = "auto",
     workers: int = 1,
     threads: int = 1,
 ) -> None:
     """Embed every picture of `images` into `output` (docs/formats.md, embeddings).
+
+    With the trained encoder of `encoder_folder`, if one is given, else with `section.model`.
 
     A picture that cannot be decoded is listed with its reason. Raises :class:`UserError` if more
     than `section.max_failed` of them fail, and for what :func:`mlcd.encoders.frozen.load` and the
@@ -75,9 +78,12 @@ def embed(
     torch.set_num_threads(threads)
     with_text = section.features == "image_text_mean"
     source = open_source(images, captions=with_text)
-    encoder = frozen.load(
-        section.model, section.pretrained, section.image_size, device, section.precision
-    )
+    if encoder_folder is None:
+        encoder = frozen.load(
+            section.model, section.pretrained, section.image_size, device, section.precision
+        )
+    else:
+        encoder = frozen.load_trained(encoder_folder, device, section.precision)
     if with_text:
         encoder.encode_texts(["a model without a text tower is refused here, before any work"])
     model = _model(encoder, section)

@@ -51,9 +51,10 @@ def step_name(step: int) -> str:
 class Snapshot:
     """What one rank puts into a checkpoint: CPU tensors that training no longer touches.
 
-    `rows`: tensors whose first axis is the classes `start` … of this rank. `buffers`: the encoder's
-    running statistics on this rank. `encoder`: weights and moments, on rank 0 only. `image_size`:
-    pixels of the pictures that the encoder's weights fit.
+    `rows`: tensors whose first axis is the classes `start` … of this rank (none in a run without a
+    classifier). `buffers`: the encoder's running statistics on this rank. `encoder`: weights and
+    moments, on rank 0 only. `image_size`: pixels of the pictures that the encoder's weights fit, 0
+    for a tower of text.
     """
 
     step: int
@@ -127,7 +128,7 @@ class Writer:
         temporary.mkdir(exist_ok=True)
         tensors = {f"rows/{key}": value for key, value in snapshot.rows.items()}
         tensors |= {f"buffers/{key}": value for key, value in snapshot.buffers.items()}
-        stop = snapshot.start + len(next(iter(snapshot.rows.values())))
+        stop = snapshot.start + len(next(iter(snapshot.rows.values()), ()))
         files = {piece_name(self._rank): _save(tensors, temporary / piece_name(self._rank))}
         sums = temporary / f"{self._rank}.json"
         if self._rank:

@@ -1,170 +1,32 @@
-"""The encoder under DeepSpeed ZeRO, and its weights and moments as plain named tensors.
-
-DeepSpeed's own checkpoints are pickles tied to a number of ranks. Here each weight and its two
-AdamW moments are gathered to whole float32 tensors, which any number of ranks and any ZeRO stage
-can take up again.
-"""
+"""The encoder under DeepSpeed ZeRO: pictures in, embeddings out."""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator
-from typing import Any
-
 import torch
-from torch import nn
 
 from mlcd.config.train import Train
 from mlcd.distributed import Place
 from mlcd.encoders.trainable import Encoder
+from mlcd.errors import UserError
+from mlcd.training.zero import ZeroEngine
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
-
-class EncoderEngine:
-    """Forward, backward and optimiser step of the encoder on every rank.
-
-    `micro_batch` is the number of pictures a rank takes at once; the global batch over ranks times
-    micro-batch is the number of accumulation steps. Gradients are averaged over ranks by DeepSpeed
-    and over accumulation steps by :meth:`backward`.
-    """
+class EncoderEngine(ZeroEngine):
+    """A :class:`ZeroEngine` of the encoder, which normalises the pictures on its own device."""
 
     def __init__(self, encoder: Encoder, section: Train, place: Place, micro_batch: int) -> None:
-        self.encoder = encoder
-        self.place = place
-        self._stage = section.zero_stage
         device = place.device
         self._mean = torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(encoder.std, device=device).view(1, 3, 1, 1) * 255
         if section.activation_checkpointing:
             checkpoint_activations(encoder)
-        module: nn.Module = _Forward(encoder.to(device), section.precision == "bf16")
-        optimizer = torch.optim.AdamW(
-            parameter_groups(encoder, section.weight_decay),
-            lr=section.lr,
-            betas=(section.beta1, section.beta2),
-            fused=device.type == "cuda",
-        )
-        self._engine = _initialize(
-            module, optimizer, _deepspeed_config(section, place, micro_batch)
-        )
-        if section.compile:
-            self._engine.compile(backend="inductor")
-        self._states = self._make_moments()
+        self.encoder = encoder
+        super().__init__(encoder, section, place, micro_batch, compiled=section.compile)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 pictures [B, 3, H, W] to embeddings float32 [B, d]."""
         images = images.to(self.place.device, non_blocking=True).float()
-        return self._engine((images - self._mean) / self._std).float()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of `loss` divided by the number of accumulation steps."""
-        self._engine.backward(loss)
-
-    def step(self, lr: float) -> float | None:
-        """After each micro-batch: at the last one of a step, update the weights.
-
-        Returns the norm of the gradient before clipping at an update, else None.
-        """
-        if not self._engine.is_gradient_accumulation_boundary():
-            self._engine.step()
-            return None
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
-        norm = None
-        if self._stage == 0:
-            gradients = [w.grad for w in self.encoder.parameters() if w.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-        self._engine.step()
-        return float(self._engine.get_global_grad_norm() if norm is None else norm)
-
-    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Iterate over ``weight/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME``, whole and float32.
-
-        A collective call: every rank iterates to the end.
-        """
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        for name, weight in self.encoder.named_parameters():
-            if self._stage == 0:
-                yield f"weight/{name}", weight.detach()
-                for moment in MOMENTS:
-                    yield f"{moment}/{name}", self._engine.optimizer.state[weight][moment]
-            else:
-                yield f"weight/{name}", safe_get_full_fp32_param(weight)
-                for moment in MOMENTS:
-                    yield f"{moment}/{name}", safe_get_full_optimizer_state(weight, moment)
-
-    def restore(self, tensors: dict[str, torch.Tensor], step: int) -> None:
-        """Set weights and moments, as :meth:`state` gave them, and AdamW's step count.
-
-        `tensors` need not hold the weights if the encoder was built with them.
-        """
-        from deepspeed.utils import safe_set_full_optimizer_state
-
-        for state in self._states:
-            state["step"].fill_(step)
-        for name, weight in self.encoder.named_parameters():
-            for moment in MOMENTS:
-                value = tensors[f"{moment}/{name}"].to(self.place.device)
-                if self._stage == 0:
-                    self._engine.optimizer.state[weight][moment].copy_(value)
-                else:
-                    safe_set_full_optimizer_state(weight, value, moment)
-
-    def destroy(self) -> None:
-        """Give up DeepSpeed's hooks and buffers; the engine cannot be used any more."""
-        self._engine.destroy()
-
-    def _make_moments(self) -> list[dict[str, torch.Tensor]]:
-        """Create AdamW's state, which it would else make at its first step, and return it.
-
-        DeepSpeed 0.19 links weights to their moments after the first group's first step, when the
-        second group has none yet; with the moments there beforehand the links are whole.
-        """
-        optimizer = self._engine.optimizer
-        inner = optimizer if self._stage == 0 else optimizer.optimizer
-        flats: Any
-        if self._stage == 0:
-            flats = list(self.encoder.parameters())
-        elif self._stage == 3:
-            flats = optimizer.fp32_partitioned_groups_flat
-        else:
-            flats = optimizer.single_partition_of_fp32_groups
-        on = self.place.device if self.place.device.type == "cuda" else "cpu"
-        for flat in flats:
-            moments = {moment: torch.zeros_like(flat) for moment in MOMENTS}
-            inner.state[flat] = {"step": torch.tensor(0.0, device=on), **moments}
-        if self._stage in (1, 2):
-            optimizer._lazy_init_hp_params_optimizer_state()
-        return [inner.state[flat] for flat in flats]
-
-
-class _Forward(nn.Module):
-    """The encoder under autocast: weights, moments and gradients stay float32."""
-
-    def __init__(self, encoder: nn.Module, bf16: bool) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self._bf16 = bf16
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16):
-            return self.encoder(images)
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups: matrices and kernels, decayed; vectors and scalars, not decayed.
-
-    Biases, norms' gains and class tokens shaped as vectors are not decayed, as in CLIP.
-    """
-    weights = [weight for weight in module.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+        return self((images - self._mean) / self._std).float()
 
 
 def checkpoint_activations(encoder: Encoder) -> None:
@@ -172,8 +34,6 @@ def checkpoint_activations(encoder: Encoder) -> None:
 
     Raises :class:`UserError` if it cannot.
     """
-    from mlcd.errors import UserError
-
     enable = getattr(encoder.trunk, "set_grad_checkpointing", None)
     try:
         if enable is None:
@@ -183,29 +43,3 @@ def checkpoint_activations(encoder: Encoder) -> None:
         raise UserError(
             f"train.activation_checkpointing: {encoder.model} does not offer it; set it to false"
         ) from None
-
-
-def _deepspeed_config(section: Train, place: Place, micro_batch: int) -> dict[str, Any]:
-    return {
-        "train_batch_size": section.batch_size,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": section.batch_size // (place.world_size * micro_batch),
-        "gradient_clipping": section.clip_norm,
-        "zero_optimization": {"stage": section.zero_stage},
-        # torch's AdamW, fused on GPUs, needs no compiler; DeepSpeed has only not listed it.
-        "zero_allow_untested_optimizer": True,
-    }
-
-
-def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    device = next(module.parameters()).device.type
-    os.environ.setdefault("DS_ACCELERATOR", device)
-    import deepspeed
-    import deepspeed.ops
-
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Its shared-memory collectives for CPUs are compiled at first use, for minutes, and a build
-    # that is killed leaves a lock on which the next run hangs. Gloo gives the same sums.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
-    return engine

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -33,12 +32,15 @@ from mlcd.train.centres import initial_rows
 from mlcd.train.engine import EncoderEngine
 from mlcd.train.final import running_statistics, set_weights, write_encoder
 from mlcd.train.inputs import Index
-from mlcd.train.metrics import Metrics
-from mlcd.train.order import Order
 from mlcd.train.pictures import Augment, Batch, Steps, batches
 from mlcd.train.schedule import phases
+from mlcd.training.metrics import Metrics
+from mlcd.training.numbers import cpu_copy, draw, plain
+from mlcd.training.order import Order
 
 _STEP = 4
+#: Mean cosine between features of different pictures above which they have all but collapsed.
+_COLLAPSE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +205,9 @@ class _Training:
         metrics = None
         if place.is_main:
             metrics = Metrics(
-                self.state / "metrics.jsonl", Path(self.run_.output) / "tensorboard", self.step
-            )
+                self.state / "metrics.jsonl", Path(self.run_.output) / "tensorboard", self.step,
+                "train",
+            )  # fmt: skip
             LOGGER.info(
                 "%d pictures, %d classes, %d steps of %d pictures of %d pixels on %d ranks (%s), "
                 "%d at once", self.order.n, self.classifier.num_classes,
@@ -227,6 +230,7 @@ class _Training:
                     record["images_per_s"] = round(pictures / elapsed, 2)
                     record["data_wait_share"] = round(waited / elapsed / place.world_size, 4)
                     metrics.write(record)
+                    _warn_of_collapse(record)
                 clock, waited, pictures = time.monotonic(), 0.0, 0
             # All ranks learn of it at the same step, whichever was told first.
             stop = any(all_sum([float(notice.stop_asked())], place.device))
@@ -282,7 +286,7 @@ class _Training:
             before = time.monotonic()
             batch = next(data)
             waited += time.monotonic() - before
-            torch.manual_seed(_draw(section.seed, _STEP, step, part, place.rank))
+            torch.manual_seed(draw(section.seed, _STEP, step, part, place.rank))
             embedding = self.engine.forward(batch.images)
             value = self.classifier(embedding, batch.labels.to(place.device), step)
             loss += value.item() / self.micro_batches
@@ -315,7 +319,7 @@ class _Training:
             "negative_similarity": sums["negative_similarity"],
             "feature_cosine": sums["feature_cosine"],
         }
-        return {name: _plain(number) for name, number in record.items()}, waited
+        return {name: plain(number) for name, number in record.items()}, waited
 
     def _classifier_step(self, lr: float) -> float:
         """Average the centres' gradient over micro-batches, clip it, step; return its norm."""
@@ -342,14 +346,14 @@ class _Training:
         encoder: dict[str, torch.Tensor] | None = {} if self.place.is_main else None
         for name, tensor in self.engine.state():
             if encoder is not None:
-                encoder[name] = _copy(tensor)
+                encoder[name] = cpu_copy(tensor)
         rows = {"weight": self.classifier.weight.detach(), **self.optimizer.state_tensors()}
         return Snapshot(
             self.step,
             self.classifier.start,
-            {name: _copy(tensor) for name, tensor in rows.items()},
+            {name: cpu_copy(tensor) for name, tensor in rows.items()},
             {
-                name: _copy(tensor)
+                name: cpu_copy(tensor)
                 for name, tensor in running_statistics(self.engine.encoder).items()
             },
             encoder,
@@ -366,6 +370,16 @@ class _Training:
         write_encoder(last, self.section, Path(self.run_.output))
 
 
+def _warn_of_collapse(record: dict[str, Any]) -> None:
+    if (record["feature_cosine"] or 0) > _COLLAPSE:
+        LOGGER.warning(
+            "step %d: features of different pictures have a mean cosine of %.3f: the encoder "
+            "collapses; lower train.lr or train.scale",
+            record["step"],
+            record["feature_cosine"],
+        )
+
+
 @torch.no_grad()
 def feature_cosine(embedding: torch.Tensor) -> float:
     """Return the mean cosine between different rows of [B, d]; 1 means that all are alike."""
@@ -374,19 +388,3 @@ def feature_cosine(embedding: torch.Tensor) -> float:
     if n < 2:
         return 0.0
     return float((rows.sum(0).square().sum() - n) / (n * (n - 1)))
-
-
-def _draw(*identity: int) -> int:
-    """Return a 63-bit seed that is a function of the numbers alone."""
-    return int(np.random.SeedSequence(identity).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True)
-
-
-def _plain(number: Any) -> Any:
-    """Return a JSON number: floats with the 9 digits that tell any two float32 values apart."""
-    if isinstance(number, int):
-        return number
-    return float(f"{number:.9g}") if math.isfinite(number) else None

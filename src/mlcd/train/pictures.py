@@ -18,7 +18,7 @@ from mlcd.errors import UserError
 from mlcd.images import BadImage, decode
 from mlcd.stores.images import read_at
 from mlcd.train.inputs import Index
-from mlcd.train.order import Order
+from mlcd.training.order import Order
 
 #: Pictures over this size were refused by embed already; here it only bounds memory.
 _MAX_PIXELS = 200_000_000

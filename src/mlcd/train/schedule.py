@@ -1,11 +1,11 @@
-"""The phases of a run, and learning rates over each: linear warm-up, then a decay to zero."""
+"""The phases of a run, each with its image size and peak learning rates."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from mlcd.config.train import Train
+from mlcd.training.schedule import factor
 
 
 class Phase(NamedTuple):
@@ -35,21 +35,3 @@ def phases(section: Train, steps_per_epoch: int) -> list[Phase]:
         centres = section.classifier_lr * lr / section.lr
         found.append(Phase(last, end, section.high_res_image_size, lr, centres))
     return found
-
-
-def factor(step: int, total: int, warmup: int, schedule: str) -> float:
-    """Return the share of the peak learning rate at `step` (0 … `total` − 1), in (0, 1].
-
-    Warm-up rises linearly and reaches the peak at step `warmup` − 1; at most half of a short run
-    is warm-up. Then `schedule` is ``cosine`` or ``linear`` (towards 0 after the last step) or
-    ``constant``.
-    """
-    warmup = min(warmup, total // 2)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    if schedule == "linear":
-        return 1 - progress
-    return 1.0

@@ -49,3 +49,16 @@ def load(
     from mlcd.encoders.frozen import openclip
 
     return openclip.load(name, pretrained, image_size, chosen, precision)
+
+
+def load_trained(
+    folder: str | os.PathLike[str], device: str = "cpu", precision: str = "fp32"
+) -> FrozenEncoder:
+    """Load the encoder that stage train wrote into `folder`, frozen.
+
+    Raises :class:`mlcd.errors.UserError` if it is missing, damaged, or the device cannot be used.
+    """
+    from mlcd.encoders.frozen import trained
+    from mlcd.encoders.frozen.base import pick_device
+
+    return trained.load(folder, pick_device(device), precision)

@@ -8,25 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from mlcd.files import write_text
-from mlcd.progress import LOGGER
 
 #: Fields that depend on the machine; they come last in every line.
 TIMING = ("images_per_s", "data_wait_share")
-#: Mean cosine between features of different pictures above which they have all but collapsed.
-_COLLAPSE = 0.95
 
 
 class Metrics:
     """Appends lines to `path` and scalars to a TensorBoard folder.
 
     Lines of steps after `resume_step` (number of finished steps) are cut away: they are about to be
-    written again. TensorBoard is told to forget them too; a new run clears its folder.
+    written again. TensorBoard is told to forget them too; a new run clears its folder. `stage` is
+    the prefix of its scalars.
     """
 
-    def __init__(self, path: Path, tensorboard: Path, resume_step: int) -> None:
+    def __init__(self, path: Path, tensorboard: Path, resume_step: int, stage: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = path
+        self._stage = stage
         kept = []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -48,14 +47,7 @@ class Metrics:
         self._file.flush()
         for name, value in record.items():
             if name != "step" and value is not None:
-                self._board.add_scalar(f"train/{name}", value, record["step"])
-        if (record["feature_cosine"] or 0) > _COLLAPSE:
-            LOGGER.warning(
-                "step %d: features of different pictures have a mean cosine of %.3f: the encoder "
-                "collapses; lower train.lr or train.scale",
-                record["step"],
-                record["feature_cosine"],
-            )
+                self._board.add_scalar(f"{self._stage}/{name}", value, record["step"])
 
     def close(self) -> None:
         """Close both files."""

@@ -1,0 +1,26 @@
+"""Small conversions that loops share: seeds, JSON numbers, copies in main memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def draw(*identity: int) -> int:
+    """Return a 63-bit seed that is a function of the numbers alone."""
+    return int(np.random.SeedSequence(identity).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def cpu_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy in main memory that training no longer touches."""
+    return tensor.detach().to("cpu", copy=True)
+
+
+def plain(number: Any) -> Any:
+    """Return a JSON number: floats with the 9 digits that tell any two float32 values apart."""
+    if isinstance(number, int):
+        return number
+    return float(f"{number:.9g}") if math.isfinite(number) else None
