@@ -143,6 +143,12 @@ def embed_section():
     return json.dumps(CONFIG.embed.model_dump(mode="json", exclude={"max_failed"}), sort_keys=True)
 
 
+def text_embed_section():
+    """Return the keys of embed that count where the trained encoder embeds, images alone."""
+    values = CONFIG.embed.model_dump(include={"batch_size", "precision", "max_pixels"})
+    return json.dumps({**values, "features": "image"}, sort_keys=True)
+
+
 def download_patience():
     """Return the keys of download that decide how long is tried, as options."""
     keys = ("timeout", "transfer_timeout", "deadline", "passes", "backoff", "min_success")

@@ -1,0 +1,139 @@
+# text: a text tower against the frozen encoder, for zero-shot classes. Part of a run where the
+# config says text.enabled. The training is a gang job as in rules/train.smk.
+#
+# REQUIRED INPUTS  results/images/{chunk}/manifest.json and rows.parquet, and the tars they name;
+#                  results/train/encoder.safetensors, encoder.json
+# OUTPUTS          results/text/embeddings/{chunk}.h5   pictures through the trained encoder
+#                  results/text/captions/{chunk}.h5     tokens of their captions
+#                  results/text/text.safetensors, text.json, metrics.jsonl
+
+
+rule text_embed:
+    """Embed the pictures of {wildcards.chunk} with the trained encoder."""
+    input:
+        manifest=f"{RESULTS}/images/{{chunk}}/manifest.json",
+        table=f"{RESULTS}/images/{{chunk}}/rows.parquet",
+        weights=f"{RESULTS}/train/encoder.safetensors",
+        description=f"{RESULTS}/train/encoder.json",
+    output:
+        embeddings=f"{RESULTS}/text/embeddings/{{chunk}}.h5",
+    log:
+        f"{RESULTS}/logs/text/embed-{{chunk}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/text/embed-{{chunk}}.tsv"
+    conda:
+        "../environment.yml"
+    threads: 2
+    resources:
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        runtime=720,
+        max_failed=str(CONFIG.embed.max_failed),
+    params:
+        cfg=text_embed_section(),
+        code=code_hash("embed"),
+        encoder=subpath(input.weights, parent=True),
+    shell:
+        """
+        mlcd embed \
+            --images {input.manifest:q} \
+            --encoder {params.encoder:q} \
+            --output {output.embeddings:q} \
+            --threads {threads} \
+            --workers $((({threads} + 1) / 2)) \
+            --config {params.cfg:q} --max-failed {resources.max_failed} \
+            --log {log:q}
+        """
+
+
+rule text_captions:
+    """Tokenise the captions of {wildcards.chunk}."""
+    input:
+        manifest=f"{RESULTS}/images/{{chunk}}/manifest.json",
+        table=f"{RESULTS}/images/{{chunk}}/rows.parquet",
+        embeddings=f"{RESULTS}/text/embeddings/{{chunk}}.h5",
+    output:
+        captions=f"{RESULTS}/text/captions/{{chunk}}.h5",
+    log:
+        f"{RESULTS}/logs/text/captions-{{chunk}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/text/captions-{{chunk}}.tsv"
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=240,
+    params:
+        # Of the section, tokens depend on this key alone.
+        cfg=json.dumps({"context_length": CONFIG.text.context_length}),
+        code=code_hash("text"),
+    shell:
+        """
+        mlcd text --part captions \
+            --embeddings {input.embeddings:q} \
+            --images {input.manifest:q} \
+            --output {output.captions:q} \
+            --config {params.cfg:q} \
+            --log {log:q}
+        """
+
+
+rule text:
+    """Train the text tower against the frozen encoder."""
+    input:
+        embeddings=of_chunks("text/embeddings/{chunk}.h5"),
+        captions=of_chunks("text/captions/{chunk}.h5"),
+    output:
+        weights=f"{RESULTS}/text/text.safetensors",
+        description=f"{RESULTS}/text/text.json",
+        metrics=f"{RESULTS}/text/metrics.jsonl",
+    log:
+        f"{RESULTS}/logs/text.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/text.tsv"
+    # On a cluster this rule waits on the login node while the gang of ranks works.
+    localrule: True
+    conda:
+        "../environment.yml"
+    threads: 2
+    resources:
+        launcher="local",
+        nodes=1,
+        ranks_per_node=2,
+        threads_per_rank=lambda wildcards, threads: max(1, threads // 2),
+        checkpoint_every=500,
+        # auto is judged on the machine that runs this rule: a login node may have no GPU.
+        device="auto",
+        # Of the Slurm job: memory a node, time limit, partition, account, starts after the first.
+        mem_mb=8000,
+        runtime=1440,
+        slurm_partition="",
+        slurm_account="",
+        requeues=50,
+        # Further options of the launcher, such as --slurm-option constraint=a100.
+        launch_options="",
+    params:
+        cfg=section("text"),
+        code=code_hash("text"),
+        folder=subpath(output.weights, parent=True),
+    shell:
+        """
+        mlcd text \
+            --embeddings {input.embeddings:q} \
+            --captions {input.captions:q} \
+            --output {params.folder:q} \
+            --launcher {resources.launcher} \
+            --nodes {resources.nodes} \
+            --ranks-per-node {resources.ranks_per_node} \
+            --threads {resources.threads_per_rank} \
+            --checkpoint-every {resources.checkpoint_every} \
+            --device {resources.device} \
+            --mem-mb {resources.mem_mb} \
+            --timeout-min {resources.runtime} \
+            --requeues {resources.requeues} \
+            --partition {resources.slurm_partition:q} \
+            --account {resources.slurm_account:q} \
+            {resources.launch_options} \
+            --config {params.cfg:q} \
+            --log {log:q}
+        """
