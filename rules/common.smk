@@ -131,6 +131,14 @@ def encoder_files(wildcards):
     }.get(wildcards.model, [])
 
 
+def tower_files(wildcards):
+    """Return the text tower and its encoder where the scores of a model rest on them."""
+    asked = any("zero_shot" in dataset.tasks for dataset in DATASETS.values())
+    if wildcards.model != "trained" or not asked:
+        return []
+    return [f"{RESULTS}/text/text.safetensors", f"{RESULTS}/train/encoder.json"]
+
+
 def features_section(wildcards):
     """Return the keys that features depend on: another probe option leaves them alone."""
     values = json.loads(CONFIG.evaluate.for_features())

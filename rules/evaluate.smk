@@ -42,8 +42,9 @@ rule evaluate_features:
 
 
 rule evaluate:
-    """Score the features of {wildcards.model}: k-NN, linear probe, retrieval, tags."""
+    """Score the features of {wildcards.model}: k-NN, linear probe, retrieval, zero-shot, tags."""
     input:
+        tower=tower_files,
         features=expand(
             f"{RESULTS}/evaluate/features/{{{{model}}}}-{{dataset}}.h5", dataset=DATASETS
         ),
@@ -62,10 +63,13 @@ rule evaluate:
     params:
         cfg=section("evaluate"),
         code=code_hash("evaluate"),
+        tower=lambda wildcards, input: (
+            f"--text {RESULTS}/text --encoder {RESULTS}/train" if input.tower else ""
+        ),
     shell:
         """
         mlcd evaluate --part metrics \
-            --features {input.features:q} \
+            --features {input.features:q} {params.tower} \
             --output {output.metrics:q} \
             --threads {threads} \
             --config {params.cfg:q} \

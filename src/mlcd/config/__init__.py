@@ -93,6 +93,12 @@ class Config(Section):
                 raise ValueError(
                     f"ablate.grids: l = {cell.l} labels of {cell.k} clusters; lower l or raise k"
                 )
+        for dataset in self.evaluate.datasets:
+            if "zero_shot" in dataset.tasks and not self.text.enabled:
+                raise ValueError(
+                    f"evaluate.datasets: zero_shot on {dataset.name} needs the text tower; "
+                    "set text.enabled, or take the task out"
+                )
         fitting = next(
             formats for prefix, formats in _FORMATS.items() if self.train.model.startswith(prefix)
         )

@@ -29,11 +29,12 @@ class Dataset(Section):
         "(train/CLASS/…, test/CLASS/…), a folder of MNIST's idx files, or sklearn:digits. See "
         "docs/evaluation.md.",
     )
-    tasks: list[Literal["knn", "linear_probe", "retrieval"]] = Field(
+    tasks: list[Literal["knn", "linear_probe", "retrieval", "zero_shot"]] = Field(
         ["knn", "linear_probe"],
         min_length=1,
         description="How classes are judged: k-NN, linear probe, retrieval among the test pictures "
-        "(which needs no train pictures). Tags always by the probe.",
+        "(which needs no train pictures), zero_shot by the text tower (section text). Tags always "
+        "by the probe.",
     )
     metric: (
         Literal["accuracy", "mean_per_class", "roc_auc", "mean_top1_top5", "map", "map_11_point"]
@@ -67,6 +68,11 @@ class Dataset(Section):
         "image",
         description="Parquet column with the picture: its bytes, or its path below the parquet's "
         "folder.",
+    )
+    class_names: str | None = Field(
+        None,
+        description="YAML of class → its name, or list of names, for zero_shot. null: the classes "
+        "as the data set writes them.",
     )
     min_tag_count: int = Field(
         20, gt=0, description="Tags on fewer pictures than this are left out of the mAP."
@@ -102,7 +108,7 @@ class Dataset(Section):
 
 
 #: Keys of a data set that its features do not depend on.
-_OF_SCORES = {"tasks", "metric", "min_tag_count"}
+_OF_SCORES = {"tasks", "metric", "class_names", "min_tag_count"}
 
 
 class Evaluate(Section):
@@ -172,6 +178,11 @@ class Evaluate(Section):
         [1, 10],
         min_length=1,
         description="Ranks k of image retrieval's R@k: is one of the k nearest of the same class?",
+    )
+    templates: str = Field(
+        "general",
+        description="Prompts of zero_shot: a set of src/mlcd/evaluate/templates.yaml (general: 80 "
+        "prompts, clipart, name), or the path of a YAML of that form.",
     )
     published: str | None = Field(
         None,

@@ -48,6 +48,9 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--encoder", metavar="DIR", help="results/train, for random and trained [features, all]"
     )
     parser.add_argument(
+        "--text", metavar="DIR", help="results/text, for zero_shot of trained [metrics, all]"
+    )
+    parser.add_argument(
         "--embed-config",
         default="",
         metavar="FILE|JSON",
@@ -87,7 +90,7 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
     import torch
 
     from mlcd.encoders.frozen.base import pick_device
-    from mlcd.evaluate.parts import Resources, all_parts, features_part
+    from mlcd.evaluate.parts import Resources, all_parts, features_part, load_tower
     from mlcd.evaluate.retrieval import image_text_part
     from mlcd.evaluate.scores import metrics_part
     from mlcd.evaluate.summary import published_figures, summary_part
@@ -115,7 +118,9 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
             output=arguments.output,
         )
     elif arguments.part == "metrics":
-        metrics_part(section, _needed(arguments, "features"), arguments.output, resources.device)
+        tower = load_tower(arguments.text, arguments.encoder, resources.device)
+        features = _needed(arguments, "features")
+        metrics_part(section, features, arguments.output, resources.device, tower)
     elif arguments.part == "summary":
         figures = published_figures(arguments.figures)
         summary_part(_needed(arguments, "metrics"), arguments.output, figures)
@@ -127,6 +132,7 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
             section,
             resources,
             arguments.encoder,
+            arguments.text,
             arguments.embed_config,
             published_figures(arguments.figures),
             Path(arguments.output),

@@ -20,7 +20,8 @@ class Features:
 
     `split` is an array of words; without test pictures, validation has become test. `label` is −1
     where there is none. `group` [n] has one number a group, pictures without one each their own;
-    `group_name` [n] is the group's name, or the picture's key.
+    `class_name` [classes] are the words that `label` counts over. `group_name` [n] is the group's
+    name, or the picture's key.
     """
 
     model: str
@@ -30,11 +31,16 @@ class Features:
     feature: torch.Tensor
     split: np.ndarray
     label: np.ndarray
-    classes: int
+    class_name: list[str]
     tags: np.ndarray
     group: np.ndarray
     group_name: list[bytes]
     failed: dict[str, int]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_name)
 
     def on(self, *splits: str) -> np.ndarray:
         """Return bool [n]: the pictures of these splits."""
@@ -75,7 +81,7 @@ def read(path: str | os.PathLike[str], device: torch.device) -> Features:
         feature=torch.from_numpy(columns["feature"]).to(device),
         split=split,
         label=columns["label"].astype(np.int64),
-        classes=len(columns["class_name"]),
+        class_name=[name.decode() for name in columns["class_name"].tolist()],
         tags=tags,
         group=group,
         group_name=group_name.tolist(),

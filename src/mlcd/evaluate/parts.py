@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from mlcd.config import Evaluate
+from mlcd.encoders import text as towers
+from mlcd.encoders import trainable
 from mlcd.errors import UserError
 from mlcd.evaluate import datasets, features, models
 from mlcd.evaluate.scores import metrics_part
@@ -54,6 +56,7 @@ def all_parts(
     section: Evaluate,
     resources: Resources,
     encoder: str | None,
+    text: str | None,
     embed_config: str,
     published: list[dict[str, Any]],
     folder: Path,
@@ -64,6 +67,7 @@ def all_parts(
     """
     if not encoder and {"random", "trained"} & set(section.models):
         raise UserError("--encoder: needed for random and trained; give it or set evaluate.models")
+    tower = load_tower(text, encoder, resources.device)
     metrics = []
     for name in section.models:
         model = models.load(name, section, encoder, embed_config, resources.device)
@@ -84,8 +88,19 @@ def all_parts(
                 workers=resources.workers,
             )
         metrics.append(str(folder / f"{name}.json"))
-        metrics_part(section, paths, metrics[-1], resources.device)
+        of_model = tower if name == "trained" else None
+        metrics_part(section, paths, metrics[-1], resources.device, of_model)
     summary_part(metrics, folder / "summary.csv", published)
+
+
+def load_tower(
+    text: str | None, encoder: str | None, device: torch.device
+) -> towers.TextTower | None:
+    """Load results/text, checked against the encoder of the folder `encoder` if one is given."""
+    if text is None:
+        return None
+    sha256 = trainable.read_description(encoder)["sha256"] if encoder else None
+    return towers.load(text, sha256).to(device)
 
 
 def _identity(path: Path) -> str | None:

@@ -13,8 +13,9 @@ import torch
 from mlcd.config import Evaluate
 from mlcd.config.evaluate import Dataset
 from mlcd.config.registry import registry
+from mlcd.encoders.text import TextTower
 from mlcd.errors import UserError
-from mlcd.evaluate import knn, measures, probe, retrieval
+from mlcd.evaluate import knn, measures, probe, retrieval, zero_shot
 from mlcd.evaluate.cached import Features, read
 from mlcd.evaluate.datasets import find
 from mlcd.files import write_json
@@ -29,9 +30,11 @@ def metrics_part(
     paths: Sequence[str],
     output: str | os.PathLike[str],
     device: torch.device,
+    tower: TextTower | None = None,
 ) -> None:
     """Write the scores of one model on all its data sets as JSON; see docs/evaluation.md.
 
+    `tower`: the text tower of the model trained, for zero-shot classification.
     Raises :class:`UserError` if the files are of several models, or of a data set that the config
     does not have.
     """
@@ -47,7 +50,7 @@ def metrics_part(
         if data.dataset in found:
             raise UserError(f"{path}: features of {data.dataset} a second time; give each once")
         start = time.monotonic()
-        found[data.dataset] = score(section, find(section, data.dataset), data)
+        found[data.dataset] = score(section, find(section, data.dataset), data, tower)
         LOGGER.info(
             "%s on %s in %.1f s: %s",
             data.model,
@@ -58,7 +61,9 @@ def metrics_part(
     write_json(output, {"model": models.pop(), "seed": seed, "datasets": found})
 
 
-def score(section: Evaluate, dataset: Dataset, data: Features) -> dict[str, Any]:
+def score(
+    section: Evaluate, dataset: Dataset, data: Features, tower: TextTower | None = None
+) -> dict[str, Any]:
     """Return scores, the scores of chance, and what they rest on, as JSON-able values."""
     result: dict[str, Any] = {
         "features": data.fingerprint,
@@ -80,6 +85,8 @@ def score(section: Evaluate, dataset: Dataset, data: Features) -> dict[str, Any]
         _tags(section, dataset, data, result)
     if labelled and "retrieval" in dataset.tasks:
         _retrieval(section, data, result)
+    if labelled and "zero_shot" in dataset.tasks and tower is not None:
+        _zero_shot(section, dataset, data, tower, result)
     if not result["scores"]:
         raise UserError(
             f"evaluate.datasets: {data.dataset} has neither classes nor tags; set label_field or "
@@ -181,6 +188,39 @@ def _classes(section: Evaluate, dataset: Dataset, data: Features, result: dict[s
         result["scores"][name] = measure(fitted.logits(scale(test_rows)), truth)
         result["chance"][name] = measure(constant, truth)
         result["linear_probe"] = about
+
+
+def _zero_shot(
+    section: Evaluate,
+    dataset: Dataset,
+    data: Features,
+    tower: TextTower,
+    result: dict[str, Any],
+) -> None:
+    """The set's metric on test pictures, by the names of all its classes."""
+    test = data.on("test") & (data.label >= 0)
+    if not test.any():
+        raise UserError(f"evaluate.datasets: {data.dataset} has no labelled test pictures")
+    if tower.embedding_dim != data.feature.shape[1]:
+        raise UserError(
+            f"--text: features of {tower.embedding_dim} dimensions, those of {data.dataset} have "
+            f"{data.feature.shape[1]}; rerun text"
+        )
+    names = [[word] for word in data.class_name]
+    if dataset.class_names is not None:
+        names = zero_shot.class_names(dataset.class_names, data.class_name)
+    prompts = zero_shot.templates(section.templates)
+    weights = zero_shot.class_weights(tower, names, prompts).to(data.feature.device)
+    logits = zero_shot.similarities(data.take(data.feature, test), weights)
+    truth = data.take(data.label, test)
+    metric = dataset.class_metric
+    name = _named("zero_shot", metric, "accuracy")
+    result["scores"][name] = measures.OF_CLASSES[metric](logits, truth)
+    # Guessing a class at random, and five of them.
+    one, five = 1 / len(names), min(1.0, 5 / len(names))
+    guess = {"roc_auc": 0.5, "mean_top1_top5": (one + five) / 2}
+    result["chance"][name] = guess.get(metric, one)
+    result["zero_shot"] = {"templates": section.templates, "prompts": len(prompts)}
 
 
 def _tags(section: Evaluate, dataset: Dataset, data: Features, result: dict[str, Any]) -> None:

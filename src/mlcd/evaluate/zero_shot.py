@@ -65,7 +65,7 @@ def class_weights(
     return normalize(torch.stack(rows), dim=1)
 
 
-def predict(feature: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def similarities(feature: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return similarities float32 [n, classes] of pictures' features [n, d]."""
     return normalize(feature.float(), dim=1) @ weights.T
 
@@ -75,7 +75,9 @@ def _product(values: Any, name: str) -> list[str]:
         prompts = [f"{medium} {subject}" for medium in values["media"] for subject in
                    values["subjects"]]  # fmt: skip
     except (TypeError, KeyError):
-        raise UserError(f"{name}: expected lists 'media' and 'subjects'; see templates.yaml") from None
+        raise UserError(
+            f"{name}: expected lists 'media' and 'subjects'; see templates.yaml"
+        ) from None
     if not prompts or any(prompt.count("{}") != 1 for prompt in prompts):
         raise UserError(f"{name}: each prompt needs one {{}} where the class's name goes")
     return prompts
