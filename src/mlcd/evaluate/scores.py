@@ -214,7 +214,7 @@ def _zero_shot(
     logits = zero_shot.similarities(data.take(data.feature, test), weights)
     truth = data.take(data.label, test)
     metric = dataset.class_metric
-    name = _named("zero_shot", metric, "accuracy")
+    name = "zero_shot" if metric == "accuracy" else f"zero_shot_{metric}"
     result["scores"][name] = measures.OF_CLASSES[metric](logits, truth)
     # Guessing a class at random, and five of them.
     one, five = 1 / len(names), min(1.0, 5 / len(names))

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mlcd import launch
+from mlcd import launch, lease
 from mlcd.config.text import Text
 from mlcd.errors import UserError
 from mlcd.files import atomic_path, sha256_json, state_dir
@@ -55,10 +55,27 @@ def run(arguments: argparse.Namespace, section: Text) -> None:
     resources = launch.resources(arguments)
     rank_arguments = plan(arguments, section, resources)
     output, state = Path(arguments.output), Path(rank_arguments["state"])
-    result = launch.run_gang(text_rank, {"run": rank_arguments}, state, resources)
-    with atomic_path(output / "metrics.jsonl") as temporary:
-        shutil.copyfile(state / "metrics.jsonl", temporary)
-    LOGGER.info("trained %d steps; wrote %s", result["steps"], output / "text.safetensors")
+    files = [output / name for name in ("text.safetensors", "text.json", "metrics.jsonl")]
+    with lease.writing(output, rank_arguments["identity"], files=files) as wanted:
+        if not wanted:
+            return
+        result = launch.run_gang(text_rank, {"run": rank_arguments}, state, resources)
+        if not all(path.exists() for path in files[:2]):
+            _write_again(state, rank_arguments)
+        with atomic_path(files[2]) as temporary:
+            shutil.copyfile(state / "metrics.jsonl", temporary)
+    LOGGER.info("trained %d steps; wrote %s", result["steps"], files[0])
+
+
+def _write_again(state: Path, rank_arguments: dict[str, Any]) -> None:
+    """Write the tower of a gang that has finished: Snakemake has removed what it wrote."""
+    from mlcd.stores.checkpoints import newest
+    from mlcd.text.loop import Run, write_tower
+
+    checkpoint = newest(state / "checkpoints", rank_arguments["identity"])
+    if checkpoint is None:
+        raise UserError(f"{state}: the last checkpoint is gone; remove this folder and rerun")
+    write_tower(checkpoint, Run(**rank_arguments))
 
 
 def plan(

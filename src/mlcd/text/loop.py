@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mlcd import notice
 from mlcd.classifier.exchange import Exchange
 from mlcd.config.text import Text
 from mlcd.distributed import Place, all_sum, process_group
@@ -55,7 +56,8 @@ def text_rank(run: dict[str, Any]) -> dict[str, Any]:
     final files are written by rank 0.
     """
     arguments = Run(**run)
-    with process_group(arguments.device) as place:
+    inputs = [*arguments.embeddings, *arguments.captions]
+    with process_group(arguments.device, inputs=inputs) as place:
         return train(arguments, place)
 
 
@@ -135,8 +137,15 @@ class _Training:
                 record["data_wait_share"] = round(waited / elapsed, 4)
                 metrics.write(record)
                 clock, waited, pairs = time.monotonic(), 0.0, 0
-            if last or self.step % self.run_.checkpoint_every == 0:
+            # All ranks learn of it at the same step, whichever was told first.
+            stop = any(all_sum([float(notice.stop_asked())], place.device))
+            if stop or last or self.step % self.run_.checkpoint_every == 0:
                 self.writer.save(self._snapshot())
+            if stop and not last:
+                self.writer.wait()
+                dist.barrier()
+                LOGGER.info("told to stop: saved after step %d", self.step)
+                notice.saved()
         self.writer.wait()
         # Every rank's piece is whole before rank 0 says that training is done.
         dist.barrier()
@@ -194,14 +203,20 @@ class _Training:
         last = newest(self.state / "checkpoints", self.run_.identity)
         if last is None or last.step != self.total:
             raise UserError(f"{self.state}: the last checkpoint is gone; rerun the same command")
-        tower = towers.build(self.section, self.run_.embedding_dim)
-        _set_weights(tower, last)
-        extra = {
-            "steps": last.step,
-            "encoder_sha256": self.run_.encoder_sha256,
-            "section": self.section.model_dump(mode="json"),
-        }
-        towers.save(tower, self.run_.output, extra)
+        write_tower(last, self.run_)
+
+
+def write_tower(checkpoint: Checkpoint, run: Run) -> None:
+    """Write text.safetensors and text.json from a checkpoint of `run`."""
+    section = Text(**run.section)
+    tower = towers.build(section, run.embedding_dim)
+    _set_weights(tower, checkpoint)
+    extra = {
+        "steps": checkpoint.step,
+        "encoder_sha256": run.encoder_sha256,
+        "section": section.model_dump(mode="json"),
+    }
+    towers.save(tower, run.output, extra)
 
 
 @torch.no_grad()
