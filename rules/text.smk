@@ -25,8 +25,8 @@ rule text_embed:
         "../environment.yml"
     threads: 2
     resources:
-        mem_mb=lambda wildcards, attempt: 6000 * attempt,
-        runtime=720,
+        mem_mb=memory(5000, row_bytes=1000, thread_mb=500),
+        runtime=minutes(15, rows_a_second=100),
         max_failed=str(CONFIG.embed.max_failed),
     params:
         cfg=text_embed_section(),
@@ -61,8 +61,8 @@ rule text_captions:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=240,
+        mem_mb=memory(2000, row_bytes=1000),
+        runtime=minutes(15, rows_a_second=1000),
     params:
         # Of the section, tokens depend on this key alone.
         cfg=json.dumps({"context_length": CONFIG.text.context_length}),

@@ -38,7 +38,7 @@ def test_the_first_block_reaches_every_job(name):
     assert profile["resources"]["runtime"] == 77
     assert "main" not in str(profile)
     gangs = [keys for keys in profile["set-resources"].values() if "launcher" in keys]
-    assert len(gangs) == 2
+    assert len(gangs) == 3
     for keys in gangs:
         found = [keys[name] for name in ("slurm_account", "slurm_partition", "runtime")]
         assert found == ["'vision-7'", "'big'", 77]

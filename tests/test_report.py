@@ -348,10 +348,12 @@ def test_the_picture_of_the_pipeline_is_drawn_by_its_script():
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert (docs / "pipeline.svg").read_text(encoding="utf-8") == script.draw()
-    assert {stage[0] for stage in script.STAGES} == set(SECTIONS)
+    # What only runs that ask for it have is left out.
+    drawn = set(SECTIONS) - {"ablate", "text"}
+    assert {stage[0] for stage in script.STAGES} == drawn
     picture = ElementTree.fromstring(script.draw())
     words = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
-    assert set(SECTIONS) <= words
+    assert drawn <= words
 
 
 def caption(name: str, config: dict) -> str:

@@ -99,9 +99,12 @@ class Project(Checkout):
             assert found, f"profiles/slurm-cpu has no variable {name}"
         before, section, after = text.partition("set-resources:\n")
         for rule, line in (resources or {}).items():
-            if f"  {rule}:\n" not in after:
-                after = f"  {rule}:\n{after}"
-            start, name, rest = after.partition(f"  {rule}:\n")
+            # The name may carry an anchor, for rules that are to have the same.
+            named = re.search(rf"(?m)^  {rule}:(| &\w+)\n", after)
+            if named is None:
+                start, name, rest = "", f"  {rule}:\n", after
+            else:
+                start, name, rest = after[: named.start()], named[0], after[named.end() :]
             block = re.match(r"(    .*\n)*", rest)[0]
             key = line.partition(":")[0]
             kept = re.sub(rf"(?m)^    {key}:.*\n", "", block)

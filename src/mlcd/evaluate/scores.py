@@ -87,7 +87,7 @@ def score(
         _retrieval(section, data, result)
     if labelled and "zero_shot" in dataset.tasks and tower is not None:
         _zero_shot(section, dataset, data, tower, result)
-    if not result["scores"]:
+    if not result["scores"] and not (labelled and "zero_shot" in dataset.tasks):
         raise UserError(
             f"evaluate.datasets: {data.dataset} has neither classes nor tags; set label_field or "
             "tags_field"
