@@ -37,9 +37,9 @@ def test_the_first_block_reaches_every_job(name):
     assert profile["default-resources"]["slurm_partition"] == "'big'"
     assert profile["resources"]["runtime"] == 77
     assert "main" not in str(profile)
-    gangs = [keys for keys in profile["set-resources"].values() if "launcher" in keys]
-    assert len(gangs) == 3
-    for keys in gangs:
+    gangs = {rule: keys for rule, keys in profile["set-resources"].items() if "launcher" in keys}
+    assert set(gangs) == {"cluster", "train", "text", "ablate_cluster", "ablate_train"}
+    for keys in gangs.values():
         found = [keys[name] for name in ("slurm_account", "slurm_partition", "runtime")]
         assert found == ["'vision-7'", "'big'", 77]
 
