@@ -59,8 +59,10 @@ def run(arguments: argparse.Namespace, section: Text) -> None:
     with lease.writing(output, rank_arguments["identity"], files=files) as wanted:
         if not wanted:
             return
+        before = [lease.stamp(path) for path in files[:2]]
         result = launch.run_gang(text_rank, {"run": rank_arguments}, state, resources)
-        if not all(path.exists() for path in files[:2]):
+        after = [lease.stamp(path) for path in files[:2]]
+        if None in after or after == before:
             _write_again(state, rank_arguments)
         with atomic_path(files[2]) as temporary:
             shutil.copyfile(state / "metrics.jsonl", temporary)
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace, section: Text) -> None:
 
 
 def _write_again(state: Path, rank_arguments: dict[str, Any]) -> None:
-    """Write the tower of a gang that has finished: Snakemake has removed what it wrote."""
+    """Write the tower of a gang that had finished before: its files may be gone or another's."""
     from mlcd.stores.checkpoints import newest
     from mlcd.text.loop import Run, write_tower
 
