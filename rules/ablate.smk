@@ -31,7 +31,7 @@ use rule cluster as ablate_cluster with:
     benchmark:
         f"{RESULTS}/benchmarks/ablate/clusters-k{{k}}.tsv"
     params:
-        cfg=lambda wildcards: ablate_section("cluster", k=int(wildcards.k)),
+        cfg=lambda wildcards: cluster_section(k=int(wildcards.k)),
 
 
 use rule label as ablate_label with:
@@ -45,7 +45,7 @@ use rule label as ablate_label with:
     benchmark:
         f"{RESULTS}/benchmarks/ablate/labels-k{{k}}-l{{l}}/{{chunk}}.tsv"
     params:
-        cfg=lambda wildcards: ablate_section("label", top=int(wildcards.l)),
+        cfg=lambda wildcards: label_section(top=int(wildcards.l)),
 
 
 use rule train as ablate_train with:

@@ -37,8 +37,10 @@ rule cluster:
         requeues=50,
         # Further options of the launcher, such as --slurm-option constraint=a100.
         launch_options="",
+        # Where the initial centres lie; what they are is a parameter.
+        initial=CONFIG.cluster.initial or "null",
     params:
-        cfg=section("cluster"),
+        cfg=cluster_section(),
         code=code_hash("cluster"),
         initial=file_identity(CONFIG.cluster.initial) if CONFIG.cluster.initial else None,
     # The centres come on top of the limit: a quarter of a node's memory is left for them.
@@ -59,6 +61,6 @@ rule cluster:
             --partition={resources.slurm_partition:q} \
             --account={resources.slurm_account:q} \
             {resources.launch_options} \
-            --config {params.cfg:q} \
+            --config {params.cfg:q} --initial={resources.initial:q} \
             --log {log:q}
         """

@@ -157,6 +157,17 @@ def text_embed_section():
     return json.dumps({**values, "features": "image"}, sort_keys=True)
 
 
+def cluster_section(**changes):
+    """Return the keys of cluster, some changed, save where its initial centres lie."""
+    values = CONFIG.cluster.model_dump(mode="json", exclude={"initial"}) | changes
+    return json.dumps(values, sort_keys=True)
+
+
+def label_section(**changes):
+    """Return the keys of label that decide labels, some changed: least agreement is none of them."""
+    return CONFIG.label.model_copy(update=changes).for_labels()
+
+
 def download_patience():
     """Return the keys of download that decide how long is tried, as options."""
     keys = ("timeout", "transfer_timeout", "deadline", "passes", "backoff", "min_success")

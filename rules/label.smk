@@ -23,8 +23,9 @@ rule label:
         mem_mb=memory_for_centres(4000, 8),
         # Exact search on a CPU: 2 · 1,024 · K operations a row, at a slow 10 GFLOP/s a thread.
         runtime=minutes(15, rows_a_second=1e10 / (2048 * CONFIG.cluster.k), by_threads=True),
+        min_agreement=str(CONFIG.label.min_agreement),
     params:
-        cfg=section("label"),
+        cfg=label_section(),
         code=code_hash("label"),
     shell:
         """
@@ -34,7 +35,7 @@ rule label:
             --output {output.labels:q} \
             --memory-limit $(({resources.mem_mb} * 3 / 4))MB \
             --threads {threads} \
-            --config {params.cfg:q} \
+            --config {params.cfg:q} --min-agreement {resources.min_agreement} \
             --log {log:q}
         """
 

@@ -344,6 +344,7 @@ def test_given_centres_are_where_it_starts(tmp_path: Path) -> None:
         (np.ones((4, 8)), "found float64 [4, 8]"),
         (np.float32([[1] * 8] * 3 + [[0] * 8]), "centre 3 is zero"),
         (np.float32([[1] * 8] * 3 + [[np.nan] * 8]), "centre 3 is zero or not finite"),
+        ("a group", "expected a dataset 'centroid' [4, 8]"),
     ],
 )
 def test_unfitting_given_centres_are_refused(tmp_path: Path, capsys, centres, words) -> None:
@@ -351,7 +352,10 @@ def test_unfitting_given_centres_are_refused(tmp_path: Path, capsys, centres, wo
     path = tmp_path / "given.h5"
     if centres is not None:
         with h5py.File(path, "w") as file:
-            file["centroid"] = centres
+            if isinstance(centres, str):
+                file.create_group("centroid")
+            else:
+                file["centroid"] = centres
     assert run(files, tmp_path / "c.h5", "--k", 4, "--initial", path) == 2
     refused(capsys, f"{path}: ", words)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -233,6 +235,31 @@ def test_ranks_give_the_same_bytes_as_one(tmp_path: Path, wide, ranks: int) -> N
     assert run(files, tmp_path / "c.h5", *options, "--ranks-per-node", ranks) == 0
     for name in ("c.h5", "iterations.jsonl"):
         assert (one / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_ranks_wait_for_the_slowest_for_days(tmp_path: Path, monkeypatch) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from mlcd.cluster.ranks import cluster_rank
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    waits = []
+
+    def clustering(*arguments: object) -> None:
+        backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+        waits.append(backend.options._timeout)
+
+    monkeypatch.setattr("mlcd.cluster.kmeans.cluster", clustering)
+    cluster_rank([], {"k": 2}, 0, str(tmp_path), "cpu", 1)
+    assert waits[0] > datetime.timedelta(days=20)
+    # More would not fit an int of milliseconds.
+    assert waits[0] < datetime.timedelta(milliseconds=2**31)
 
 
 @pytest.mark.gpu

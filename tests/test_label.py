@@ -12,6 +12,7 @@ import pytest
 from memory import many_rows, peak_memory
 
 from mlcd import cli
+from mlcd.neighbours import memory
 from mlcd.stores import h5
 from mlcd.stores.centroids import Centroids
 from mlcd.stores.labels import Labels
@@ -90,8 +91,6 @@ def test_same_bytes_for_any_limit_and_threads(tmp_path: Path) -> None:
 
 
 def test_blocks_of_files_larger_than_one_block(tmp_path: Path, monkeypatch) -> None:
-    from mlcd.neighbours import memory
-
     embeddings, centroids = pair(tmp_path)
     words = ["--embeddings", embeddings, "--centroids", centroids, "--top", 4, "--output"]
     assert run(*words, tmp_path / "one.h5") == 0
@@ -309,6 +308,46 @@ def test_low_agreement_is_refused_and_the_mend_works(tmp_path: Path, capsys) -> 
     assert Labels(output).agreement >= 0.99
     assert run(*words, "--probes", 1, "--min-agreement", 1, "--groups", 3) == 2
     refused(capsys, "label.min_agreement", "set label.mode to exact")
+
+
+def test_keys_without_effect_leave_labels_as_they_are(tmp_path: Path) -> None:
+    embeddings, centroids = loose(tmp_path, 300)
+    words = ["--embeddings", embeddings, "--centroids", centroids, "--output"]
+    two_level = ["--mode", "two_level", "--min-agreement"]
+    for name, options in {
+        "plain": [],
+        "idle": ["--groups", 7, "--probes", 2, "--min-agreement", 0.5],
+        "strict": [*two_level, 0.5],
+        "mild": [*two_level, 0.1],
+        "other": [*two_level, 0.1, "--probes", 5],
+    }.items():
+        assert run(*words, tmp_path / f"{name}.h5", *options) == 0
+    plain, idle, strict, mild, other = (
+        (tmp_path / f"{name}.h5").read_bytes()
+        for name in ("plain", "idle", "strict", "mild", "other")
+    )
+    assert plain == idle and strict == mild != other
+
+
+def test_a_limit_too_small_is_told_without_the_centres(tmp_path: Path, capsys) -> None:
+    # 128 MiB of centres, which the limit does not count. It counts what the search holds, which is
+    # as much: shortened centres, or a copy of them.
+    embeddings = builders.embeddings_file(tmp_path / "e.h5", builders.unit_vectors(300, 512))
+    centres = unit(np.random.default_rng(0).standard_normal((65_536, 512), np.float32))
+    centroids = builders.centroids_file(tmp_path / "c.h5", centres)
+    words = ["--embeddings", embeddings, "--centroids", centroids, "--output", tmp_path / "l.h5"]
+    before, least = memory.resident() >> 20, []
+    for options in ([], ["--mode", "two_level"], ["--mode", "two_level", "--probes", 9999]):
+        assert run(*words, *options, "--memory-limit", "9MiB") == 2
+        said = capsys.readouterr().err
+        assert "--memory-limit: 9 MiB is too little here; at least " in said
+        least.append(int(said.split("at least ")[1].split()[0]))
+    exact, two_level, every = least
+    assert 128 < exact - before < 170
+    assert abs(two_level - exact) < 30
+    # More probes than groups are all groups.
+    candidates = 256 * (4 + 1 + 3)
+    assert every - two_level < 256 * 48 * (candidates + 4) / 2**20
 
 
 def test_any_h5_with_embeddings_is_enough(tmp_path: Path) -> None:

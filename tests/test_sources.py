@@ -21,6 +21,12 @@ def test_training_depends_on_the_loss_and_embedding_does_not():
     assert not {"classifier", "losses"} & set(sources.modules_of("embed"))
 
 
+def test_the_cost_model_is_no_part_of_the_clustering():
+    modules = sources.modules_of("cluster")
+    assert {"cluster.kmeans", "cluster.initial", "neighbours.memory"} <= set(modules)
+    assert not {"cluster.cost", "cluster.plan"} & set(modules)
+
+
 def test_comments_and_blank_lines_do_not_count(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_ROOT", tmp_path)
     hashes = []

@@ -107,6 +107,9 @@ def test_a_fresh_checkout_makes_nothing_stale(changed):
         ({"report": {"montage_pictures": 4}}, set()),
         ({"download": {"min_success": 0.9}}, set()),
         ({"embed": {"max_failed": 0.5}}, set()),
+        # What refuses labels decides none, nor does what only mode two_level uses.
+        ({"label": {"min_agreement": 0.5, "groups": 3, "probes": 2}}, set()),
+        ({"label": {"mode": "two_level"}}, AFTER_LABEL),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -18,6 +18,8 @@ _ROOT = Path(__file__).parent
 NEUTRAL = frozenset(
     {
         "cli",
+        "cluster.cost",
+        "cluster.plan",
         "compat",
         "config",
         "errors",
@@ -50,7 +52,7 @@ def modules_of(stage: str) -> list[str]:
     waiting = [stage]
     while waiting:
         name = waiting.pop()
-        if name in found or name.split(".")[0] in NEUTRAL or _file(name) is None:
+        if {name, name.split(".")[0]} & NEUTRAL or name in found or _file(name) is None:
             continue
         found.add(name)
         waiting += _imports(name)

@@ -5,6 +5,7 @@ All are a function of the rows and the seed alone, not of files, blocks or threa
 
 from __future__ import annotations
 
+import h5py
 import numpy as np
 
 from mlcd.config.cluster import Cluster
@@ -19,6 +20,8 @@ from mlcd.stores import h5
 _MOST_CANDIDATES = 64
 #: 1 − cosine below which two rows count as copies: float32 tells nothing finer apart.
 _COPY = 1e-6
+#: To draw more than one in so many, numpy lists the numbers of all.
+_SPARSE = 50
 
 
 def random_rows(rows: Rows, k: int, seed: int) -> np.ndarray:
@@ -33,8 +36,9 @@ def given(path: str, k: int, d: int) -> np.ndarray:
     """
     with h5.reading(path, "centroids", foreign=True) as file:
         found = file.get("centroid")
-        if found is None or found.shape != (k, d) or found.dtype not in (np.float16, np.float32):
-            shape = "none" if found is None else f"{found.dtype} {list(found.shape)}"
+        whole = isinstance(found, h5py.Dataset)
+        if not whole or found.shape != (k, d) or found.dtype not in (np.float16, np.float32):
+            shape = f"{found.dtype} {list(found.shape)}" if whole else "none"
             raise UserError(
                 f"{path}: expected a dataset 'centroid' [{k}, {d}] of float16 or float32, "
                 f"found {shape}; cluster.initial needs K centres of the embeddings' dimension"
@@ -60,24 +64,36 @@ def from_sample(rows: Rows, section: Cluster, room: int) -> np.ndarray:
     silently give another result.
     """
     k, seed = section.k, section.seed
-    m = min(rows.n, max(section.init_sample * k, k))
-    # The rows, their similarities to the candidates (twice while compared), distances, numbers.
-    need = m * (4 * rows.d + 8 * _MOST_CANDIDATES + 64)
-    if section.init == "afkmc2":
-        # The centres so far and the rows of a batch of chains, too.
-        need = m * (4 * rows.d + 64)
-        need += 4 * rows.d * (k + 2 * _MOST_CANDIDATES * section.init_chain)
-    if need > room:
-        raise UserError(
-            f"cluster.init: {section.init} holds {m} rows in {(need >> 20) + 1} MiB, more than "
-            "--memory-limit allows; raise it, lower cluster.init_sample, or use init random"
-        )
+    m = check_sample(section, rows.n, rows.d, room)
     LOGGER.info("%s on %d of %d rows", section.init, m, rows.n)
     points = rows.take(_sample(rows.n, m, seed))
     rng = np.random.default_rng([seed, 1])
     if section.init == "afkmc2":
         return points[choose_by_chains(points, k, section.init_chain, rng)]
     return points[choose(points, k, rng)]
+
+
+def check_sample(section: Cluster, n: int, d: int, room: int) -> int:
+    """Return how many of `n` rows of `d` dimensions :func:`from_sample` draws.
+
+    Raises :class:`UserError` if they do not fit in `room` bytes.
+    """
+    k = section.k
+    m = min(n, section.init_sample * k)
+    # The rows, their similarities to the candidates (twice while compared), distances, numbers.
+    need = m * (4 * d + 8 * _MOST_CANDIDATES + 64)
+    if section.init == "afkmc2":
+        # The centres so far and the rows of a batch of chains, too.
+        need = m * (4 * d + 64)
+        need += 4 * d * (k + 2 * _MOST_CANDIDATES * section.init_chain)
+    if m > n // _SPARSE:
+        need += 8 * n
+    if need > room:
+        raise UserError(
+            f"cluster.init: {section.init} holds {m} rows in {(need >> 20) + 1} MiB, more than "
+            "--memory-limit allows; raise it, lower cluster.init_sample, or use init random"
+        )
+    return m
 
 
 def choose(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:

@@ -22,6 +22,7 @@ from mlcd.config.cluster import Cluster
 from mlcd.neighbours import memory
 from mlcd.neighbours.exact import SPARE, search_bytes
 from mlcd.neighbours.rows import Rows
+from mlcd.neighbours.two_level import group_count
 from mlcd.neighbours.two_level import search_bytes as two_level_bytes
 from mlcd.progress import LOGGER, progress
 from mlcd.stores.embeddings import open_all
@@ -64,7 +65,8 @@ def fixed_bytes(section: Cluster, n: int, d: int) -> tuple[int, int]:
         return fixed, 1
     # The centres of the phase before are held too.
     fixed += two_level_bytes(section.k, d) + 4 * section.k * d
-    return fixed, max(1, section.probes) * (1 + SPARE)
+    groups = section.groups or group_count(section.k)
+    return fixed, min(max(1, section.probes), groups) * (1 + SPARE)
 
 
 def run_kmeans(

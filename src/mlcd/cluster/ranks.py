@@ -18,6 +18,10 @@ from mlcd.errors import UserError
 
 Result = TypeVar("Result")
 
+#: Longest that a collective waits, in minutes: 24 days, about as many milliseconds as an int holds.
+#: Rank 0 makes the first centres alone, and the slowest rank's pass may take hours; dead ranks are
+#: the launcher's to notice.
+_TIMEOUT_MIN = 24 * 24 * 60
 #: Bytes added up at once: the backend copies them.
 _REDUCED_BYTES = 64 << 20
 
@@ -98,6 +102,6 @@ def cluster_rank(
     from mlcd.distributed import process_group
 
     # The sums are in main memory, on whatever device the search runs.
-    with process_group("cpu", inputs=embeddings):
+    with process_group("cpu", inputs=embeddings, timeout_min=_TIMEOUT_MIN):
         values = Cluster(**section)
         cluster(embeddings, values, limit, Path(folder), device, threads, Ranks())

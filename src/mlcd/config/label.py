@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 from pydantic import Field
@@ -41,3 +42,11 @@ class Label(Section):
         description="Share of the exact labels that mode two_level must find on up to 1,024 "
         "pictures of each chunk, or the chunk is refused.",
     )
+
+    def for_labels(self) -> str:
+        """Return the keys that decide labels, as one line of JSON: the others make none stale.
+
+        `min_agreement` only refuses; groups and probes do nothing in mode exact.
+        """
+        idle = {"min_agreement"} | ({"groups", "probes"} if self.mode == "exact" else set())
+        return json.dumps(self.model_dump(mode="json", exclude=idle), sort_keys=True)

@@ -70,7 +70,12 @@ def run(arguments: argparse.Namespace, section: Label) -> None:
     embeddings = Embeddings(arguments.embeddings)
     text = arguments.memory_limit
     limit = parse_size(text) if text else memory.default_limit()
-    identity = code_hash("label"), section.to_json(), embeddings.fingerprint, centroids.fingerprint
+    identity = (
+        code_hash("label"),
+        section.for_labels(),
+        embeddings.fingerprint,
+        centroids.fingerprint,
+    )
     with lease.writing(arguments.output, *identity) as wanted:
         if wanted:
             label_file(arguments.embeddings, centroids, section, arguments.output, limit, **where)

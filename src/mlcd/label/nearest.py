@@ -13,7 +13,7 @@ from mlcd.label.search import check_agreement, make_search
 from mlcd.neighbours import memory
 from mlcd.neighbours.exact import SPARE, ExactSearch, search_bytes
 from mlcd.neighbours.rows import Rows
-from mlcd.neighbours.two_level import TwoLevelSearch
+from mlcd.neighbours.two_level import TwoLevelSearch, group_count
 from mlcd.neighbours.two_level import search_bytes as two_level_bytes
 from mlcd.progress import progress
 from mlcd.stores import labels
@@ -39,15 +39,14 @@ def label_file(
     embeddings = Embeddings(path)
     _check(embeddings, centroids)
     where = {"device": device, "threads": threads}
-    search = make_search(centroids.array, section, **where)
-    # The centres are in memory already and do not count.
     fixed, candidates = search_bytes(centroids.K, centroids.d), section.top + 1
     if section.mode == "two_level":
         fixed = two_level_bytes(centroids.K, centroids.d)
-        candidates = section.probes * (candidates + SPARE)
-    plan = memory.plan_blocks(
-        limit + search.centres.nbytes, embeddings.n, embeddings.d, candidates, fixed
-    )
+        groups = min(section.groups or group_count(centroids.K), centroids.K)
+        candidates = min(section.probes, groups) * (candidates + SPARE)
+    # Before centres are read and copied: the limit does not count the former, `fixed` the latter.
+    plan = memory.plan_blocks(limit, embeddings.n, embeddings.d, candidates, fixed)
+    search = make_search(centroids.array, section, **where)
     rows = Rows([embeddings], plan.rows)
     agreement, looked_at = check_agreement(search, rows, section, **where)
     attributes = {
@@ -55,7 +54,7 @@ def label_file(
         "num_classes": centroids.K,
         "embeddings": embeddings.fingerprint,
         "centroids": centroids.fingerprint,
-        "section": section.to_json(),
+        "section": section.for_labels(),
         "agreement": agreement,
         "agreement_rows": looked_at,
     }
