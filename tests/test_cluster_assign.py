@@ -72,6 +72,29 @@ def test_few_directions_are_settled_by_heads(monkeypatch: pytest.MonkeyPatch, th
     assert all(heads for _, heads in check(rows, moving_centres(rows, 4), threads))
 
 
+@pytest.mark.parametrize("most", [64, 512])
+def test_few_pairs_are_kept_at_once(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    rows = falling_rows()
+    passes = moving_centres(rows, 3)
+    pairs = {}
+
+    def noted(name: str, function):
+        def call(found, least, full):
+            pairs[name] = max(pairs.get(name, 0), sum(len(part[0]) for part in found))
+            return function(found, least, full)
+
+        return call
+
+    monkeypatch.setattr(assign, "_CENTRES", 100)
+    still = assign.still
+    monkeypatch.setattr(assign, "still", noted("freely", still))
+    check(rows, passes)
+    monkeypatch.setattr(assign, "still", noted("held", still))
+    monkeypatch.setattr(assign, "_MOST_PAIRS", most)
+    check(rows, passes)
+    assert most < pairs["held"] < 0.8 * pairs["freely"]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3])
 def test_few_moved_centres_are_compared_alone(
     monkeypatch: pytest.MonkeyPatch, share: float

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 
 import builders
+import h5py
 import pytest
 from test_cluster import files_of, refused
 
 from mlcd import cli
 from mlcd.cluster.cost import Problem, phases, plan
 from mlcd.config import Cluster
+from mlcd.neighbours.memory import resident
 
 GIB = 1 << 30
 
@@ -22,12 +24,17 @@ def test_laion_on_gpus_follows_the_formulas() -> None:
     assert found.flop == pytest.approx(20 * 2 * 389_737_314 * 768 * 1e6)
     assert found.bytes_read == 21 * 389_737_314 * 768 * 2
     assert not found.keep
-    # Products alone; what the host does beside is far less.
+    # Products, and rank 0's reading of all rows; what the hosts do beside is far less.
+    cpu, first = found.seconds["first centres"]
+    assert cpu == first > 0
     least = found.flop / 8 / 1e13
-    assert least < found.wall < 1.05 * least
+    assert least < found.wall - first < 1.05 * least
+    assert 19.5 < (found.wall - first) / found.longest < 20.5
     assert 10 * GIB < found.memory < 40 * GIB
     ten = plan(Problem(problem.n, 768, 2, 80), section, [], 64 * GIB, 8, 1e13)
-    assert ten.wall == pytest.approx(found.wall / 10, rel=0.1)
+    assert ten.seconds["exact"][1] == pytest.approx(found.seconds["exact"][1] / 10, rel=0.1)
+    # The tenth of the work, but not of what rank 0 does alone.
+    assert ten.seconds["first centres"][1] > first / 3
 
 
 def test_two_level_passes_cost_the_root_of_k() -> None:
@@ -57,6 +64,28 @@ def test_plan_is_near_a_run(tmp_path, capsys, mode: str) -> None:
     assert "30,000 of 32 dimensions" in said
 
 
+def test_files_of_float32_are_read_at_four_bytes(tmp_path, capsys) -> None:
+    vectors = builders.unit_vectors(4000, 64)
+    words = ["cluster", "--plan", "--k", "9", "--gpu", "a100", "--embeddings"]
+    for name, kind in (("half", "f2"), ("single", "f4")):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["embedding"] = vectors.astype(kind)
+        assert cli.main([*words, str(tmp_path / f"{name}.h5")]) == 0
+    read = [line for line in capsys.readouterr().out.splitlines() if "bytes read" in line]
+    # Once for the first centres, once to keep the rows.
+    assert [float(line.split()[2]) for line in read] == [1.0, 2.0]
+
+
+def test_rows_kept_are_read_once_on_a_gpu_too() -> None:
+    section = Cluster(k=1000, iterations=50)
+    kept, streamed = (
+        plan(Problem(300_000, 512, 2, 1), section, [], resident() + room, 1, 1e16)
+        for room in (2 * GIB, GIB // 4)
+    )
+    assert kept.keep and not streamed.keep
+    assert kept.cpu < 0.8 * streamed.cpu
+
+
 def test_memory_limit_decides_whether_rows_are_kept() -> None:
     section = Cluster(k=1000, iterations=2)
     large = plan(Problem(3_000_000, 512, 2, 1), section, [], 2 * GIB, 1, 1e13)
@@ -75,6 +104,24 @@ def test_memory_limit_decides_whether_rows_are_kept() -> None:
         (["--rows", 10, "--dim", 8, "--k", 20], ["cluster.k", "20 clusters of 10 rows"]),
         (["--rows", 99, "--dim", 8, "--k", 9, "--gpu", "abacus"], ["--gpu", "'abacus'", "a100"]),
         (["--rows", 99, "--dim", 8, "--k", 9, "--flops", -1], ["--flops", "1e13"]),
+        (["--rows", 99, "--dim", 8, "--k", 9, "--device", "cuda"], ["--device", "--gpu"]),
+        (
+            [
+                "--rows",
+                10**7,
+                "--dim",
+                512,
+                "--k",
+                40_000,
+                "--init",
+                "kmeans++",
+                "--gpu",
+                "a100",
+                "--memory-limit",
+                "1GiB",
+            ],
+            ["cluster.init", "kmeans++ holds 800000 rows"],
+        ),
     ],
 )
 def test_what_a_plan_lacks_is_named(capsys, options: list, words: list[str]) -> None:

@@ -180,9 +180,10 @@ def test_bad_options(tmp_path: Path, capsys, options: list, words: list[str]) ->
     refused(capsys, *words)
 
 
-def test_peak_memory_stays_within_the_limit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("k", "threads"), [(32, 1), (1024, 2)])
+def test_peak_memory_stays_within_the_limit(tmp_path: Path, k: int, threads: int) -> None:
     words = ["cluster", "--embeddings", many_rows(tmp_path / "e.h5"), "--output", tmp_path / "c.h5"]
-    words += ["--k", 32, "--iterations", 2, "--memory-limit", "400MiB", "--threads", 1]
+    words += ["--k", k, "--iterations", 2, "--memory-limit", "400MiB", "--threads", threads]
     assert peak_memory(*words) <= 400 << 20
 
 

@@ -19,12 +19,13 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import faiss
 import numpy as np
 import threadpoolctl
 
+from mlcd.cluster.pairs import Left, Pairs, still, true_pairs
 from mlcd.neighbours.exact import ExactSearch, dots, error_bound, uses_gpu
 from mlcd.neighbours.heads import Heads, directions
 
@@ -41,6 +42,8 @@ _LISTED = 33
 #: Costs in multiply-adds of a matrix product: a bound's comparisons; one of a pair's dimensions,
 #: read from anywhere; one of a listed search's dimensions.
 _COMPARE, _GATHER, _LIST = 25, 5, 2
+#: Pairs that one worker keeps at most: beyond, it scores them to keep the nearest alone.
+_MOST_PAIRS = 1 << 18
 #: Rows of which more than this share of the centres is left are searched in full.
 _MOST_LEFT = 1 / 8
 #: A pass must promise less than this part of a full search's work.
@@ -57,17 +60,6 @@ class Search(Protocol):
     def nearest(self, rows: np.ndarray, l: int) -> np.ndarray:
         """Return ids int64 [n, l] of the `l` nearest centres of `rows` float32 [n, d]."""
         ...
-
-
-class _Left(NamedTuple):
-    """Pairs of row and centre that bounds did not rule out, by rising row; rows to search in full.
-
-    `row`, `centre` int64 [pairs]; `full` bool [rows].
-    """
-
-    row: np.ndarray
-    centre: np.ndarray
-    full: np.ndarray
 
 
 class Assignment:
@@ -221,7 +213,7 @@ class Assignment:
 
         def work(tile: np.ndarray) -> np.ndarray:
             part, mine = rows[tile], ids[tile]
-            row, centre, full = self._left(self._heads, part, known[tile], self._order[:count])
+            row, centre, full, _ = self._left(self._heads, part, known[tile], self._order[:count])
             if count < self.K:
                 # A last centre that has not moved is a candidate too.
                 some = np.flatnonzero(np.bincount(row, minlength=len(tile)))
@@ -249,7 +241,7 @@ class Assignment:
         ):
             return list(pool.map(work, tiles))
 
-    def _left(self, heads: Heads, rows: np.ndarray, known: np.ndarray, order: np.ndarray) -> _Left:
+    def _left(self, heads: Heads, rows: np.ndarray, known: np.ndarray, order: np.ndarray) -> Left:
         """Return the pairs that may be nearest, given similarities `known` to some centres.
 
         `order` int64: the ids of the centres that come first in `heads`.
@@ -259,26 +251,49 @@ class Assignment:
         # By how much a bound may lie below the best similarity known, both as they were rounded.
         reach = np.float32(heads.margin + 2 * self._bound)
         full = np.zeros(len(rows), bool)
-        found = []
+        found, scored = [], 0
         starts = range(0, len(order), _CENTRES)
         most = _MOST_LEFT * self.K / len(starts)
         for first in starts:
             bounds = short @ heads.centres[first : min(first + _CENTRES, len(order))].T
             guess = order[bounds.argmax(axis=1) + first]
             known = np.maximum(known, self._scores(rows, every, guess))
-            row, column = _pairs(bounds >= (known - reach)[:, None])
-            if len(row) > most * len(rows):
-                full |= np.bincount(row, minlength=len(rows)) > most
-                kept = ~full[row]
-                row, column = row[kept], column[kept]
+            open_ = bounds >= (known - reach)[:, None]
+            if np.count_nonzero(open_) > most * len(rows):
+                full |= np.count_nonzero(open_, axis=1) > most
+                open_[full] = False
+            row, column = true_pairs(open_)
             found.append((row, order[column + first], bounds[row, column]))
-        if len(found) == 1:
-            return _Left(*found[0][:2], full)
-        row, centre, bound = map(np.concatenate, zip(*found, strict=True))
+            if sum(len(part[0]) for part in found) > _MOST_PAIRS:
+                pairs = still(found, known - reach, full)
+                pairs, known, full, count = self._thinned(rows, pairs, known, full)
+                found, scored = [pairs], scored + count
+        if len(starts) == 1:
+            return Left(*found[0][:2], full, scored)
         # What an early tile left over may be ruled out by what a later one found.
-        kept = np.flatnonzero((bound >= known[row] - reach) & ~full[row])
-        kept = kept[np.argsort(row[kept], kind="stable")]
-        return _Left(row[kept], centre[kept], full)
+        row, centre, _ = still(found, known - reach, full)
+        rising = np.argsort(row, kind="stable")
+        return Left(row[rising], centre[rising], full, scored)
+
+    def _thinned(
+        self, rows: np.ndarray, pairs: Pairs, known: np.ndarray, full: np.ndarray
+    ) -> tuple[Pairs, np.ndarray, np.ndarray, int]:
+        """Return those of `pairs` that may be nearest by their scores, half of _MOST_PAIRS at most.
+
+        And the best similarities known, the rows to search in full, and how many pairs were scored.
+        """
+        row, centre, bound = pairs
+        if 2 * len(row) <= _MOST_PAIRS:
+            return pairs, known, full, 0
+        scores = self._scores(rows, row, centre)
+        known = known.copy()
+        np.maximum.at(known, row, scores)
+        # Both as they were rounded.
+        kept = scores >= known[row] - np.float32(2 * self._bound)
+        number = np.bincount(row[kept], minlength=len(rows))
+        full = full | (number > _MOST_PAIRS // (2 * len(rows)))
+        kept &= ~full[row]
+        return (row[kept], centre[kept], bound[kept]), known, full, len(row)
 
     def _settle(
         self, rows: np.ndarray, ids: np.ndarray, row: np.ndarray, centre: np.ndarray
@@ -324,7 +339,7 @@ class Assignment:
         def work(dims: int) -> float:
             heads = Heads(self.centres, self._basis, dims)
             left = self._left(heads, part, best, every)
-            pairs = len(left.row) / len(sample)
+            pairs = (len(left.row) + left.scored) / len(sample)
             bounds = self.K * (dims + _COMPARE) + dims * self.d
             return bounds + pairs * _GATHER * self.d + left.full.mean() * whole
 
@@ -351,9 +366,15 @@ class Assignment:
         return ids[:: len(ids) // count][:count]
 
 
-def assignment_bytes(k: int, n: int) -> int:
+def assignment_bytes(k: int, n: int, d: int, threads: int) -> int:
     """Return the memory of an assignment of `n` rows to `k` centres besides its heads, in bytes."""
-    return 8 * n + (8 * _LISTED + 9) * k
+    needed = 8 * n + (8 * _LISTED + 9) * k
+    if k < _LEAST_CENTRES or d < _LEAST_DIMS:
+        return needed
+    # Of a tile's rows: copies, bounds and what they rule out, pairs and copies as they are cut.
+    pairs = min(_MOST_PAIRS + int(_ROWS * _CENTRES * _MOST_LEFT), int(_ROWS * k * _MOST_LEFT))
+    tile = _ROWS * (8 * d + 6 * min(k, _CENTRES)) + 64 * pairs
+    return needed + (threads or len(os.sched_getaffinity(0))) * tile
 
 
 def _least(known: np.ndarray, bound: float) -> np.ndarray:
@@ -364,8 +385,3 @@ def _least(known: np.ndarray, bound: float) -> np.ndarray:
     """
     sure = known - (bound + _SLACK)
     return np.where(sure > 0, 2 * sure * sure - 1 - (bound + _SLACK), -2).astype(np.float32)
-
-
-def _pairs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return row and column of the true entries, int64, by rising row."""
-    return np.divmod(np.flatnonzero(mask), mask.shape[1])

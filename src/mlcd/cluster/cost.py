@@ -23,18 +23,21 @@ import faiss
 import h5py
 import numpy as np
 
-from mlcd.cluster.initial import random_rows
+from mlcd.cluster import checkpoint
+from mlcd.cluster.checkpoint import State
+from mlcd.cluster.initial import check_sample, random_rows
 from mlcd.cluster.kmeans import fixed_bytes, run_kmeans
 from mlcd.cluster.ranks import Alone
 from mlcd.cluster.sums import ClusterSums
-from mlcd.cluster.two_level import two_level
+from mlcd.cluster.two_level import DRAWN, two_level
 from mlcd.cluster.update import move_centres
 from mlcd.config.cluster import Cluster
-from mlcd.neighbours.memory import Blocks, plan_blocks, resident
-from mlcd.neighbours.rows import Rows
+from mlcd.neighbours.memory import Blocks, bytes_left, plan_blocks, resident
+from mlcd.neighbours.rows import SLAB, Rows
 from mlcd.neighbours.two_level import group_count
 from mlcd.progress import LOGGER
-from mlcd.stores.embeddings import Embeddings
+from mlcd.stores import h5
+from mlcd.stores.embeddings import KIND, Embeddings
 
 #: Products in float32 without tensor cores, FLOP/s, by the makers' data sheets.
 GPUS = {
@@ -53,11 +56,11 @@ _HOST_ROWS = 16384
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """N rows of d dimensions of `itemsize` bytes on disk, on `ranks` processes."""
+    """N rows of d dimensions of `itemsize` bytes on disk (a mean), on `ranks` processes."""
 
     n: int
     d: int
-    itemsize: int
+    itemsize: float
     ranks: int
 
     @property
@@ -105,6 +108,8 @@ class Plan:
     bytes_read: int
     flop: float
     seconds: dict[str, tuple[float, float]]
+    #: Of the longest phase's pass: a checkpoint is saved after each.
+    longest: float
 
     @property
     def wall(self) -> float:
@@ -124,28 +129,42 @@ def plan(
     """Work out a clustering; `flops` FLOP/s a rank for products, or 0 to measure this CPU.
 
     `files` may be empty: then random rows stand for them, which no search can prune, so that the
-    time is an upper bound. Raises :class:`UserError` if `limit` is too little.
+    time is an upper bound. Raises :class:`UserError` if `limit` is too little, for the sample of
+    the first centres too.
     """
-    fixed, labels = fixed_bytes(section, problem.share, problem.d)
+    if section.init != "random" and not section.initial:
+        check_sample(section, problem.n, problem.d, bytes_left(limit))
+    fixed, labels = fixed_bytes(section, problem.share, problem.d, threads)
     blocks = plan_blocks(limit, problem.share, problem.d, labels, fixed)
     rows = 4 * problem.d * (problem.share if blocks.keep else 3 * blocks.rows)
     parts = phases(section)
-    # The first centres are picked from all files, once by mode.
-    passes = sum(part.passes for part in parts) + (1 if section.mode == "exact" else 3)
-    if blocks.keep:
-        passes = min(passes, 2 if section.mode == "exact" else 4)
+    first = _first_reads(problem, section)
+    passes = (1 if blocks.keep else sum(part.passes for part in parts)) + first
     seconds = (
-        _on_gpu(problem, parts, files, threads, flops, blocks.keep)
+        _on_gpu(problem, section, parts, files, threads, flops, blocks.keep)
         if flops
         else _on_cpu(problem, section, parts, files, blocks, threads)
     )
     return Plan(
         memory=fixed + 4 * section.k * problem.d + rows + resident(),
         keep=blocks.keep,
-        bytes_read=passes * problem.n * problem.d * problem.itemsize,
+        bytes_read=int(passes * problem.n * problem.d * problem.itemsize),
         flop=sum(2.0 * problem.n * problem.d * part.passes * part.products for part in parts),
         seconds=seconds,
+        longest=max(seconds[part.name][1] / part.passes for part in parts),
     )
+
+
+def _first_reads(problem: Problem, section: Cluster) -> float:
+    """Return how many times rank 0 reads the rows for the first centres: slabs with a drawn row."""
+    if section.initial:
+        return 0.0
+    if section.mode == "two_level":
+        # Coarse ones; rows among which those within groups are drawn; these themselves.
+        drawn = [section.groups or group_count(section.k), DRAWN * section.k, section.k]
+    else:
+        drawn = [section.k * (1 if section.init == "random" else section.init_sample)]
+    return sum(min(1.0, count * SLAB / problem.n) for count in drawn)
 
 
 class _Timed(Rows):
@@ -154,11 +173,19 @@ class _Timed(Rows):
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)
         self.marks: list[tuple[tuple[float, float], tuple[float, float]]] = []
+        #: Spent on taking single rows (wall, CPU), in seconds.
+        self.taken = np.zeros(2)
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         begin = _now()
         yield from super().blocks()
         self.marks.append((begin, _now()))
+
+    def take(self, ids: np.ndarray) -> np.ndarray:
+        begin = _now()
+        found = super().take(ids)
+        self.taken += np.subtract(_now(), begin)
+        return found
 
 
 def _now() -> tuple[float, float]:
@@ -169,11 +196,13 @@ class _Timing(NamedTuple):
     """A run of the stage on a sample of `rows`: for each clock (wall, CPU) seconds by phase."""
 
     rows: int
+    section: Cluster
     phases: list[Phase]
     #: Of each phase's passes [passes], and of moving the centres between two of them.
     passes: list[dict[str, list[float]]]
     update: list[dict[str, float]]
-    #: Of all else: picking the first centres, mostly.
+    #: Of reading the first centres, and of all else.
+    taken: list[float]
     other: list[float]
 
 
@@ -211,9 +240,11 @@ def _on_cpu(problem: Problem, section: Cluster, parts: list[Phase], files: list[
                 + update * part.centres / own.centres
             )
         found[part.name] = both[0], both[1]
-    # Rank 0 picks the first centres from all rows.
-    others = [large.other[clock] * problem.n / large.rows for clock in (1, 0)]
-    return {"first centres": (others[0], others[1]), **found}
+    # Rank 0 picks the first centres from all rows; what else there is does not grow with them.
+    reads = problem.n * _first_reads(problem, section)
+    reads /= large.rows * _first_reads(dataclasses.replace(problem, n=large.rows), large.section)
+    first = [large.taken[clock] * reads + large.other[clock] for clock in (1, 0)]
+    return {"first centres": (first[0], first[1]), **found}
 
 
 def _timed(problem: Problem, section: Cluster, files: list[Embeddings], blocks: Blocks,
@@ -223,14 +254,14 @@ def _timed(problem: Problem, section: Cluster, files: list[Embeddings], blocks: 
     section = section.model_copy(
         update={
             "k": k,
-            "groups": max(1, section.groups * k // section.k),
+            "groups": max(1, section.groups * k // section.k) if section.groups else 0,
             "iterations": min(section.iterations, _PASSES),
             "refinements": min(section.refinements, 2),
             "tolerance": 0.0,
+            "init": "random",
+            "initial": None,
         }
     )
-    if section.groups == 1:
-        section = section.model_copy(update={"groups": 0})
     with tempfile.TemporaryDirectory() as folder:
         rows = _Timed([_sample(files, n, problem.d, Path(folder))], blocks.rows, blocks.keep)
         LOGGER.info("timing %d centres of %d rows", k, n)
@@ -260,12 +291,12 @@ def _timed(problem: Problem, section: Cluster, files: list[Embeddings], blocks: 
         spent = sum(map(sum, [*lengths.values(), *moving.values()]))
         passes.append(lengths)
         update.append({name: statistics.median(times) for name, times in moving.items()})
-        other.append(max(0.0, ended[clock] - began[clock] - spent))
-    return _Timing(n, phases(section), passes, update, other)
+        other.append(max(0.0, ended[clock] - began[clock] - spent - rows.taken[clock]))
+    return _Timing(n, section, phases(section), passes, update, list(rows.taken), other)
 
 
-def _on_gpu(problem: Problem, parts: list[Phase], files: list[Embeddings], threads: int,
-            flops: float, keep: bool) -> dict[str, tuple[float, float]]:  # fmt: skip
+def _on_gpu(problem: Problem, section: Cluster, parts: list[Phase], files: list[Embeddings],
+            threads: int, flops: float, keep: bool) -> dict[str, tuple[float, float]]:  # fmt: skip
     """Return (CPU, wall) seconds by phase from `flops` and what the host does, timed here."""
     d, cores = problem.d, max(1, threads)
     faiss.omp_set_num_threads(1)
@@ -274,6 +305,9 @@ def _on_gpu(problem: Problem, parts: list[Phase], files: list[Embeddings], threa
         began = time.process_time()
         block = next(iter(rows.blocks()))[1]
         read = (time.process_time() - began) / len(block)
+        began = _now()
+        checkpoint.save(Path(folder), State(block, np.zeros(len(block), np.int64), []))
+        saving = np.subtract(_now(), began) / len(block)
     sums = ClusterSums(4096, d, problem.n)
     cluster = np.arange(len(block)) % 4096
     began = time.process_time()
@@ -285,16 +319,32 @@ def _on_gpu(problem: Problem, parts: list[Phase], files: list[Embeddings], threa
     began = time.process_time()
     faiss.knn(block[:4096], block[:1024], 4, metric=faiss.METRIC_INNER_PRODUCT)
     product = (time.process_time() - began) / (4096 * 1024)
-    found = {}
+    first = read * problem.n * _first_reads(problem, section)
+    found = {"first centres": (first, first)}
+    unread = True
     for part in parts:
         device = 2 * d * (part.products - part.on_host) / flops
         host = part.on_host * product / cores
-        # Reading goes on beside the rest. All rows are added once; later, those that moved.
-        a_row = max(0.0 if keep else read, device + host + add)
-        cpu = read + part.on_host * product + add
-        scale, moving = part.passes * problem.share, part.passes * part.centres * move
-        found[part.name] = scale * cpu + moving, scale * a_row + moving
+        # All rows are added once; later, those that moved.
+        a_row = device + host + add
+        reads = int(unread) if keep else part.passes
+        unread = False
+        # Reading goes on beside the rest.
+        wall = reads * max(read, a_row) + (part.passes - reads) * a_row
+        cpu = reads * read + part.passes * (part.on_host * product + add)
+        # Rank 0 moves the centres as all do, and saves them.
+        moving = part.passes * part.centres * (move + saving)
+        found[part.name] = problem.share * cpu + moving[1], problem.share * wall + moving[0]
     return found
+
+
+def itemsize(files: list[Embeddings]) -> float:
+    """Return the bytes of a value on disk, the mean over all rows of `files`; 2 without files."""
+    sizes = []
+    for file in files:
+        with h5.reading(file.path, KIND, foreign=True) as opened:
+            sizes.append(opened["embedding"].dtype.itemsize * file.n)
+    return sum(sizes) / sum(file.n for file in files) if files else 2.0
 
 
 def _sample(files: list[Embeddings], n: int, d: int, folder: Path) -> Embeddings:
@@ -307,5 +357,5 @@ def _sample(files: list[Embeddings], n: int, d: int, folder: Path) -> Embeddings
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     path = folder / "sample.h5"
     with h5py.File(path, "w") as file:
-        file["embedding"] = vectors.astype(np.float16)
+        file["embedding"] = vectors.astype(np.float16 if itemsize(files) < 3 else np.float32)
     return Embeddings(path)

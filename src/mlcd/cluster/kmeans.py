@@ -36,7 +36,7 @@ def cluster(
     files = open_all(embeddings)
     n, d = sum(file.n for file in files), files[0].d
     share = -(-n // group.size)
-    fixed, labels = fixed_bytes(section, share, d)
+    fixed, labels = fixed_bytes(section, share, d, threads)
     plan = group.agree(lambda: memory.plan_blocks(limit, share, d, labels, fixed))
     rows = Rows(files, plan.rows, plan.keep, part=(group.rank, group.size))
     if section.mode == "two_level":
@@ -54,13 +54,14 @@ def cluster(
     return run_kmeans(rows, section, initial, folder, device=device, threads=threads, group=group)
 
 
-def fixed_bytes(section: Cluster, n: int, d: int) -> tuple[int, int]:
+def fixed_bytes(section: Cluster, n: int, d: int, threads: int) -> tuple[int, int]:
     """Return the bytes that a rank with `n` rows needs besides centres and blocks.
 
     And how many candidates its search keeps a row.
     """
     # The integer sums, what the search holds, and what is remembered of each row.
-    fixed = 8 * section.k * (d + 6) + search_bytes(section.k, d) + assignment_bytes(section.k, n)
+    fixed = 8 * section.k * (d + 6) + search_bytes(section.k, d)
+    fixed += assignment_bytes(section.k, n, d, threads)
     if section.mode == "exact":
         return fixed, 1
     # The centres of the phase before are held too.

@@ -6,7 +6,7 @@ import argparse
 import math
 
 from mlcd import launch
-from mlcd.cluster.cost import EFFICIENCY, GPUS, Plan, Problem, plan
+from mlcd.cluster.cost import EFFICIENCY, GPUS, Plan, Problem, itemsize, plan
 from mlcd.config.cluster import Cluster
 from mlcd.errors import UserError
 from mlcd.neighbours import memory
@@ -27,13 +27,13 @@ def print_plan(arguments: argparse.Namespace, section: Cluster) -> None:
     if section.k > n:
         raise UserError(f"cluster.k: {section.k} clusters of {n} rows; at most {n} are possible")
     resources = launch.resources(arguments)
-    problem = Problem(n, d, 2, resources.ranks)
+    problem = Problem(n, d, itemsize(files), resources.ranks)
     text = arguments.memory_limit
     limit = parse_size(text) if text else memory.default_limit() // resources.ranks_per_node
     flops = _flops(arguments)
     found = plan(problem, section, files, limit, resources.threads, flops)
     for name, value in _lines(arguments, section, problem, found, resources.threads, flops):
-        print(f"{name:<18}{value}")
+        print(f"{name:<18}{value}" if len(name) < 18 else f"{name}: {value}")
 
 
 def _flops(arguments: argparse.Namespace) -> float:
@@ -43,6 +43,10 @@ def _flops(arguments: argparse.Namespace) -> float:
             raise UserError(f"--flops: expected a rate such as 1e13, got {arguments.flops}")
         return arguments.flops
     if arguments.gpu is None:
+        if arguments.device == "cuda":
+            raise UserError(
+                "--device: --plan times this machine's CPU; give --gpu NAME or --flops for GPUs"
+            )
         return 0.0
     if arguments.gpu.lower() not in GPUS:
         raise UserError(
@@ -75,8 +79,12 @@ def _lines(arguments: argparse.Namespace, section: Cluster, problem: Problem, fo
         ("rates", rate),
     ]  # fmt: skip
     for name, (cpu, wall) in found.seconds.items():
+        if name == "first centres" and section.init != "random" and not section.initial:
+            name += f", {section.init} not counted"
         lines.append((f"  {name}", f"{_time(wall)} ({cpu:,.1f} CPU s a rank)"))
     lines.append(("expected time", f"{_time(found.wall)} ({found.cpu:,.1f} CPU s a rank)"))
+    warning = "a job must last longer: a checkpoint is saved after each pass, none within"
+    lines.append(("longest pass", f"{_time(found.longest)}; {warning}"))
     return lines
 
 

@@ -31,7 +31,7 @@ from mlcd.neighbours.two_level import TwoLevelSearch, group_count
 from mlcd.progress import LOGGER
 
 #: Rows a centre among which the first centres are drawn: enough that every group has its share.
-_DRAWN = 4
+DRAWN = 4
 #: Iterations more at most, where the last one of a phase still found empty clusters.
 _MORE = 3
 
@@ -92,7 +92,7 @@ def _first_centres(
 ) -> np.ndarray:
     """Return random rows of each group, as many as its share of `section.k`; float32 [K, d]."""
     rng = np.random.default_rng([section.seed, 2])
-    drawn = rng.choice(rows.n, min(rows.n, _DRAWN * section.k), replace=False)
+    drawn = rng.choice(rows.n, min(rows.n, DRAWN * section.k), replace=False)
     drawn.sort()
     search = ExactSearch(coarse.centres, device=device, threads=threads)
     group = np.empty(len(drawn), np.int64)

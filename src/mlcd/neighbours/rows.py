@@ -11,6 +11,9 @@ from mlcd.errors import UserError
 from mlcd.neighbours.memory import TILE
 from mlcd.stores.embeddings import Embeddings
 
+#: Rows read at once at most to take single ones.
+SLAB = 4096
+
 
 class Rows:
     """The rows of `files`, one after another, as float32 unit rows numbered 0 … n − 1.
@@ -77,7 +80,7 @@ class Rows:
         out = np.empty((len(ids), self.d), np.float32)
         order = np.argsort(ids, kind="stable")
         wanted = ids[order]
-        step = min(self.block_rows, 4096)
+        step = min(self.block_rows, SLAB)
         for index, file in enumerate(self.files):
             first, last = np.searchsorted(wanted, self.starts[index : index + 2])
             while first < last:
