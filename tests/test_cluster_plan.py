@@ -10,9 +10,10 @@ import pytest
 from test_cluster import files_of, refused
 
 from mlcd import cli
+from mlcd.cluster import cost
 from mlcd.cluster.cost import Problem, phases, plan
 from mlcd.config import Cluster
-from mlcd.neighbours.memory import resident
+from mlcd.neighbours.memory import Blocks, resident
 
 GIB = 1 << 30
 
@@ -44,6 +45,15 @@ def test_two_level_passes_cost_the_root_of_k() -> None:
     assert [part.passes for part in (coarse, within, refine)] == [10, 10, 3]
     exact = section.model_copy(update={"probes": 0})
     assert phases(exact)[-1].products == 1_000_000
+
+
+@pytest.mark.parametrize(("groups", "expected"), [(0, 0), (1, 1), (20, 5)])
+def test_groups_of_the_sample_are_those_asked_for(groups: int, expected: int) -> None:
+    section = Cluster(k=64, mode="two_level", groups=groups, iterations=1, refinements=0)
+    timing = cost._timed(Problem(2000, 8, 2, 1), section, [], Blocks(1000, True), 1, 16)
+    assert timing.section.groups == expected
+    # Reading the first centres is told apart from what does not grow with the rows.
+    assert timing.taken[0] > 0
 
 
 @pytest.mark.parametrize("mode", ["exact", "two_level"])

@@ -120,6 +120,21 @@ def test_a_changed_key_makes_its_stage_and_later_ones_stale(changed, change, exp
     assert any(rule.startswith("report") for rule in stale)
 
 
+def test_moved_initial_centres_make_nothing_stale(changed):
+    here, there = changed.folder / "one.h5", changed.folder / "my centres.h5"
+    shutil.copy(changed.folder / "results" / "clusters" / "centroids.h5", here)
+    changed.configure(cluster={"initial": here.name})
+    assert set(science(changed.stale())) == AFTER_CLUSTER
+    done = changed.snakemake("--cores", "1", "--until", "cluster")
+    assert done.returncode == 0, done.stdout[-6000:]
+    here.rename(there)
+    changed.configure(cluster={"initial": there.name})
+    assert changed.stale("--until", "cluster") == {}
+    # Given on the command line, the place is found too.
+    done = changed.snakemake("--cores", "1", "--until", "cluster", "--forcerun", "cluster")
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
 def test_a_changed_module_makes_its_stage_stale(changed):
     path = changed.folder / "src" / "mlcd" / "label.py"
     if not path.exists():
