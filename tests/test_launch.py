@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mlcd.errors import UserError
+from mlcd.gang import meeting_port
 from mlcd.launch import Resources, run_gang
 
 
@@ -155,3 +156,17 @@ def test_more_ranks_than_gpus_are_refused_in_a_line(tmp_path):
     with pytest.raises(UserError, match=f"--ranks-per-node: {ranks} needs as many GPUs, and this"):
         run_gang(place, {"word": "x"}, tmp_path, Resources(ranks_per_node=ranks, gpus=True))
     assert not (tmp_path / "gang").exists()
+
+
+def test_the_ranks_of_a_slurm_job_meet_below_the_ports_of_outgoing_connections(monkeypatch):
+    found = set()
+    for job in range(50):
+        for restarts in ("0", "1"):
+            monkeypatch.setenv("SLURM_JOB_ID", str(job))
+            monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+            port = meeting_port()
+            assert port == meeting_port()
+            assert 20_000 <= port < 32_768
+            found.add(port)
+    # Another start, another port: the old one may still be held.
+    assert len(found) > 95

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ class Task:
             self._fail({"kind": "lost" if _lost_peer(error) else "error", "message": message})
         self.usage.update()
         write_json(self.files / f"rank-{self.rank}.done", {"result": result})
+        if not self.local:
+            notice.over()
 
     def _log_size(self) -> int:
         """Return the bytes that earlier starts of this job have left in rank 0's log."""
@@ -117,6 +120,8 @@ class Task:
 
         place = submitit.helpers.TorchDistributedEnvironment()
         place.export(set_cuda_visible_devices=False, overwrite=True)
+        if not self.local:
+            os.environ["MASTER_PORT"] = str(meeting_port())
         if self.local:
             # The machine's own name may not resolve, or to an address that nothing listens on.
             os.environ["MASTER_ADDR"] = "127.0.0.1"
@@ -211,6 +216,16 @@ def run_inline(function: Callable[..., Any], kwargs: dict[str, Any], threads: in
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def meeting_port() -> int:
+    """Return the port at which the ranks of this start of the Slurm job meet.
+
+    Equal on all ranks. Below 32768, where systems begin to give ports to outgoing connections:
+    submitit's own choice may be one of those, and then rank 0 cannot listen.
+    """
+    start = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    return 20_000 + zlib.crc32(start.encode()) % 12_000
 
 
 def free_port() -> int:

@@ -69,6 +69,14 @@ def listen(requeue: Callable[[], None], patience: float) -> None:
     threading.Thread(target=heed, daemon=True).start()
 
 
+def over() -> None:
+    """The work is done: a warning on the way out must not end this process by its signal.
+
+    Python gives signals back their default action while it shuts down, but for ignored ones.
+    """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
 def _forget() -> None:
     """In a forked helper: only the rank itself takes notice."""
     signal.set_wakeup_fd(-1)
