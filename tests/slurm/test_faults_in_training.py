@@ -86,7 +86,9 @@ def test_a_training_at_its_time_limit_goes_on(undisturbed, training):
     wait_for(lambda: told_to_stop(project), "the signal before the time limit")
     thaw(project)
     wait_for(lambda: restarted(project), "the requeue at the time limit")
-    # The next start has its full time again, as it has where the limit is the job's own.
+    # The next start has its full time again, as it has where the limit is the job's own. While the
+    # job still ends, Slurm forgets what it is told.
+    wait_for(lambda: project.jobs("train")[0]["JobState"] == "PENDING", "the job in the queue")
     scontrol("update", f"JobId={job['JobId']}", "TimeLimit=10")
     head.finish()
     (job,) = project.jobs("train")
