@@ -131,8 +131,8 @@ rule text:
             --mem-mb {resources.mem_mb} \
             --timeout-min {resources.runtime} \
             --requeues {resources.requeues} \
-            --partition {resources.slurm_partition:q} \
-            --account {resources.slurm_account:q} \
+            --partition={resources.slurm_partition:q} \
+            --account={resources.slurm_account:q} \
             {resources.launch_options} \
             --config {params.cfg:q} \
             --log {log:q}
