@@ -203,8 +203,9 @@ def test_settings_that_do_not_fit(changes: dict, message: str) -> None:
 def test_peak_memory_is_within_the_formula(ratio: float) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         measured, bound = pool.apply(classifier_memory.measure, (ratio,))
-    # The allocator adds a little; a matrix of logits would add five times this.
-    assert 0.5 * bound < measured < bound + (1 << 20)
+    # The allocator rounds up, by huge pages of 2 MiB on some systems; a matrix of logits would add
+    # 123 MB (12 MB at a ratio of 0.1).
+    assert 0.5 * bound < measured < bound + (8 << 20)
 
 
 # The optimiser.

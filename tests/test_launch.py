@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from mlcd import notice
 from mlcd.errors import UserError
 from mlcd.gang import meeting_port
 from mlcd.launch import Resources, run_gang
@@ -170,3 +172,20 @@ def test_the_ranks_of_a_slurm_job_meet_below_the_ports_of_outgoing_connections(m
             found.add(port)
     # Another start, another port: the old one may still be held.
     assert len(found) > 95
+
+
+_WARNED = """
+import os, signal, threading, time
+assert signal.SIGUSR2 in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+os.kill(os.getpid(), signal.SIGUSR2)
+from mlcd import notice
+requeued = threading.Event()
+notice.listen(requeued.set, 60)
+print(requeued.wait(30), notice.stop_asked(), flush=True)
+"""
+
+
+def test_a_warning_before_a_rank_listens_is_not_lost():
+    command = f"{notice.python()} -c {shlex.quote(_WARNED)}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True True\n", done

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlcd import patience, slurm
+from mlcd import notice, patience, slurm
 from mlcd.errors import UserError
 from mlcd.files import sha256_json, write_json
 from mlcd.gang import RANK_LOG, RECORD, Task
@@ -160,7 +160,9 @@ class Driver:
         for key in ("partition", "account"):
             if value := getattr(resources, key):
                 options.setdefault(key, value)
-        executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
+        executor = submitit.AutoExecutor(
+            folder=folder, cluster="slurm", slurm_python=notice.python()
+        )
         executor.update_parameters(
             **common,
             name=name,

@@ -11,7 +11,9 @@ checkpoint.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,9 +24,22 @@ STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 #: Seconds that a rank waits to be ended after it has saved.
 _PATIENCE = 1200.0
 
+#: Python's own start-up takes seconds on a network disk: a warning before :func:`listen` would end
+#: the process by its signal. Blocked, it waits until then.
+_BLOCK = (
+    "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2]); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
 _asked = threading.Event()
 _saved = threading.Event()
 _heeded = threading.Event()
+
+
+def python() -> str:
+    """Return the words of a shell that start this Python so that no early warning is lost."""
+    # Without site: bare Python is there in some milliseconds.
+    return shlex.join([sys.executable, "-I", "-S", "-c", _BLOCK])
 
 
 def stop_asked() -> bool:
@@ -65,6 +80,7 @@ def listen(requeue: Callable[[], None], patience: float) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
     os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=heed, daemon=True).start()
 
