@@ -1,0 +1,107 @@
+"""The text tower as part of the real workflow: from a list of URLs to the zero-shot score."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from checkout import CONFIG, ROOT, ROWS, Checkout, serving
+
+pytestmark = [
+    pytest.mark.workflow,
+    pytest.mark.skipif(
+        not (ROOT / "demo" / "openclipart.tar").exists(), reason="demo/openclipart.tar is missing"
+    ),
+    pytest.mark.timeout(900),
+]
+
+TARGET = "results/evaluate/trained.json"
+#: One chunk, and nothing that the target does not need.
+CHANGES = {
+    "metadata": ["lists/first.parquet"],
+    "prepare": {"chunk_rows": 2 * ROWS},
+    "text": {
+        "enabled": True,
+        "epochs": 2,
+        "batch_size": 8,
+        "width": 16,
+        "layers": 1,
+        "context_length": 8,
+        "log_every": 1,
+        "shuffle_block": 4,
+        "shuffle_window": 32,
+    },
+    "evaluate": {
+        "datasets": [
+            {"name": "few", "path": "few.tar", "label_field": "top", "tasks": ["zero_shot"]}
+        ],
+        "models": ["trained"],
+        "templates": "name",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A checkout whose workflow has run up to the scores of the trained encoder."""
+    base = tmp_path_factory.mktemp("text")
+    checkout = Checkout(base / "checkout")
+    checkout.configure(**CHANGES)
+    with serving(base / "site") as url:
+        checkout.write_pictures(url, base / "site")
+        done = checkout.snakemake("--cores", "2", TARGET)
+    assert done.returncode == 0, done.stdout[-6000:]
+    return checkout
+
+
+@pytest.fixture
+def configured(finished):
+    """The finished checkout, whose config a test may change for a dry run."""
+    yield finished
+    finished.configure(**CHANGES)
+
+
+def scores(checkout) -> dict:
+    return json.loads((checkout.folder / TARGET).read_text())["datasets"]["few"]
+
+
+def test_zero_shot_stands_in_the_results(finished):
+    found = scores(finished)
+    assert set(found["scores"]) == {"zero_shot"}
+    # As many pictures as the score has steps.
+    hits = found["scores"]["zero_shot"] * found["pictures"]["test"]
+    assert hits == pytest.approx(round(hits), abs=0.01)
+    assert found["chance"]["zero_shot"] == pytest.approx(1 / 3, abs=1e-4)
+    assert found["zero_shot"] == {"templates": "name", "prompts": 1}
+
+
+def test_the_tower_is_of_this_encoder_and_saw_every_caption(finished):
+    results = finished.folder / "results"
+    tower = json.loads((results / "text" / "text.json").read_text())
+    encoder = json.loads((results / "train" / "encoder.json").read_text())
+    assert tower["encoder_sha256"] == encoder["sha256"]
+    assert tower["embedding_dim"] == encoder["embedding_dim"] == CONFIG["train"]["embedding_dim"]
+    assert tower["section"]["width"] == tower["width"] == 16
+    # Every picture of the demo has a title.
+    steps = [json.loads(line) for line in (results / "text" / "metrics.jsonl").open()]
+    assert [line["step"] for line in steps] == list(range(1, 2 * (2 * ROWS // 8) + 1))
+    assert tower["steps"] == len(steps)
+
+
+def test_a_second_run_does_nothing(finished):
+    assert finished.stale(TARGET) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"text": {"epochs": 3}}, {"text", "evaluate"}),
+        ({"text": {"context_length": 9}}, {"text_captions", "text", "evaluate"}),
+        ({"evaluate": {"templates": "clipart"}}, {"evaluate"}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_changed_key_makes_what_rests_on_it_stale(configured, change, expected):
+    changes = {key: {**CHANGES.get(key, {}), **value} for key, value in change.items()}
+    configured.configure(**{**CHANGES, **changes})
+    assert set(configured.stale(TARGET)) == expected
