@@ -41,7 +41,7 @@ def check_config(values):
         }
         chunks = plan(checked.metadata, prepare.chunk_rows, columns)
         for dataset in checked.evaluate.datasets:
-            datasets.kind(dataset)
+            datasets.check(dataset)
         weights = checked.embed.pretrained
         if weights and "/" in weights and not Path(weights).is_file():
             raise UserError(f"{source}: embed.pretrained: {weights} is no file; fetch it first")
@@ -137,6 +137,14 @@ def tower_files(wildcards):
     if wildcards.model != "trained" or not asked:
         return []
     return [f"{RESULTS}/text/text.safetensors", f"{RESULTS}/train/encoder.json"]
+
+
+def texts_files(wildcards):
+    """Return the embedded captions that the scores of a model rest on."""
+    asked = [name for name, dataset in DATASETS.items() if "image_text_retrieval" in dataset.tasks]
+    if wildcards.model != "trained":
+        return []
+    return expand(f"{RESULTS}/evaluate/texts/{{dataset}}.h5", dataset=asked)
 
 
 def features_section(wildcards):

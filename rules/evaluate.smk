@@ -1,7 +1,9 @@
 # evaluate: the trained encoder beside raw pixels, random weights and the frozen encoder.
 #
 # REQUIRED INPUTS  config evaluate.datasets; results/train/encoder.* for trained and random
+#                  results/text/text.safetensors where a task needs the text tower
 # OUTPUTS          results/evaluate/features/{model}-{dataset}.h5   features, cached once
+#                  results/evaluate/texts/{dataset}.h5              captions, embedded
 #                  results/evaluate/{model}.json                    scores of a model
 #                  results/evaluate/summary.csv, .md, .svg          all models side by side
 
@@ -41,10 +43,48 @@ rule evaluate_features:
         """
 
 
+rule evaluate_texts:
+    """Embed the captions of {wildcards.dataset} with the text tower."""
+    input:
+        tower=f"{RESULTS}/text/text.safetensors",
+        description=f"{RESULTS}/train/encoder.json",
+        pictures=pictures_of,
+    output:
+        texts=f"{RESULTS}/evaluate/texts/{{dataset}}.h5",
+    log:
+        f"{RESULTS}/logs/evaluate/texts-{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate/texts-{{dataset}}.tsv"
+    conda:
+        "../environment.yml"
+    threads: 2
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=60,
+    params:
+        cfg=lambda wildcards: CONFIG.evaluate.for_texts(wildcards.dataset),
+        code=code_hash("evaluate"),
+        identity=lambda wildcards: datasets.identity(DATASETS[wildcards.dataset]),
+        text=subpath(input.tower, parent=True),
+        encoder=subpath(input.description, parent=True),
+    shell:
+        """
+        mlcd evaluate --part texts \
+            --dataset {wildcards.dataset:q} \
+            --text {params.text:q} \
+            --encoder {params.encoder:q} \
+            --output {output.texts:q} \
+            --threads {threads} \
+            --config {params.cfg:q} \
+            --log {log:q}
+        """
+
+
 rule evaluate:
-    """Score the features of {wildcards.model}: k-NN, linear probe, retrieval, zero-shot, tags."""
+    """Score the features of {wildcards.model}: k-NN, linear probe, retrieval, tags, texts."""
     input:
         tower=tower_files,
+        texts=texts_files,
         features=expand(
             f"{RESULTS}/evaluate/features/{{{{model}}}}-{{dataset}}.h5", dataset=DATASETS
         ),
@@ -66,10 +106,11 @@ rule evaluate:
         tower=lambda wildcards, input: (
             f"--text {RESULTS}/text --encoder {RESULTS}/train" if input.tower else ""
         ),
+        texts=lambda wildcards, input: as_options({"texts": input.texts} if input.texts else {}),
     shell:
         """
         mlcd evaluate --part metrics \
-            --features {input.features:q} {params.tower} \
+            --features {input.features:q} {params.tower} {params.texts} \
             --output {output.metrics:q} \
             --threads {threads} \
             --config {params.cfg:q} \

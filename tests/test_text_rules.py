@@ -1,9 +1,10 @@
-"""The text tower as part of the real workflow: from a list of URLs to the zero-shot score."""
+"""The text tower in the real workflow: from a list of URLs to what it scores in the results."""
 
 from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 from checkout import CONFIG, ROOT, ROWS, Checkout, serving
 
@@ -15,7 +16,7 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-TARGET = "results/evaluate/trained.json"
+TARGETS = ("results/evaluate/summary.csv", "results/report/results.html")
 #: One chunk, and nothing that the target does not need.
 CHANGES = {
     "metadata": ["lists/first.parquet"],
@@ -33,7 +34,13 @@ CHANGES = {
     },
     "evaluate": {
         "datasets": [
-            {"name": "few", "path": "few.tar", "label_field": "top", "tasks": ["zero_shot"]}
+            {
+                "name": "few",
+                "path": "few.tar",
+                "label_field": "top",
+                "caption_field": "title",
+                "tasks": ["zero_shot", "image_text_retrieval"],
+            }
         ],
         "models": ["trained"],
         "templates": "name",
@@ -41,15 +48,19 @@ CHANGES = {
 }
 
 
+#: What is stale with the tower.
+AFTER_TEXT = {"evaluate_texts", "evaluate", "evaluate_summary", "report_results"}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A checkout whose workflow has run up to the scores of the trained encoder."""
+    """A checkout whose workflow has run up to the results of the trained encoder."""
     base = tmp_path_factory.mktemp("text")
     checkout = Checkout(base / "checkout")
     checkout.configure(**CHANGES)
     with serving(base / "site") as url:
         checkout.write_pictures(url, base / "site")
-        done = checkout.snakemake("--cores", "2", TARGET)
+        done = checkout.snakemake("--cores", "2", *TARGETS)
     assert done.returncode == 0, done.stdout[-6000:]
     return checkout
 
@@ -62,17 +73,35 @@ def configured(finished):
 
 
 def scores(checkout) -> dict:
-    return json.loads((checkout.folder / TARGET).read_text())["datasets"]["few"]
+    path = checkout.folder / "results" / "evaluate" / "trained.json"
+    return json.loads(path.read_text())["datasets"]["few"]
 
 
 def test_zero_shot_stands_in_the_results(finished):
     found = scores(finished)
-    assert set(found["scores"]) == {"zero_shot"}
     # As many pictures as the score has steps.
     hits = found["scores"]["zero_shot"] * found["pictures"]["test"]
     assert hits == pytest.approx(round(hits), abs=0.01)
     assert found["chance"]["zero_shot"] == pytest.approx(1 / 3, abs=1e-4)
     assert found["zero_shot"] == {"templates": "name", "prompts": 1}
+
+
+def test_pictures_and_titles_stand_in_the_results(finished):
+    found = scores(finished)
+    about = found["image_text_retrieval"]
+    assert about["pictures"] == about["captions"] == found["pictures"]["test"] > 2 * ROWS
+    ways = [f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+    table = pd.read_csv(finished.folder / TARGETS[0])
+    table = table[table.model == "trained"].set_index("metric").value
+    assert set(table.index) == {"zero_shot", *ways}
+    for name in ways:
+        hits = table[name] * about["pictures"]
+        assert hits == pytest.approx(round(hits), abs=0.01)
+    for way in ("image_to_text", "text_to_image"):
+        assert table[f"{way}_r1"] <= table[f"{way}_r5"] <= table[f"{way}_r10"]
+        assert 1 <= about[f"{way}_median_rank"] <= about["pictures"]
+    page = (finished.folder / TARGETS[1]).read_text()
+    assert all(f">{name}<" in page for name in ("zero_shot", *ways))
 
 
 def test_the_tower_is_of_this_encoder_and_saw_every_caption(finished):
@@ -89,19 +118,19 @@ def test_the_tower_is_of_this_encoder_and_saw_every_caption(finished):
 
 
 def test_a_second_run_does_nothing(finished):
-    assert finished.stale(TARGET) == {}
+    assert finished.stale(*TARGETS) == {}
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"text": {"epochs": 3}}, {"text", "evaluate"}),
-        ({"text": {"context_length": 9}}, {"text_captions", "text", "evaluate"}),
-        ({"evaluate": {"templates": "clipart"}}, {"evaluate"}),
+        ({"text": {"epochs": 3}}, {"text"} | AFTER_TEXT),
+        ({"text": {"context_length": 9}}, {"text_captions", "text"} | AFTER_TEXT),
+        ({"evaluate": {"templates": "clipart"}}, AFTER_TEXT - {"evaluate_texts"}),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_changed_key_makes_what_rests_on_it_stale(configured, change, expected):
     changes = {key: {**CHANGES.get(key, {}), **value} for key, value in change.items()}
     configured.configure(**{**CHANGES, **changes})
-    assert set(configured.stale(TARGET)) == expected
+    assert set(configured.stale(*TARGETS)) == expected

@@ -79,7 +79,8 @@ def test_score_of_features_that_lie_at_the_prompts(tower: towers.TextTower, metr
     feature = 3 * weights[torch.tensor([0, 1, 2, 3, 4, 5, 6, 6])]
     n = len(label)
     data = Features(
-        model="trained", dataset="words", seed=0, fingerprint="", feature=feature,
+        model="trained", dataset="words", seed=0, fingerprint="", key=[b"%d" % i for i in range(n)],
+        feature=feature,
         split=np.array(["test"] * n), label=label, class_name=words,
         tags=np.zeros((n, 0), bool), group=np.arange(n),
         group_name=[b"%d" % i for i in range(n)], failed={},

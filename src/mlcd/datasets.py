@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from mlcd.config import registry
-from mlcd.config.evaluate import Dataset
+from mlcd.config.evaluate import IMAGE_TEXT, Dataset
 from mlcd.errors import UserError
 from mlcd.files import sha256_json
 from mlcd.sources import file_identity
@@ -89,6 +89,16 @@ def kind(dataset: Dataset) -> str:
     if tars and len(tars) < len(folders):
         raise UserError(f"{where}: some split folders hold tars and some do not; give one kind")
     return "split_tars" if tars else "folders"
+
+
+def check(dataset: Dataset) -> None:
+    """Raise :class:`UserError` as :func:`kind`, or if a task asks for what the kind cannot hold."""
+    found = kind(dataset)
+    if IMAGE_TEXT in dataset.tasks and found in ("digits", "idx", "folders"):
+        raise UserError(
+            f"evaluate.datasets: {dataset.name}: {dataset.path}: no place for captions, which "
+            f"{IMAGE_TEXT} needs; pack it as a tar or a parquet, or take the task out"
+        )
 
 
 def files(path: str | os.PathLike[str], ending: str) -> list[Path]:

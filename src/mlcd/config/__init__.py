@@ -18,7 +18,7 @@ from mlcd.config.base import Section, validate
 from mlcd.config.cluster import Cluster
 from mlcd.config.download import Download
 from mlcd.config.embed import Embed
-from mlcd.config.evaluate import Evaluate
+from mlcd.config.evaluate import TOWER_TASKS, Evaluate
 from mlcd.config.export import Export
 from mlcd.config.label import Label
 from mlcd.config.prepare import Prepare
@@ -94,10 +94,16 @@ class Config(Section):
                     f"ablate.grids: l = {cell.l} labels of {cell.k} clusters; lower l or raise k"
                 )
         for dataset in self.evaluate.datasets:
-            if "zero_shot" in dataset.tasks and not self.text.enabled:
+            task = next((task for task in dataset.tasks if task in TOWER_TASKS), None)
+            if task and not self.text.enabled:
                 raise ValueError(
-                    f"evaluate.datasets: zero_shot on {dataset.name} needs the text tower; "
+                    f"evaluate.datasets: {task} on {dataset.name} needs the text tower; "
                     "set text.enabled, or take the task out"
+                )
+            if task and "trained" not in self.evaluate.models:
+                raise ValueError(
+                    f"evaluate.models: {task} on {dataset.name} is of the trained encoder; "
+                    "add trained, or take the task out"
                 )
         fitting = next(
             formats for prefix, formats in _FORMATS.items() if self.train.model.startswith(prefix)

@@ -13,6 +13,9 @@ from mlcd.config.base import Section
 #: Measures of one class a picture, and of several tags a picture.
 CLASS_METRICS = ("accuracy", "mean_per_class", "roc_auc", "mean_top1_top5")
 TAG_METRICS = ("map", "map_11_point")
+#: The task that judges captions, and all that rest on the text tower, of model trained alone.
+IMAGE_TEXT = "image_text_retrieval"
+TOWER_TASKS = ("zero_shot", IMAGE_TEXT)
 
 
 class Dataset(Section):
@@ -29,12 +32,15 @@ class Dataset(Section):
         "(train/CLASS/…, test/CLASS/…), a folder of MNIST's idx files, or sklearn:digits. See "
         "docs/evaluation.md.",
     )
-    tasks: list[Literal["knn", "linear_probe", "retrieval", "zero_shot"]] = Field(
+    tasks: list[
+        Literal["knn", "linear_probe", "retrieval", "zero_shot", "image_text_retrieval"]
+    ] = Field(
         ["knn", "linear_probe"],
         min_length=1,
         description="How classes are judged: k-NN, linear probe, retrieval among the test pictures "
         "(which needs no train pictures), zero_shot by the text tower (section text). Tags always "
-        "by the probe.",
+        "by the probe. image_text_retrieval: do test pictures and their captions (caption_field) "
+        "find one another by the encoder and the text tower? It needs no classes.",
     )
     metric: (
         Literal["accuracy", "mean_per_class", "roc_auc", "mean_top1_top5", "map", "map_11_point"]
@@ -63,6 +69,11 @@ class Dataset(Section):
         description="JSON field or parquet column that near-duplicates share (a title, say): "
         "pictures with equal values stay on one side when a validation split is cut from train, "
         "and do not find one another in retrieval. null: each by itself.",
+    )
+    caption_field: str | None = Field(
+        None,
+        description="JSON field or parquet column with what a picture shows, in words: a text or a "
+        "list of texts, for image_text_retrieval. null: none.",
     )
     image_field: str = Field(
         "image",
@@ -96,6 +107,15 @@ class Dataset(Section):
             raise ValueError(f"metric {self.metric} is of tags; set tags_field too")
         return self
 
+    @model_validator(mode="after")
+    def _captions_are_named(self) -> Dataset:
+        if IMAGE_TEXT in self.tasks and self.caption_field is None:
+            raise ValueError(
+                f"{IMAGE_TEXT} on {self.name} needs captions; set caption_field, or take the task "
+                "out"
+            )
+        return self
+
     @property
     def class_metric(self) -> str:
         """The measure of the probe on classes."""
@@ -108,7 +128,7 @@ class Dataset(Section):
 
 
 #: Keys of a data set that its features do not depend on.
-_OF_SCORES = {"tasks", "metric", "class_names", "min_tag_count"}
+_OF_SCORES = {"tasks", "metric", "class_names", "min_tag_count", "caption_field"}
 
 
 class Evaluate(Section):
@@ -243,3 +263,10 @@ class Evaluate(Section):
             for key in _OF_SCORES:
                 del dataset[key]
         return json.dumps(values, sort_keys=True)
+
+    def for_texts(self, name: str) -> str:
+        """Return what the captions of data set `name` depend on as one line of JSON."""
+        values = json.loads(self.for_features())["datasets"]
+        (kept,) = (item for item in values if item["name"] == name)
+        (field,) = (item.caption_field for item in self.datasets if item.name == name)
+        return json.dumps({"datasets": [{**kept, "caption_field": field}]}, sort_keys=True)

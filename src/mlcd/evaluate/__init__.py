@@ -1,9 +1,10 @@
 """Stage `evaluate`: how good are the features? k-NN, linear probe, retrieval on labelled pictures.
 
-Three parts, which Snakemake runs as jobs of their own and `--part all` runs in turn:
+Four parts, which Snakemake runs as jobs of their own and `--part all` runs in turn:
 
     features   every picture of one data set through one model, cached once    {model}-{dataset}.h5
-    metrics    k-NN, linear probe, retrieval, tags on cached features          {model}.json
+    texts      captions of one data set through the text tower             {dataset}.h5
+    metrics    k-NN, linear probe, retrieval, tags, texts on cached features       {model}.json
     summary    all models side by side                         summary.csv, summary.md, summary.svg
 
 And one that stands by itself, on embeddings of pictures and of texts:
@@ -22,7 +23,7 @@ from mlcd.errors import UserError
 if TYPE_CHECKING:
     from mlcd.config import Evaluate
 
-PARTS = ("features", "metrics", "summary", "all", "image_text")
+PARTS = ("features", "texts", "metrics", "summary", "all", "image_text")
 
 
 def add_arguments(parser: argparse._ActionsContainer) -> None:
@@ -31,24 +32,32 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--part",
         choices=PARTS,
         default="all",
-        help="features: one model on one data set; metrics: one model on its features; summary: "
-        "all models; all: the three in turn, features that exist being used again; image_text: "
-        "retrieval between pictures and texts [all]",
+        help="features: one model on one data set; texts: captions of one data set through the "
+        "text tower; metrics: one model on its features; summary: all models; all: these in turn, "
+        "features that exist being used again; image_text: retrieval between pictures and texts "
+        "[all]",
     )
     parser.add_argument(
         "--output",
         required=True,
         metavar="PATH",
-        help="features: the .h5; metrics, image_text: the .json; summary: the .csv (.md and .svg "
-        "beside it); all: a folder",
+        help="features, texts: the .h5; metrics, image_text: the .json; summary: the .csv (.md and "
+        ".svg beside it); all: a folder",
     )
     parser.add_argument("--model", help="one of evaluate.models [features]")
-    parser.add_argument("--dataset", metavar="NAME", help="one of evaluate.datasets [features]")
     parser.add_argument(
-        "--encoder", metavar="DIR", help="results/train, for random and trained [features, all]"
+        "--dataset", metavar="NAME", help="one of evaluate.datasets [features, texts]"
     )
     parser.add_argument(
-        "--text", metavar="DIR", help="results/text, for zero_shot of trained [metrics, all]"
+        "--encoder",
+        metavar="DIR",
+        help="results/train, for random and trained [features, all], and to check that --text is "
+        "its tower [texts, metrics, all]",
+    )
+    parser.add_argument(
+        "--text",
+        metavar="DIR",
+        help="results/text, for zero_shot and image_text_retrieval [texts, metrics, all]",
     )
     parser.add_argument(
         "--embed-config",
@@ -68,7 +77,12 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "JSON, to stand beside ours [summary, all]",
     )
     parser.add_argument("--images", metavar="H5", help="embeddings of pictures [image_text]")
-    parser.add_argument("--texts", metavar="H5", help="embeddings of their texts [image_text]")
+    parser.add_argument(
+        "--texts",
+        nargs="+",
+        metavar="H5",
+        help="embeddings of their texts [image_text]; of captions, for trained [metrics]",
+    )
     parser.add_argument(
         "--batch-size", type=int, default=64, metavar="N", help="pictures a forward pass [64]"
     )
@@ -90,6 +104,8 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
     import torch
 
     from mlcd.encoders.frozen.base import pick_device
+    from mlcd.evaluate.captions import texts_part
+    from mlcd.evaluate.datasets import find
     from mlcd.evaluate.parts import Resources, all_parts, features_part, load_tower
     from mlcd.evaluate.retrieval import image_text_part
     from mlcd.evaluate.scores import metrics_part
@@ -117,16 +133,24 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
             embed_config=arguments.embed_config,
             output=arguments.output,
         )
+    elif arguments.part == "texts":
+        dataset = find(section, _needed(arguments, "dataset"))
+        tower = load_tower(_needed(arguments, "text"), arguments.encoder, resources.device)
+        assert tower is not None
+        texts_part(dataset, tower, arguments.output)
     elif arguments.part == "metrics":
         tower = load_tower(arguments.text, arguments.encoder, resources.device)
         features = _needed(arguments, "features")
-        metrics_part(section, features, arguments.output, resources.device, tower)
+        texts = arguments.texts or ()
+        metrics_part(section, features, arguments.output, resources.device, tower, texts)
     elif arguments.part == "summary":
         figures = published_figures(arguments.figures)
         summary_part(_needed(arguments, "metrics"), arguments.output, figures)
     elif arguments.part == "image_text":
         images, texts = _needed(arguments, "images"), _needed(arguments, "texts")
-        image_text_part(images, texts, arguments.output, resources.device)
+        if len(texts) > 1:
+            raise UserError("--texts: one file for --part image_text; give one")
+        image_text_part(images, texts[0], arguments.output, resources.device)
     else:
         all_parts(
             section,

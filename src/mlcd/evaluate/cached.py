@@ -18,16 +18,17 @@ from mlcd.stores import h5
 class Features:
     """One features file (docs/formats.md): n pictures, each with its row of `feature` [n, d].
 
-    `split` is an array of words; without test pictures, validation has become test. `label` is −1
-    where there is none. `group` [n] has one number a group, pictures without one each their own;
-    `class_name` [classes] are the words that `label` counts over. `group_name` [n] is the group's
-    name, or the picture's key.
+    `split` is an array of words; without test pictures, validation has become test. `key` [n] are
+    the pictures' names. `label` is −1 where there is none. `group` [n] has one number a group,
+    pictures without one each their own; `class_name` [classes] are the words that `label` counts
+    over. `group_name` [n] is the group's name, or the picture's key.
     """
 
     model: str
     dataset: str
     seed: int
     fingerprint: str
+    key: list[bytes]
     feature: torch.Tensor
     split: np.ndarray
     label: np.ndarray
@@ -78,6 +79,7 @@ def read(path: str | os.PathLike[str], device: torch.device) -> Features:
         dataset=str(attributes["dataset"]),
         seed=int(attributes["seed"]),
         fingerprint=str(attributes["fingerprint"]),
+        key=columns["key"].tolist(),
         feature=torch.from_numpy(columns["feature"]).to(device),
         split=split,
         label=columns["label"].astype(np.int64),

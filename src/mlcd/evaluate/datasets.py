@@ -22,6 +22,7 @@ class Sample:
     label: str | None = None
     tags: list[str] = field(default_factory=list)
     group: str | None = None
+    captions: list[str] = field(default_factory=list)
 
 
 def find(section: Evaluate, name: str) -> Dataset:
@@ -93,7 +94,20 @@ def from_fields(
         label=_word(where, dataset.label_field, "label_field", fields),
         tags=tags,
         group=_word(where, dataset.group_field, "group_field", fields),
+        captions=_texts(where, dataset.caption_field, fields),
     )
+
+
+def _texts(where: str, name: str | None, fields: dict[str, Any]) -> list[str]:
+    """Return the captions in a field, a text or a list of texts, without empty ones."""
+    value = fields.get(name) if name is not None else None
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(text, str) for text in values):
+        raise UserError(
+            f"{where}: field {name!r} is {value!r}; expected a text or a list of texts "
+            "(evaluate.datasets.caption_field names the field)"
+        )
+    return [text.strip() for text in values if text.strip()]
 
 
 def _word(where: str, name: str | None, option: str, fields: dict[str, Any]) -> str | None:

@@ -88,7 +88,7 @@ class _Table:
             self.failed.append((sample.key, done.reason))
             return False
         # Without its bytes: the table of a large data set must stay small.
-        self.kept.append(replace(sample, data=b""))
+        self.kept.append(replace(sample, data=b"", captions=[]))
         return True
 
     def check(self, section: Evaluate, dataset: Dataset) -> None:

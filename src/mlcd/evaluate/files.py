@@ -80,6 +80,7 @@ def parquets(dataset: Dataset) -> Iterator[Sample]:
             "label_field": dataset.label_field,
             "tags_field": dataset.tags_field,
             "group_field": dataset.group_field,
+            "caption_field": dataset.caption_field,
             "split_field": dataset.split_field,
         }
         present = table.schema_arrow.names

@@ -76,6 +76,11 @@ OF_CLASSES = {
 OF_TAGS = {"map": mean_average_precision, "map_11_point": eleven_point_map}
 
 
+def of_tower(score: str) -> bool:
+    """Return whether a score is of the text tower, which only the trained encoder has."""
+    return score.startswith(("zero_shot", "image_to_text", "text_to_image"))
+
+
 def score_name(metric: str) -> str:
     """Return what the probe's score is called: its task, and the metric where it is not the usual.
 

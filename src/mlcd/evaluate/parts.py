@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from mlcd.config import Evaluate
+from mlcd.config.evaluate import IMAGE_TEXT
 from mlcd.encoders import text as towers
 from mlcd.encoders import trainable
 from mlcd.errors import UserError
-from mlcd.evaluate import datasets, features, models
+from mlcd.evaluate import captions, datasets, features, models
 from mlcd.evaluate.scores import metrics_part
 from mlcd.evaluate.summary import summary_part
 from mlcd.progress import LOGGER
@@ -88,9 +89,22 @@ def all_parts(
                 workers=resources.workers,
             )
         metrics.append(str(folder / f"{name}.json"))
-        of_model = tower if name == "trained" else None
-        metrics_part(section, paths, metrics[-1], resources.device, of_model)
+        if name == "trained" and tower is not None:
+            texts = _texts(section, tower, folder / "texts")
+            metrics_part(section, paths, metrics[-1], resources.device, tower, texts)
+        else:
+            metrics_part(section, paths, metrics[-1], resources.device)
     summary_part(metrics, folder / "summary.csv", published)
+
+
+def _texts(section: Evaluate, tower: towers.TextTower, folder: Path) -> list[str]:
+    """Embed the captions of the data sets that are judged by them; return the files."""
+    paths = []
+    for dataset in section.datasets:
+        if IMAGE_TEXT in dataset.tasks:
+            paths.append(str(folder / f"{dataset.name}.h5"))
+            captions.texts_part(dataset, tower, paths[-1])
+    return paths
 
 
 def load_tower(

@@ -19,6 +19,7 @@ _BLOCK = 1 << 26
 TEXTS = "text_embeddings"
 #: Ranks that papers print for image–text retrieval.
 RANKS = (1, 5, 10)
+WAYS = ("image_to_text", "text_to_image")
 
 
 def recall_of_class(
@@ -90,6 +91,22 @@ def image_text_ranks(
     return of_image, of_text
 
 
+def image_text_recall(
+    images: torch.Tensor, texts: torch.Tensor, picture: torch.Tensor
+) -> dict[str, float]:
+    """Return R@1, 5, 10 (four digits) and the median rank, both ways, of :func:`image_text_ranks`.
+
+    Named image_to_text_r1, …, image_to_text_median_rank, text_to_image_r1, ….
+    """
+    found: dict[str, float] = {}
+    ranks = image_text_ranks(images, texts, picture)
+    for way, rank in zip(WAYS, ranks, strict=True):
+        for k in RANKS:
+            found[f"{way}_r{k}"] = round(float((rank <= k).double().mean()), 4)
+        found[f"{way}_median_rank"] = float(np.median(rank.cpu().numpy()))
+    return found
+
+
 def image_text_part(
     images: str, texts: str, output: str | os.PathLike[str], device: torch.device
 ) -> dict[str, float]:
@@ -100,8 +117,8 @@ def image_text_part(
     describes. Pictures may have several texts (Flickr30k and COCO: five). Raises
     :class:`UserError` if a file is damaged, dimensions differ, or keys do not match.
     """
-    rows, keys = _read(images, "embeddings")
-    words, of = _read(texts, TEXTS)
+    rows, keys = read_embeddings(images, "embeddings")
+    words, of = read_embeddings(texts, TEXTS)
     if rows.shape[1] != words.shape[1]:
         raise UserError(
             f"{texts}: dimension {words.shape[1]}, the pictures' is {rows.shape[1]}; embed both "
@@ -115,19 +132,15 @@ def image_text_part(
     if without := set(keys) - set(of):
         raise UserError(f"{texts}: no text for the picture {min(without).decode()!r} of {images}")
     picture = torch.tensor([place[key] for key in of], device=device)
-    ranks = image_text_ranks(
+    found = image_text_recall(
         torch.from_numpy(rows).to(device), torch.from_numpy(words).to(device), picture
     )
-    found: dict[str, float] = {}
-    for way, rank in zip(("image_to_text", "text_to_image"), ranks, strict=True):
-        for k in RANKS:
-            found[f"{way}_r{k}"] = round(float((rank <= k).double().mean()), 4)
-        found[f"{way}_median_rank"] = float(np.median(rank.cpu().numpy()))
     write_json(output, {"pictures": len(rows), "texts": len(words), "scores": found})
     return found
 
 
-def _read(path: str, kind: str) -> tuple[np.ndarray, list[bytes]]:
+def read_embeddings(path: str, kind: str) -> tuple[np.ndarray, list[bytes]]:
+    """Return embedding float32 [n, d] and key [n]. Raises :class:`UserError` if there is none."""
     with h5.reading(path, kind) as file:
         for name in ("embedding", "key"):
             if name not in file:

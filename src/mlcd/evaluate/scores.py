@@ -1,4 +1,4 @@
-"""Scores of one model from its cached features: k-NN, linear probe, retrieval, tags."""
+"""Scores of one model from its cached features: k-NN, linear probe, retrieval, tags, texts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from mlcd.config import Evaluate
-from mlcd.config.evaluate import Dataset
+from mlcd.config.evaluate import IMAGE_TEXT, Dataset
 from mlcd.config.registry import registry
 from mlcd.encoders.text import TextTower
 from mlcd.errors import UserError
-from mlcd.evaluate import knn, measures, probe, retrieval, zero_shot
+from mlcd.evaluate import captions, knn, measures, probe, retrieval, zero_shot
 from mlcd.evaluate.cached import Features, read
 from mlcd.evaluate.datasets import find
 from mlcd.files import write_json
@@ -31,16 +31,19 @@ def metrics_part(
     output: str | os.PathLike[str],
     device: torch.device,
     tower: TextTower | None = None,
+    texts: Sequence[str] = (),
 ) -> None:
     """Write the scores of one model on all its data sets as JSON; see docs/evaluation.md.
 
-    `tower`: the text tower of the model trained, for zero-shot classification.
+    `tower`: the text tower of the model trained, for zero-shot classification; `texts`: files of
+    captions that it embedded, for image–text retrieval.
     Raises :class:`UserError` if the files are of several models, or of a data set that the config
     does not have.
     """
     found: dict[str, Any] = {}
     models = set()
     seed = section.seed
+    captions_of = {captions.dataset_of(path): path for path in texts}
     for path in paths:
         data = read(path, device)
         models.add(data.model)
@@ -50,7 +53,9 @@ def metrics_part(
         if data.dataset in found:
             raise UserError(f"{path}: features of {data.dataset} a second time; give each once")
         start = time.monotonic()
-        found[data.dataset] = score(section, find(section, data.dataset), data, tower)
+        found[data.dataset] = score(
+            section, find(section, data.dataset), data, tower, captions_of.get(data.dataset)
+        )
         LOGGER.info(
             "%s on %s in %.1f s: %s",
             data.model,
@@ -62,7 +67,11 @@ def metrics_part(
 
 
 def score(
-    section: Evaluate, dataset: Dataset, data: Features, tower: TextTower | None = None
+    section: Evaluate,
+    dataset: Dataset,
+    data: Features,
+    tower: TextTower | None = None,
+    texts: str | None = None,
 ) -> dict[str, Any]:
     """Return scores, the scores of chance, and what they rest on, as JSON-able values."""
     result: dict[str, Any] = {
@@ -87,7 +96,11 @@ def score(
         _retrieval(section, data, result)
     if labelled and "zero_shot" in dataset.tasks and tower is not None:
         _zero_shot(section, dataset, data, tower, result)
-    if not result["scores"] and not (labelled and "zero_shot" in dataset.tasks):
+    if IMAGE_TEXT in dataset.tasks and texts is not None:
+        captions.judge(data, texts, result)
+    # What only the trained encoder is judged by leaves the others without a score.
+    of_tower = (labelled and "zero_shot" in dataset.tasks) or IMAGE_TEXT in dataset.tasks
+    if not result["scores"] and not of_tower:
         raise UserError(
             f"evaluate.datasets: {data.dataset} has neither classes nor tags; set label_field or "
             "tags_field"

@@ -14,7 +14,7 @@ from typing import Any
 from mlcd.config import load, published
 from mlcd.config.registry import published_sets, registry
 from mlcd.errors import UserError
-from mlcd.evaluate.measures import score_name
+from mlcd.evaluate.measures import of_tower, score_name
 from mlcd.evaluate.scores import DIGITS
 from mlcd.files import atomic_path, read_json, write_text
 
@@ -34,6 +34,10 @@ _WORDS = {
     "linear_probe_mean_per_class": "linear probe, mean per class",
     "linear_probe_roc_auc": "linear probe, ROC-AUC",
     "linear_probe_mean_top1_top5": "linear probe, mean of top 1 and 5",
+    "zero_shot": "zero-shot",
+    "zero_shot_mean_per_class": "zero-shot, mean per class",
+    "zero_shot_roc_auc": "zero-shot, ROC-AUC",
+    "zero_shot_mean_top1_top5": "zero-shot, mean of top 1 and 5",
     "tags_map": "mAP of tags",
     "tags_map_11_point": "11-point mAP of tags",
 }
@@ -103,7 +107,8 @@ def summary_part(
 def table(models: Sequence[dict[str, Any]], figures: Sequence[dict[str, Any]] = ()) -> list[Row]:
     """Return one row a data set, metric and model, chance before the models.
 
-    Chance belongs to the data set and not to a model; it carries the first model's seed. Where all
+    Chance belongs to the data set and not to a model; it carries the first model's seed. Scores of
+    the text tower are of models that have one; the others have no row of them. Where all
     sets of the paper are judged, their means follow. Of the trained encoder's rows, those of a
     published data set and metric carry the figure.
     """
@@ -111,16 +116,19 @@ def table(models: Sequence[dict[str, Any]], figures: Sequence[dict[str, Any]] = 
     datasets = dict.fromkeys(name for model in models for name in model["datasets"])
     for dataset in datasets:
         judged = [model for model in models if dataset in model["datasets"]]
-        first = judged[0]["datasets"][dataset]
-        for metric in first["scores"]:
-            rows.append(Row(CHANCE, dataset, metric, first["chance"][metric], judged[0]["seed"]))
-            for model in judged:
-                value = model["datasets"][dataset]["scores"].get(metric)
-                if value is None:
-                    raise UserError(
-                        f"{model['model']}: no {metric} on {dataset}, which {judged[0]['model']} "
-                        "has; run --part metrics of both with one config"
-                    )
+        metrics = (name for model in judged for name in model["datasets"][dataset]["scores"])
+        for metric in dict.fromkeys(metrics):
+            having = [m for m in judged if metric in m["datasets"][dataset]["scores"]]
+            lacking = [m["model"] for m in judged if m not in having]
+            if lacking and not of_tower(metric):
+                raise UserError(
+                    f"{lacking[0]}: no {metric} on {dataset}, which {having[0]['model']} "
+                    "has; run --part metrics of both with one config"
+                )
+            chance = having[0]["datasets"][dataset]["chance"][metric]
+            rows.append(Row(CHANCE, dataset, metric, chance, having[0]["seed"]))
+            for model in having:
+                value = model["datasets"][dataset]["scores"][metric]
                 rows.append(Row(model["model"], dataset, metric, value, model["seed"]))
     rows += _means(rows)
     known = {(figure["dataset"], figure["metric"]): figure for figure in figures}
@@ -167,20 +175,23 @@ def markdown(models: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
         lines += [f"## {dataset}", "", "| model | " + " | ".join(map(words, metrics)) + " |"]
         lines.append("|---" + "|---:" * len(metrics) + "|")
         for model in dict.fromkeys(row.model for row in here):
-            cells = [_cell(values[model, metric]) for metric in metrics]
+            cells = [_cell(values.get((model, metric))) for metric in metrics]
             cells = [
-                f"**{cell}**" if values[model, metric] == best[metric] else cell
+                f"**{cell}**" if values.get((model, metric)) == best[metric] else cell
                 for cell, metric in zip(cells, metrics, strict=True)
             ]
             lines.append(f"| {model} | " + " | ".join(cells) + " |")
         lines += _beside(here, metrics)
-        grounds = [m["datasets"][dataset] for m in models if dataset in m["datasets"]]
-        lines += ["", *(_grounds(grounds[0]) if grounds else []), ""]
+        grounds: dict[str, Any] = {}
+        for model in models:
+            grounds = {**model["datasets"].get(dataset, {}), **grounds}
+        lines += ["", *(_grounds(grounds) if grounds else []), ""]
     lines += [
         "k-NN and linear probe: accuracy, unless another measure is named. R@k: one of the k "
-        "nearest test pictures is of the same class. chance: one answer for all pictures, the "
-        "largest class of train; the share of pictures with a tag; k pictures drawn. Bold: best of "
-        "the column.",
+        "nearest test pictures is of the same class. Image to text, text to image: one of the k "
+        "nearest captions is the picture's, one of the k nearest pictures the caption's. chance: "
+        "one answer for all pictures, the largest class of train; the share of pictures with a "
+        "tag; a class, or k pictures or captions, drawn. Bold: best of the column.",
         "",
     ]
     return "\n".join(lines)
@@ -212,6 +223,9 @@ def words(metric: str) -> str:
         return f"k-NN, k = {metric.removeprefix('knn_')}"
     if metric.startswith("retrieval_r"):
         return f"R@{metric.removeprefix('retrieval_r')}"
+    if metric.startswith(("image_to_text_r", "text_to_image_r")):
+        way, k = metric.rsplit("_r", 1)
+        return f"{way.replace('_', ' ')} R@{k}"
     return _WORDS.get(metric, metric)
 
 
@@ -241,8 +255,9 @@ def _panel(axes: Any, rows: Sequence[Row], dataset: str) -> None:
     values = {(row.model, row.metric): row.value for row in rows}
     width = 0.8 / len(models)
     for index, model in enumerate(models):
-        places = [place - 0.4 + (index + 0.5) * width for place in range(len(metrics))]
-        heights = [values[model, metric] for metric in metrics]
+        own = [place for place, metric in enumerate(metrics) if (model, metric) in values]
+        places = [place - 0.4 + (index + 0.5) * width for place in own]
+        heights = [values[model, metrics[place]] for place in own]
         bars = axes.bar(places, heights, 0.92 * width, color=_COLOURS.get(model), label=model)
         axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=8)
     for place, metric in enumerate(metrics):
@@ -284,6 +299,13 @@ def _grounds(found: dict[str, Any]) -> list[str]:
         sentence = f"{retrieval['queries']} queries in {retrieval['gallery']} pictures"
         if left_out := retrieval["queries_without_an_answer"]:
             sentence += f"; {left_out} more have no other picture of their class there"
+        lines.append(sentence + ".")
+    if texts := found.get("image_text_retrieval"):
+        sentence = f"{texts['captions']} captions of {texts['pictures']} test pictures"
+        if shared := texts["captions_of_several_pictures"]:
+            sentence += f", {shared} of them of several pictures, which no tower tells apart"
+        if left_out := texts["pictures_without_a_caption"]:
+            sentence += f"; {left_out} more pictures have none"
         lines.append(sentence + ".")
     if tags := found.get("tags"):
         lines.append(f"{tags['kept']} tags; {tags['too_rare']} on too few pictures are left out.")

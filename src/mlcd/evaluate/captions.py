@@ -1,0 +1,103 @@
+"""Captions of a data set's test pictures: through the text tower, and judged by their pictures."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlcd.config.evaluate import IMAGE_TEXT, Dataset
+from mlcd.encoders import text as towers
+from mlcd.errors import UserError
+from mlcd.evaluate.cached import Features
+from mlcd.evaluate.datasets import samples
+from mlcd.evaluate.retrieval import RANKS, TEXTS, image_text_recall, read_embeddings
+from mlcd.progress import LOGGER, progress
+from mlcd.stores import h5
+
+
+def texts_part(dataset: Dataset, tower: towers.TextTower, output: str | os.PathLike[str]) -> None:
+    """Write the features of all captions of test pictures, a file of kind `text_embeddings`.
+
+    Without test pictures, validation is test. Raises :class:`UserError` if none has a caption.
+    """
+    if dataset.caption_field is None:
+        raise UserError(f"evaluate.datasets: {dataset.name} has no captions; set caption_field")
+    of_split: dict[str, list[tuple[str, str]]] = {"test": [], "validation": []}
+    found = set()
+    for sample in progress(samples(dataset), label=f"texts of {dataset.name}", unit="pictures"):
+        found.add(sample.split)
+        if sample.split in of_split:
+            of_split[sample.split] += [(sample.key, text) for text in sample.captions]
+    held = bool(found & {"test", "query", "gallery"})
+    pairs = of_split["test" if held else "validation"]
+    if not pairs:
+        raise UserError(
+            f"evaluate.datasets: no test picture of {dataset.name} has a caption in field "
+            f"{dataset.caption_field!r}, which caption_field names; name another"
+        )
+    texts = [text for _, text in pairs]
+    rows = towers.encode(tower, texts)
+    if not torch.isfinite(rows).all():
+        raise UserError("text: features that are not finite; train again with a lower text.lr")
+    key = np.array([key.encode() for key, _ in pairs], dtype="S")
+    # Equal captions of several pictures cannot be told apart, however good the towers are.
+    pictures: dict[str, set[str]] = {}
+    for picture, text in pairs:
+        pictures.setdefault(text, set()).add(picture)
+    shared = sum(len(pictures[text]) > 1 for text in texts)
+    attributes = {"dataset": dataset.name, "shared": shared}
+    h5.write(output, TEXTS, {"embedding": rows.numpy(), "key": key}, attributes)
+    LOGGER.info("%s: %d captions, %d of them of several pictures", dataset.name, len(texts), shared)
+
+
+def dataset_of(path: str | os.PathLike[str]) -> str:
+    """Return the name of the data set whose captions a file of :func:`texts_part` holds."""
+    with h5.reading(path, TEXTS) as file:
+        return str(file.attrs.get("dataset", ""))
+
+
+def judge(data: Features, path: str, result: dict[str, Any]) -> None:
+    """Add R@1, 5, 10 both ways, of test pictures and the captions in `path`, to `result`.
+
+    Pictures without a caption are in neither gallery nor queries; their number is in the result.
+    """
+    words, keys = read_embeddings(path, TEXTS)
+    with h5.reading(path, TEXTS) as file:
+        shared = int(file.attrs["shared"])
+    if words.shape[1] != data.feature.shape[1]:
+        raise UserError(
+            f"{path}: dimension {words.shape[1]}, features of {data.dataset} have "
+            f"{data.feature.shape[1]}; rerun text"
+        )
+    described = set(keys)
+    test = data.on("test")
+    rows = [row for row in np.flatnonzero(test).tolist() if data.key[row] in described]
+    place = {data.key[row]: number for number, row in enumerate(rows)}
+    # A picture that could not be decoded has captions, and no features.
+    kept = [number for number, key in enumerate(keys) if key in place]
+    if not kept:
+        raise UserError(f"{path}: captions of no picture of {data.dataset}; rerun evaluate_texts")
+    device = data.feature.device
+    picture = torch.tensor([place[keys[number]] for number in kept], device=device)
+    found = image_text_recall(
+        data.feature[torch.tensor(rows, device=device)],
+        torch.from_numpy(words[kept]).to(device),
+        picture,
+    )
+    medians = {name: found.pop(name) for name in list(found) if name.endswith("median_rank")}
+    result["scores"].update(found)
+    # Of k answers drawn: a picture has as many right ones as it has captions.
+    of_picture = torch.bincount(picture, minlength=len(rows)).double() / len(kept)
+    for k in RANKS:
+        result["chance"][f"image_to_text_r{k}"] = float((1 - (1 - of_picture) ** k).mean())
+        result["chance"][f"text_to_image_r{k}"] = 1 - (1 - 1 / len(rows)) ** k
+    result[IMAGE_TEXT] = {
+        "pictures": len(rows),
+        "pictures_without_a_caption": int(test.sum()) - len(rows),
+        "captions": len(kept),
+        "captions_of_several_pictures": shared,
+        **medians,
+    }
