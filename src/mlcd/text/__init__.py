@@ -7,16 +7,15 @@ tokenises the captions of the same pictures, `text` trains on the pairs. Read `l
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
-from mlcd import launch, lease
+from mlcd import launch
 from mlcd.config.text import Text
 from mlcd.errors import UserError
-from mlcd.files import atomic_path, sha256_json, state_dir
-from mlcd.progress import LOGGER
+from mlcd.files import sha256_json, state_dir
 from mlcd.sources import code_hash
+from mlcd.training import gang
 
 PARTS = ("tower", "captions")
 
@@ -36,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="captions: the file; tower: folder for text.safetensors, text.json, metrics.jsonl, "
         "tensorboard/ and state/ (checkpoints)")  # fmt: skip
     launch.add_arguments(parser, ranks_per_node=1)
-    add("--checkpoint-every", type=int, default=500, metavar="N",
-        help="steps between checkpoints [500]")  # fmt: skip
-    add("--keep", type=int, default=2, metavar="N", help="checkpoints kept [2]")
+    gang.add_arguments(parser, checkpoint_every=500)
 
 
 def run(arguments: argparse.Namespace, section: Text) -> None:
@@ -50,34 +47,18 @@ def run(arguments: argparse.Namespace, section: Text) -> None:
             raise UserError("--part captions: expected one --embeddings and its --images")
         write_captions(arguments.embeddings[0], arguments.images, arguments.output, section)
         return
-    from mlcd.text.loop import text_rank
+    from mlcd.text.loop import Run, text_rank, write_tower
 
     resources = launch.resources(arguments)
     rank_arguments = plan(arguments, section, resources)
-    output, state = Path(arguments.output), Path(rank_arguments["state"])
-    files = [output / name for name in ("text.safetensors", "text.json", "metrics.jsonl")]
-    with lease.writing(output, rank_arguments["identity"], files=files) as wanted:
-        if not wanted:
-            return
-        before = [lease.stamp(path) for path in files[:2]]
-        result = launch.run_gang(text_rank, {"run": rank_arguments}, state, resources)
-        after = [lease.stamp(path) for path in files[:2]]
-        if None in after or after == before:
-            _write_again(state, rank_arguments)
-        with atomic_path(files[2]) as temporary:
-            shutil.copyfile(state / "metrics.jsonl", temporary)
-    LOGGER.info("trained %d steps; wrote %s", result["steps"], files[0])
-
-
-def _write_again(state: Path, rank_arguments: dict[str, Any]) -> None:
-    """Write the tower of a gang that had finished before: its files may be gone or another's."""
-    from mlcd.stores.checkpoints import newest
-    from mlcd.text.loop import Run, write_tower
-
-    checkpoint = newest(state / "checkpoints", rank_arguments["identity"])
-    if checkpoint is None:
-        raise UserError(f"{state}: the last checkpoint is gone; remove this folder and rerun")
-    write_tower(checkpoint, Run(**rank_arguments))
+    gang.run(
+        text_rank,
+        rank_arguments,
+        Path(arguments.output),
+        ("text.safetensors", "text.json"),
+        resources,
+        lambda checkpoint: write_tower(checkpoint, Run(**rank_arguments)),
+    )
 
 
 def plan(
@@ -90,9 +71,7 @@ def plan(
     from mlcd.stores.captions import Captions
     from mlcd.stores.embeddings import open_all
 
-    for option in ("checkpoint_every", "keep"):
-        if getattr(arguments, option) < 1:
-            raise UserError(f"--{option.replace('_', '-')}: expected ≥ 1")
+    gang.check_arguments(arguments)
     embeddings = open_all(arguments.embeddings)
     captions = [Captions(path) for path in arguments.captions]
     if len(embeddings) != len(captions):
@@ -116,11 +95,7 @@ def plan(
             f"text.batch_size: {section.batch_size} pairs a step, but only {total} pictures have a "
             "caption; lower it"
         )
-    if section.batch_size % resources.ranks:
-        raise UserError(
-            f"text.batch_size: {section.batch_size} does not divide by {resources.ranks} ranks; "
-            "change it, or --ranks-per-node"
-        )
+    gang.check_share("text", section.batch_size, resources.ranks)
     output = Path(arguments.output)
     identity = [code_hash("text"), section.model_dump(mode="json")]
     identity += [file.fingerprint for file in (*embeddings, *captions)]

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mlcd import notice
 from mlcd.classifier.exchange import Exchange
 from mlcd.config.text import Text
 from mlcd.distributed import Place, all_sum, process_group
 from mlcd.encoders import text as towers
 from mlcd.errors import UserError
 from mlcd.progress import LOGGER, progress
-from mlcd.stores.checkpoints import Checkpoint, Snapshot, Writer, newest
+from mlcd.stores.checkpoints import Checkpoint, Snapshot
 from mlcd.text.contrastive import contrastive_loss
 from mlcd.text.pairs import Batch, Pairs
+from mlcd.training import ranks
 from mlcd.training.metrics import Metrics
-from mlcd.training.numbers import cpu_copy, draw, plain
+from mlcd.training.numbers import draw, plain
 from mlcd.training.schedule import factor
 from mlcd.training.zero import ZeroEngine
 
@@ -75,7 +75,7 @@ class _Training:
         self.state = Path(run.state)
         self.pairs = Pairs(run.embeddings, run.captions, section, place.rank, place.world_size)
         self.total = section.epochs * self.pairs.order.steps_per_epoch
-        found = self._newest()
+        found = ranks.agreed_checkpoint(run, place)
         self.step = found.step if found else 0
         tower = towers.build(section, run.embedding_dim)
         if section.activation_checkpointing:
@@ -90,26 +90,7 @@ class _Training:
         if found:
             self.engine.restore(found.encoder("exp_avg"), found.step)
             LOGGER.info("going on from step %d of %d", found.step, self.total)
-        self.writer = Writer(
-            self.state / "checkpoints",
-            run.identity,
-            run.section,
-            rank=place.rank,
-            world_size=place.world_size,
-            keep=run.keep,
-            resumed=self.step,
-        )
-        dist.barrier()
-
-    def _newest(self) -> Checkpoint | None:
-        """Return the checkpoint to go on from: rank 0 checks them, all take its choice."""
-        folder = self.state / "checkpoints"
-        choice: list[str | None] = [None]
-        if self.place.is_main:
-            found = newest(folder, self.run_.identity)
-            choice = [found.path.name if found else None]
-        dist.broadcast_object_list(choice, 0)
-        return Checkpoint(folder / choice[0], verify=False) if choice[0] else None
+        self.writer = ranks.checkpoint_writer(run, place, self.step)
 
     def run(self) -> dict[str, Any]:
         section, place = self.section, self.place
@@ -137,21 +118,17 @@ class _Training:
                 record["data_wait_share"] = round(waited / elapsed, 4)
                 metrics.write(record)
                 clock, waited, pairs = time.monotonic(), 0.0, 0
-            # All ranks learn of it at the same step, whichever was told first.
-            stop = any(all_sum([float(notice.stop_asked())], place.device))
+            stop = ranks.told_to_stop(place)
             if stop or last or self.step % self.run_.checkpoint_every == 0:
                 self.writer.save(self._snapshot())
             if stop and not last:
-                self.writer.wait()
-                dist.barrier()
-                LOGGER.info("told to stop: saved after step %d", self.step)
-                notice.saved()
+                ranks.make_room(self.writer, self.step)
         self.writer.wait()
         # Every rank's piece is whole before rank 0 says that training is done.
         dist.barrier()
         if metrics:
             metrics.close()
-            self._finish()
+            write_tower(ranks.last_checkpoint(self.run_, self.total), self.run_)
         return {"steps": self.step}
 
     def _step(self, step: int, batch: Batch) -> dict[str, Any]:
@@ -192,18 +169,7 @@ class _Training:
 
     def _snapshot(self) -> Snapshot:
         """Copy to main memory all that the checkpoint holds."""
-        tensors: dict[str, torch.Tensor] | None = {} if self.place.is_main else None
-        for name, tensor in self.engine.state():
-            if tensors is not None:
-                tensors[name] = cpu_copy(tensor)
-        return Snapshot(self.step, 0, {}, {}, tensors, 0)
-
-    def _finish(self) -> None:
-        """Rank 0 writes the final files from the last checkpoint: equal however it was reached."""
-        last = newest(self.state / "checkpoints", self.run_.identity)
-        if last is None or last.step != self.total:
-            raise UserError(f"{self.state}: the last checkpoint is gone; rerun the same command")
-        write_tower(last, self.run_)
+        return Snapshot(self.step, 0, {}, {}, ranks.whole_state(self.engine, self.place), 0)
 
 
 def write_tower(checkpoint: Checkpoint, run: Run) -> None:

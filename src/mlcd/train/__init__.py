@@ -6,17 +6,16 @@ The ranks' work is in :mod:`mlcd.train.loop`; nothing heavy is imported before i
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
-from mlcd import launch, lease
+from mlcd import launch
 from mlcd.config.train import Train
 from mlcd.errors import UserError
-from mlcd.files import atomic_path, sha256_json, state_dir
-from mlcd.progress import LOGGER
+from mlcd.files import sha256_json, state_dir
 from mlcd.sizes import parse_size
 from mlcd.sources import code_hash
+from mlcd.training import gang
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,44 +46,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "result [8MiB on CPUs, 256MiB on GPUs]")  # fmt: skip
     add("--workers", type=int, default=1, metavar="N",
         help="processes a rank that read and decode pictures; 0: the rank itself [1]")  # fmt: skip
-    add("--checkpoint-every", type=int, default=100, metavar="N",
-        help="steps between checkpoints [100]")  # fmt: skip
-    add("--keep", type=int, default=2, metavar="N", help="checkpoints kept [2]")
+    gang.add_arguments(parser, checkpoint_every=100)
 
 
 def run(arguments: argparse.Namespace, section: Train) -> None:
     """Train on a gang of ranks; the same command goes on after any interruption."""
+    from mlcd.train.final import write_encoder
     from mlcd.train.loop import train_rank
 
     resources = launch.resources(arguments)
-    rank_arguments = plan(arguments, section, resources)
-    output, state = Path(arguments.output), Path(rank_arguments["state"])
-    files = [output / name for name in ("encoder.safetensors", "encoder.json", "metrics.jsonl")]
-    with lease.writing(output, rank_arguments["identity"], files=files) as wanted:
-        if not wanted:
-            return
-        before = [lease.stamp(path) for path in files[:2]]
-        result = launch.run_gang(train_rank, {"run": rank_arguments}, state, resources)
-        after = [lease.stamp(path) for path in files[:2]]
-        if None in after or after == before:
-            _write_again(state, rank_arguments["identity"], section, output)
-        with atomic_path(output / "metrics.jsonl") as temporary:
-            shutil.copyfile(state / "metrics.jsonl", temporary)
-    LOGGER.info("trained %d steps; wrote %s", result["steps"], files[0])
-
-
-def _write_again(state: Path, identity: str, section: Train, output: Path) -> None:
-    """Write the encoder of a gang that had finished before this call.
-
-    Snakemake has removed what it wrote, or a run of another section has written over it.
-    """
-    from mlcd.stores.checkpoints import newest
-    from mlcd.train.final import write_encoder
-
-    checkpoint = newest(state / "checkpoints", identity)
-    if checkpoint is None:
-        raise UserError(f"{state}: the last checkpoint is gone; remove this folder and rerun")
-    write_encoder(checkpoint, section, output)
+    output = Path(arguments.output)
+    gang.run(
+        train_rank,
+        plan(arguments, section, resources),
+        output,
+        ("encoder.safetensors", "encoder.json"),
+        resources,
+        lambda checkpoint: write_encoder(checkpoint, section, output),
+    )
 
 
 def plan(
@@ -97,9 +76,7 @@ def plan(
     from mlcd.train import inputs
 
     micro_batches = _micro_batches(arguments, section, resources.ranks)
-    for option in ("checkpoint_every", "keep"):
-        if getattr(arguments, option) < 1:
-            raise UserError(f"--{option.replace('_', '-')}: expected ≥ 1")
+    gang.check_arguments(arguments)
     memory_limit = parse_size(arguments.memory_limit) if arguments.memory_limit else None
     if section.high_res_image_size is not None:
         from mlcd.encoders.resize import check
@@ -140,11 +117,7 @@ def _micro_batches(arguments: argparse.Namespace, section: Train, ranks: int) ->
 
     Refuses what does not divide: every rank takes the same number of pictures at each step.
     """
-    if section.batch_size % ranks:
-        raise UserError(
-            f"train.batch_size: {section.batch_size} does not divide by {ranks} ranks; "
-            "change it, or --ranks-per-node"
-        )
+    gang.check_share("train", section.batch_size, ranks)
     share = section.batch_size // ranks
     found = [arguments.micro_batch, arguments.high_res_micro_batch]
     found[1] = found[0] if found[1] is None else found[1]

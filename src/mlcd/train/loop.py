@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mlcd import notice
 from mlcd.classifier import RowSparseAdamW, ShardedClassifier
 from mlcd.config.train import Train
 from mlcd.distributed import Place, all_sum, process_group
@@ -27,13 +26,14 @@ from mlcd.errors import UserError
 from mlcd.files import read_json
 from mlcd.progress import LOGGER, progress
 from mlcd.stores.centroids import Centroids
-from mlcd.stores.checkpoints import Checkpoint, Snapshot, Writer, newest, steps
+from mlcd.stores.checkpoints import Checkpoint, Snapshot, steps
 from mlcd.train.centres import initial_rows
 from mlcd.train.engine import EncoderEngine
 from mlcd.train.final import running_statistics, set_weights, write_encoder
 from mlcd.train.inputs import Index
 from mlcd.train.pictures import Augment, Batch, Steps, batches
 from mlcd.train.schedule import phases
+from mlcd.training import ranks
 from mlcd.training.metrics import Metrics
 from mlcd.training.numbers import cpu_copy, draw, plain
 from mlcd.training.order import Order
@@ -117,7 +117,7 @@ class _Training:
             window=section.shuffle_window,
             seed=section.seed,
         )
-        found = self._newest()
+        found = ranks.agreed_checkpoint(run, place)
         self.step = found.step if found else 0
         parts = phases(section, self.order.steps_per_epoch)
         self.total = parts[-1].last
@@ -127,26 +127,7 @@ class _Training:
         self.micro_batch = (run.high_res_micro_batch if high_res else run.micro_batch) or share
         self.micro_batches = share // self.micro_batch
         self._build(found)
-        self.writer = Writer(
-            self.state / "checkpoints",
-            run.identity,
-            run.section,
-            rank=place.rank,
-            world_size=place.world_size,
-            keep=run.keep,
-            resumed=self.step,
-        )
-        dist.barrier()
-
-    def _newest(self) -> Checkpoint | None:
-        """Return the checkpoint to go on from: rank 0 checks them, all take its choice."""
-        folder = self.state / "checkpoints"
-        choice = [None]
-        if self.place.is_main:
-            found = newest(folder, self.run_.identity)
-            choice = [found.path.name if found else None]  # type: ignore[list-item]
-        dist.broadcast_object_list(choice, 0)
-        return Checkpoint(folder / choice[0], verify=False) if choice[0] else None
+        self.writer = ranks.checkpoint_writer(run, place, self.step)
 
     def _build(self, found: Checkpoint | None) -> None:
         section, place = self.section, self.place
@@ -232,12 +213,11 @@ class _Training:
                     metrics.write(record)
                     _warn_of_collapse(record)
                 clock, waited, pictures = time.monotonic(), 0.0, 0
-            # All ranks learn of it at the same step, whichever was told first.
-            stop = any(all_sum([float(notice.stop_asked())], place.device))
+            stop = ranks.told_to_stop(place)
             if stop or last or self.step % self.run_.checkpoint_every == 0:
                 self.writer.save(self._snapshot())
             if stop and not last:
-                self._make_room()
+                ranks.make_room(self.writer, self.step)
         self.writer.wait()
         # Every rank's piece is whole before rank 0 says that training is done.
         dist.barrier()
@@ -246,13 +226,6 @@ class _Training:
         if self.step == self.total:
             self._finish()
         return {"steps": self.step, "loss": None if math.isnan(loss) else loss}
-
-    def _make_room(self) -> None:
-        """Wait for the end: this job is told to stop, and goes on later from what is saved now."""
-        self.writer.wait()
-        dist.barrier()
-        LOGGER.info("told to stop: saved after step %d", self.step)
-        notice.saved()
 
     def _data(self) -> Iterator[Batch]:
         section, place = self.section, self.place
@@ -343,10 +316,6 @@ class _Training:
 
     def _snapshot(self) -> Snapshot:
         """Copy to main memory all that the checkpoint holds; the whole stop that it costs."""
-        encoder: dict[str, torch.Tensor] | None = {} if self.place.is_main else None
-        for name, tensor in self.engine.state():
-            if encoder is not None:
-                encoder[name] = cpu_copy(tensor)
         rows = {"weight": self.classifier.weight.detach(), **self.optimizer.state_tensors()}
         return Snapshot(
             self.step,
@@ -356,18 +325,15 @@ class _Training:
                 name: cpu_copy(tensor)
                 for name, tensor in running_statistics(self.engine.encoder).items()
             },
-            encoder,
+            ranks.whole_state(self.engine, self.place),
             self.phase.image_size,
         )
 
     def _finish(self) -> None:
         """Rank 0 writes the final files from the last checkpoint: equal however it was reached."""
-        if not self.place.is_main:
-            return
-        last = newest(self.state / "checkpoints", self.run_.identity)
-        if last is None or last.step != self.total:
-            raise UserError(f"{self.state}: the last checkpoint is gone; rerun the same command")
-        write_encoder(last, self.section, Path(self.run_.output))
+        if self.place.is_main:
+            last = ranks.last_checkpoint(self.run_, self.total)
+            write_encoder(last, self.section, Path(self.run_.output))
 
 
 def _warn_of_collapse(record: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""What every stage that trains a network shares: ZeRO, data order, rates, metrics."""
+"""What every stage that trains a network shares: the gang, ZeRO, data order, rates, metrics."""
