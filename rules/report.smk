@@ -50,6 +50,11 @@ REPORT_PARTS = {
         "Loss, similarity and throughput",
         {"metrics": [f"{RESULTS}/train/metrics.jsonl"]},
     ),
+    "text": (
+        "4 Training",
+        "Text tower: loss and temperature",
+        {"metrics": [f"{RESULTS}/text/metrics.jsonl"]},
+    ),
     "results": (
         "5 Results",
         "All models on all data sets",
@@ -79,6 +84,10 @@ if not DATASETS:
     # Nothing is evaluated: neither results nor their hash.
     del REPORT_PARTS["results"]
     REPORT_PARTS["provenance"][2]["files"].remove(f"{RESULTS}/evaluate/summary.csv")
+if CONFIG.text.enabled:
+    REPORT_PARTS["provenance"][2]["files"].append(f"{RESULTS}/text/text.safetensors")
+else:
+    del REPORT_PARTS["text"]
 if not ABLATION:
     del REPORT_PARTS["ablate"]
 REPORT_PAGES = [f"{RESULTS}/report/{part}.html" for part in REPORT_PARTS]

@@ -81,6 +81,11 @@ class Stores:
         self.metrics = folder / "train" / "metrics.jsonl"
         self.metrics.parent.mkdir()
         self.metrics.write_text("".join(f"{json.dumps(step(i))}\n" for i in range(10, 210, 10)))
+        self.text_metrics = folder / "text" / "metrics.jsonl"
+        self.text_metrics.parent.mkdir()
+        self.text_metrics.write_text(
+            "".join(f"{json.dumps(text_step(i))}\n" for i in range(10, 210, 10))
+        )
         self.scores = folder / "evaluate" / "summary.csv"
         self.scores.parent.mkdir()
         lines = ["model,dataset,metric,value,seed"]
@@ -112,6 +117,7 @@ class Stores:
             "montage": [*images, *embeddings, *labels, "--centroids", str(self.centroids)],
             "examples": [*images, *embeddings, *labels],
             "train": ["--metrics", str(self.metrics)],
+            "text": ["--metrics", str(self.text_metrics)],
             "results": ["--scores", str(self.scores)],
             "efficiency": ["--folder", str(self.folder), "--snakemake", str(self.snakemake)],
             "ablate": ["--ablation", str(self.ablation),
@@ -174,6 +180,15 @@ def step(number: int) -> dict[str, float]:
         "lr": 1e-3, "classifier_lr": 1e-3, "grad_norm": 1.0 + number / 100,
         "classifier_grad_norm": 0.1, "images_per_s": 100.0, "data_wait_share": 0.05,
         "positive_similarity": number / 400, "negative_similarity": 0.0, "feature_cosine": 0.2,
+    }  # fmt: skip
+
+
+def text_step(number: int) -> dict[str, float]:
+    """Return one line of the text tower's metrics.jsonl."""
+    return {
+        "step": number, "epoch": number // 100, "loss": 5.5 - number / 100,
+        "accuracy": number / 400, "scale": 14.3 + number / 10, "lr": 1e-3,
+        "grad_norm": 1.0 + number / 100, "pairs_per_s": 900.0, "data_wait_share": 0.01,
     }  # fmt: skip
 
 

@@ -24,9 +24,9 @@ from mlcd.config import SECTIONS, Config, Report
 from mlcd.errors import UserError
 from mlcd.files import read_json, write_json
 from mlcd.progress import LOGGER
-from mlcd.report import PARTS, download, page, provenance, results, train
+from mlcd.report import PARTS, curves, download, page, provenance, results, text, train
 
-CHARTED = ("download", "cluster", "label", "train", "results", "efficiency", "ablate")
+CHARTED = ("download", "cluster", "label", "train", "text", "results", "efficiency", "ablate")
 
 
 @pytest.fixture(scope="module")
@@ -138,16 +138,16 @@ def test_metrics_of_a_killed_and_resumed_run(tmp_path):
     lines = [{"step": 10, "loss": 9.0}, {"step": 20, "loss": 8.0}, {"step": 20, "loss": 7.5},
              {"step": 30, "loss": 7.0, "feature_cosine": 0.5}]  # fmt: skip
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 40, "lo')
-    values = train.read_metrics(str(path))
+    values = curves.read_metrics(str(path), "train")
     assert values["step"].tolist() == [10, 20, 30]
     assert values["loss"].tolist() == [9.0, 7.5, 7.0]
     assert np.isnan(values["feature_cosine"][:2]).all() and values["feature_cosine"][2] == 0.5
     path.write_text('{"step": 10}\nnonsense\n{"step": 20}\n')
     with pytest.raises(UserError, match="line 2"):
-        train.read_metrics(str(path))
+        curves.read_metrics(str(path), "train")
     path.write_text("")
     with pytest.raises(UserError, match="holds no step"):
-        train.read_metrics(str(path))
+        curves.read_metrics(str(path), "train")
 
 
 def test_training_says_what_happened_and_warns(tmp_path):
@@ -163,6 +163,17 @@ def test_training_says_what_happened_and_warns(tmp_path):
     assert len(drawing.warnings) == 2
     assert "step 30" in drawing.warnings[0] and "collapse" in drawing.warnings[1]
     assert drawing.warnings[1] in Outline(drawing.html()).words
+
+
+def test_the_text_tower_says_what_it_learned(stores):
+    drawing = text.draw(Report(), str(stores.text_metrics))
+    assert drawing.title == "Loss fell from 5.400 to 3.500 in 200 steps" and not drawing.warnings
+    assert f"temperature from {1 / 15.3:.4f} to {1 / 34.3:.4f}; 50.0% of a step's" in drawing.lead
+    assert "900 pairs/s" in drawing.lead and "1.0% of the time" in drawing.lead
+    rows = {row[0]: row[1:] for row in cells(drawing.body)}
+    assert rows["Learned temperature"] == [f"{1 / 15.3:.4g}", f"{1 / 34.3:.4g}"]
+    with pytest.raises(UserError, match="run the stage text first"):
+        text.draw(Report(), str(stores.folder / "none.jsonl"))
 
 
 def test_nulls_are_gaps_and_a_field_of_nulls_is_left_out(tmp_path):
@@ -373,5 +384,6 @@ def test_captions_name_the_models_and_lists_of_the_config():
     values["evaluate"]["models"] = ["random", "trained"]
     about = caption("results", values)
     assert ">random<" in about and ">trained<" in about and ">frozen<" not in about
+    assert "ln(256)" in caption("text", values)
     about = caption("workflow", values)
     assert ">lists/*.parquet<" in about and ">more.csv<" in about

@@ -137,4 +137,4 @@ def test_the_report_named_by_the_environment_shows():
     figures, problems = browser.check_report(Path(os.environ["MLCD_REPORT"]))
     assert problems == []
     # A run without ablate.grids has no such page.
-    assert set(PARTS) - {Path(figure.path).stem for figure in figures} <= {"ablate"}
+    assert set(PARTS) - {Path(figure.path).stem for figure in figures} <= {"ablate", "text"}

@@ -16,7 +16,10 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-TARGETS = ("results/evaluate/summary.csv", "results/report/results.html")
+TARGETS = tuple(
+    f"results/{name}"
+    for name in ("evaluate/summary.csv", "report/results.html", "report/text.html")
+)
 #: One chunk, and nothing that the target does not need.
 CHANGES = {
     "metadata": ["lists/first.parquet"],
@@ -50,6 +53,8 @@ CHANGES = {
 
 #: What is stale with the tower.
 AFTER_TEXT = {"evaluate_texts", "evaluate", "evaluate_summary", "report_results"}
+#: And with its training.
+TRAINED = {"text", "report_text"} | AFTER_TEXT
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +120,9 @@ def test_the_tower_is_of_this_encoder_and_saw_every_caption(finished):
     steps = [json.loads(line) for line in (results / "text" / "metrics.jsonl").open()]
     assert [line["step"] for line in steps] == list(range(1, 2 * (2 * ROWS // 8) + 1))
     assert tower["steps"] == len(steps)
+    first, last = (f"{1 / steps[place]['scale']:.4f}" for place in (0, -1))
+    page = (finished.folder / TARGETS[2]).read_text()
+    assert f"Learned temperature from {first} to {last};" in page
 
 
 def test_a_second_run_does_nothing(finished):
@@ -124,8 +132,8 @@ def test_a_second_run_does_nothing(finished):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"text": {"epochs": 3}}, {"text"} | AFTER_TEXT),
-        ({"text": {"context_length": 9}}, {"text_captions", "text"} | AFTER_TEXT),
+        ({"text": {"epochs": 3}}, TRAINED),
+        ({"text": {"context_length": 9}}, {"text_captions"} | TRAINED),
         ({"evaluate": {"templates": "clipart"}}, AFTER_TEXT - {"evaluate_texts"}),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -27,6 +27,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("images", "embeddings", "labels"),
     ),
     "train": ("loss, similarity, gradients and speed by step", ("metrics",)),
+    "text": ("loss and temperature of the text tower by step", ("metrics",)),
     "results": ("every model on every data set", ("scores",)),
     "efficiency": ("what the jobs took: queue, time, cores, memory, GPUs", ("folder", "snakemake")),
     "ablate": ("losses, l, r and K compared over seeds", ("ablation", "orders")),
@@ -60,7 +61,9 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--centroids", metavar="H5", help="clusters/centroids.h5 [cluster, montage]"
     )
     parser.add_argument("--summary", metavar="JSON", help="labels/summary.json [label]")
-    parser.add_argument("--metrics", metavar="JSONL", help="train/metrics.jsonl [train]")
+    parser.add_argument(
+        "--metrics", metavar="JSONL", help="train/metrics.jsonl, text/metrics.jsonl [train, text]"
+    )
     parser.add_argument("--scores", metavar="CSV", help="evaluate/summary.csv [results]")
     parser.add_argument("--ablation", metavar="CSV", help="ablate/table.csv [ablate]")
     parser.add_argument("--orders", metavar="CSV", help="ablate/orders.csv [ablate]")

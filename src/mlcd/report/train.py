@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
-
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from mlcd.config import Report
-from mlcd.errors import UserError
-from mlcd.report import style
-from mlcd.report.page import Drawing, table
+from mlcd.report import curves, style
+from mlcd.report.page import Drawing
 
-#: Longer runs are drawn as means of this many spans: more than a screen has points.
-_POINTS = 400
 #: Mean cosine between features of different pictures from which on we speak of collapse.
 _COLLAPSE = 0.9
 
-#: Panel → its series (field, label, colour) and the axis; drawn if any series has values.
 _PANELS = (
     (
         "Loss",
@@ -60,148 +50,25 @@ _PANELS = (
 
 def draw(section: Report, metrics: str) -> Drawing:
     """Draw the training curves, from `metrics` (metrics.jsonl)."""
-    values = read_metrics(metrics)
-    steps = values["step"]
-    loss = values.get("loss", np.full(len(steps), np.nan))
-    first, last = _ends(loss)
-    change = "fell" if last < first else "rose"
-    title = f"Loss {change} from {first:.3f} to {last:.3f} in {int(steps[-1]):,} steps"
-    speed, wait = (_median(values, key) for key in ("images_per_s", "data_wait_share"))
-    said = ["Loss with its positive and negative term"]
-    if math.isfinite(speed):
-        said.append(f"median speed {speed:,.0f} pictures/s")
-    if math.isfinite(wait):
-        said.append(f"{wait:.1%} of the time waiting for data")
-    lead = "; ".join(said) + "."
+    values = curves.read_metrics(metrics, "train")
+    said = curves.pace(values, "images_per_s", "pictures")
+    lead = "; ".join(["Loss with its positive and negative term", *said])
     with style.style():
-        chart = _chart(values)
-    rows = [
-        (f"{title}: {label}" if label else title, *map(_number, _ends(values[field])))
-        for title, _, series in _PANELS
-        for field, label, _ in series
-        if field in values
-    ]
-    body = "<h2>First and last values</h2>" + table(
-        ["series", "first", "last"], rows, numbers=(1, 2)
+        chart = curves.draw(values, _PANELS)
+    return Drawing(
+        curves.loss_title(values),
+        f"{lead}.",
+        curves.first_and_last(values, _PANELS),
+        chart,
+        curves.not_finite(values) + _collapse(values),
     )
-    return Drawing(title, lead, body, chart, _warnings(values, loss, steps))
 
 
-def read_metrics(path: str) -> dict[str, np.ndarray]:
-    """Return field → float64 [lines] in the order of steps; NaN where a line lacks the field.
-
-    A step logged twice (by a run that was resumed) keeps its last line, and a last line torn by a
-    kill is left out. Raises :class:`UserError` if there is no line, or one that is no metrics.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the stage train first") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not text; remove it and rerun train") from None
-    by_step: dict[int, dict[str, float]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            by_step[int(record["step"])] = {
-                key: float(value)
-                for key, value in record.items()
-                if isinstance(value, int | float) and not isinstance(value, bool)
-            }
-        except (ValueError, TypeError, KeyError):
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise UserError(
-                f"{path}: line {number} is no metrics with a step; rerun train"
-            ) from None
-    if not by_step:
-        raise UserError(f"{path}: holds no step yet; let train log one first")
-    records = [by_step[step] for step in sorted(by_step)]
-    fields = sorted({key for record in records for key in record})
-    return {key: np.array([record.get(key, np.nan) for record in records]) for key in fields}
-
-
-def _ends(values: np.ndarray) -> tuple[float, float]:
-    """Return the medians of the first and of the last twentieth of the finite values."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return math.nan, math.nan
-    span = max(1, len(finite) // 20)
-    return float(np.median(finite[:span])), float(np.median(finite[-span:]))
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "–"
-
-
-def _median(values: dict[str, np.ndarray], key: str) -> float:
-    finite = values.get(key, np.empty(0))
-    finite = finite[np.isfinite(finite)]
-    return float(np.median(finite)) if len(finite) else math.nan
-
-
-def _warnings(values: dict[str, np.ndarray], loss: np.ndarray, steps: np.ndarray) -> list[str]:
-    found = []
-    if len(bad := np.flatnonzero(~np.isfinite(loss))):
-        found.append(f"The loss is not finite at step {int(steps[bad[0]]):,}.")
-    if "feature_cosine" in values and _ends(values["feature_cosine"])[1] >= _COLLAPSE:
-        last = _ends(values["feature_cosine"])[1]
-        found.append(
-            f"Features of different pictures have a mean cosine of {last:.3f}: near 1 the encoder "
-            "says the same of every picture (collapse)."
-        )
-    return found
-
-
-def _chart(values: dict[str, np.ndarray]) -> Figure:
-    panels = [
-        (title, unit, [line for line in series if np.isfinite(values.get(line[0], np.nan)).any()])
-        for title, unit, series in _PANELS
+def _collapse(values: dict[str, np.ndarray]) -> list[str]:
+    last = curves.ends(values.get("feature_cosine", np.empty(0)))[1]
+    if not last >= _COLLAPSE:
+        return []
+    return [
+        f"Features of different pictures have a mean cosine of {last:.3f}: near 1 the encoder "
+        "says the same of every picture (collapse)."
     ]
-    panels = [panel for panel in panels if panel[2]]
-    rows = max(1, math.ceil(len(panels) / 2))
-    chart = style.figure(height=2.9 * rows)
-    chart.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    grid = chart.subplots(rows, 2, squeeze=False, sharex=True).ravel()
-    for axes, (title, unit, series) in zip(grid, panels, strict=False):
-        for field, label, colour in series:
-            _line(axes, values["step"], values[field], label, colour)
-        axes.set_title(title)
-        axes.set_ylabel(unit)
-        axes.tick_params(labelbottom=True)
-        if "log" in unit:
-            style.plain_log(axes, "y")
-        if unit == "share":
-            axes.set_ylim(0, max(1e-3, axes.get_ylim()[1]))
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
-        elif unit == "rate":
-            axes.locator_params(axis="y", nbins=5)
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")
-        elif unit.startswith("pictures"):
-            axes.set_ylim(0, None)
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.15g}")
-        if any(label for _, label, _ in series):
-            style.legend_above(axes)
-    for axes in grid[len(panels) :]:
-        axes.remove()
-    for axes in grid[max(0, len(panels) - 2) : len(panels)]:
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_formatter(lambda value, _: style.thousands(value))
-    return chart
-
-
-def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, colour: str) -> None:
-    """Draw a series; a long one as means of spans over a band from least to greatest."""
-    keep = np.isfinite(values)
-    steps, values = steps[keep], values[keep]
-    if len(values) > _POINTS:
-        spans = np.array_split(np.arange(len(values)), _POINTS)
-        steps, low, high, values = (
-            np.array([reduce(of[span]) for span in spans])
-            for reduce, of in (
-                (np.mean, steps), (np.min, values), (np.max, values), (np.mean, values),
-            )
-        )  # fmt: skip
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-    mark = "o" if len(values) == 1 else ""
-    axes.plot(steps, values, color=colour, label=label, marker=mark)
