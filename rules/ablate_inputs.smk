@@ -65,10 +65,10 @@ def ablate_pictures():
 
 
 def ablate_baselines():
-    """Return the scores of the baselines: random weights once a seed, the others once."""
+    """Return the scores of the baselines: once a seed, the frozen encoder, the dearest, once."""
     seeds = dict.fromkeys(seed for _, seed in ABLATION)
     return [
         f"{ABLATE}/baselines/{model}-seed-{seed}/{model}.json"
         for model in CONFIG.ablate.baselines
-        for seed in (seeds if model == "random" else [CONFIG.evaluate.seed])
+        for seed in ([CONFIG.evaluate.seed] if model == "frozen" else seeds)
     ]

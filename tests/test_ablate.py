@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from ablate_runs import MLC, MLCD, ONE, SINGLE, ablation_words, finished, scores
 from builders import unit_vectors
 from scipy import stats
@@ -152,7 +153,28 @@ def test_the_papers_figures_go_with_the_right_pairs():
     assert published(eight._replace(loss="mlc"), eight) == (76.9, 78.1)
     assert published(eight, eight._replace(l=3)) is None
     assert published(eight, eight._replace(k=1000)) is None
-    assert published(eight._replace(loss="mlc"), one._replace(loss="single")) is None
+    single = one._replace(loss="single")
+    assert published(eight._replace(loss="mlc"), single) is None
+    assert published(single, eight) == (58.3, 67.5)
+    million = Cell("mlcd", 8, 0.1, 1_000_000)
+    assert published(million, million._replace(k=100_000)) == (75.2, 66.9)
+
+
+def test_the_papers_figures_go_with_its_own_setting_alone():
+    eight, four = Cell("mlcd", 8, 0.1, 500), Cell("mlcd", 4, 0.1, 500)
+    all_negatives = eight._replace(r=1.0)
+    for one, other in [
+        (all_negatives, all_negatives._replace(l=1)),
+        (four, four._replace(r=1.0)),
+        (four._replace(r=0.5), four._replace(r=0.5, loss="mlc")),
+        (all_negatives, all_negatives._replace(loss="mlc")),
+        (four, four._replace(loss="single", l=1)),
+        (all_negatives, Cell("single", 1, 1.0, 500)),
+        (eight, four._replace(r=0.5)),
+        (eight, four._replace(k=1000)),
+        (all_negatives._replace(k=100_000), all_negatives._replace(k=1_000_000)),
+    ]:
+        assert published(one, other) is None, (one, other)
 
 
 # ------------------------------------------------------------------------------- tables
@@ -192,7 +214,7 @@ def test_orders_are_of_pairs_that_differ_in_one_thing(ablation):
     knn = {key[:2]: row for key, row in rows.items() if key[2] == "knn_20"}
     assert set(knn) == {
         (MLCD.name, MLC.name), (MLCD.name, SINGLE.name), (MLC.name, SINGLE.name),
-        (MLCD.name, ONE.name),
+        (MLCD.name, ONE.name), (ONE.name, SINGLE.name),
     }  # fmt: skip
     assert knn[MLCD.name, MLC.name]["verdict"] == "above"
     assert knn[MLCD.name, SINGLE.name]["verdict"] == "open"
@@ -200,6 +222,30 @@ def test_orders_are_of_pairs_that_differ_in_one_thing(ablation):
     assert knn[MLCD.name, ONE.name]["factor"] == "l"
     assert knn[MLCD.name, ONE.name]["paper_first"] == "75.2"
     assert knn[MLC.name, SINGLE.name]["paper_first"] == ""
+
+
+def test_every_two_cells_of_the_study_that_differ_in_one_thing_are_compared(tmp_path):
+    study = yaml.safe_load((ROOT / "demo" / "ablation.yaml").read_text())
+    own = Cell("mlcd", study["label"]["top"], study["train"]["negative_ratio"], 64)
+    cells = dict.fromkeys(cell for cell, _ in Ablate(**study["ablate"]).runs(own))
+    runs = [finished(tmp_path, cell, 0, 0.1 * n) for n, cell in enumerate(cells)]
+    # Another reference does not make other pairs.
+    words = ["--runs", *runs[::-1], "--output", str(tmp_path / "table.csv")]
+    rows = table(words, "orders.csv")
+    short = {"mlcd-l8": "eight", "mlcd-l4": "four", "mlcd-l1": "one", "mlc-l8": "mlc",
+             "single-l1": "single"}  # fmt: skip
+    found = set()
+    for first, second, metric in rows:
+        if metric == "knn_20":
+            (a, r), (b, s) = (name.removesuffix("-k64").rsplit("-r", 1) for name in (first, second))
+            found.add((short[a], short[b], r if r == s else "both"))
+    assert found == {
+        *((a, b, "0.1") for a, b in (("eight", "four"), ("eight", "one"), ("four", "one"))),
+        *((name, "single", "0.1") for name in ("eight", "four", "one")),
+        *((a, b, r) for a, b in (("eight", "mlc"), ("mlc", "single")) for r in ("0.1", "1")),
+        ("eight", "single", "1"),
+        *((name, name, "both") for name in ("eight", "mlc", "single")),
+    }  # fmt: skip
 
 
 def test_equal_inputs_give_equal_bytes_and_a_table_to_read(ablation, tmp_path):
@@ -211,6 +257,15 @@ def test_equal_inputs_give_equal_bytes_and_a_table_to_read(ablation, tmp_path):
     text = first[1].decode()
     assert "| mlc-l8-r0.1-k64 | 2 | 0.5100 ± 0.1271 | -0.0305 ± 0.0064 |" in text
     assert "| mlcd-l8-r0.1-k64 − mlcd-l1-r0.1-k64 | +3.8 |" in text
+    assert "All seeds share one clustering and labelling" in text
+    # Of the baselines, pixels has one value; random weights have as many as the cells.
+    assert "`pixels`: scored with one seed" in text
+
+
+def test_a_baseline_of_all_seeds_is_not_called_one_value(ablation, tmp_path):
+    words = [word for word in ablation if not word.endswith("pixels.json")]
+    table(words)
+    assert "scored with one seed" not in (tmp_path / "ablate" / "table.md").read_text()
 
 
 def test_runs_that_do_not_fit_are_refused(ablation, tmp_path, capsys):

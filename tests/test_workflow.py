@@ -253,7 +253,7 @@ def test_an_ablation_shares_what_it_can_and_adds_only_what_is_new(changed):
     assert changed.stale("--", "ablate") == {}
     assert changed.stale("--set-resources", "ablate_train:ranks_per_node=2", "--", "ablate") == {}
     more = {"ablate_train": 2, "ablate_evaluate": 2}
-    assert ablation(grid | {"seeds": [0, 1]}) == more | {"ablate_baseline": 1} | after
+    assert ablation(grid | {"seeds": [0, 1]}) == more | {"ablate_baseline": 2} | after
     # One label of the run's two; three need labels of their own, another K also its clusters.
     few = {"seeds": [0]}
     assert ablation(grid, few | {"l": [1]}) == {"ablate_train": 1, "ablate_evaluate": 1} | after

@@ -20,8 +20,11 @@ def markdown(rows: Rows, orders: Rows, reference: Cell) -> str:
         "# Ablation",
         "",
         "Mean ± half of the 95 % interval (Student's t) over seeds. A difference is taken seed by "
-        f"seed; the reference is `{reference.name}`. The intervals are about seeds, not about "
-        "other test pictures, and none is corrected for how many are looked at.",
+        f"seed; the reference is `{reference.name}`. The intervals are about seeds of training and "
+        "evaluation. All seeds share one clustering and labelling a K, so that no interval tells "
+        "what another clustering would change; nor what other test pictures would. None is "
+        "corrected for how many are looked at.",
+        *_fixed(rows),
     ]
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         here = [row for row in rows if row["dataset"] == dataset]
@@ -31,6 +34,20 @@ def markdown(rows: Rows, orders: Rows, reference: Cell) -> str:
         if pairs:
             lines += ["", *_pairs(pairs, metrics)]
     return "\n".join([*lines, "", _END]) + "\n"
+
+
+def _fixed(rows: Rows) -> list[str]:
+    """Say which baselines are one value beside cells of several seeds, if any are."""
+    several = any(row["seeds"] > 1 for row in rows if row.get("loss"))
+    names = dict.fromkeys(f"`{r['name']}`" for r in rows if not r.get("loss") and r["seeds"] == 1)
+    if not several or not names:
+        return []
+    return [
+        "",
+        f"{', '.join(names)}: scored with one seed, and set against every seed of the reference. "
+        "A linear probe varies with the seed, which cuts its validation pictures; that is not in "
+        "the interval of the difference.",
+    ]
 
 
 def _cells(rows: Rows, metrics: Sequence[str]) -> list[str]:

@@ -125,7 +125,8 @@ class Ablate(Section):
     baselines: list[Literal["pixels", "random", "frozen"]] = Field(
         ["pixels", "random"],
         description="Features without training that the table holds beside the cells: raw pixels, "
-        "the encoder at random weights (once a seed), the frozen encoder of the stage embed.",
+        "the encoder at random weights (both once a seed), the frozen encoder of the stage embed "
+        "(once, with evaluate.seed).",
     )
 
     def runs(self, own: Cell) -> list[tuple[Cell, int]]:
