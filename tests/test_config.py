@@ -1,6 +1,7 @@
 """Config: generated files agree with the models, mistakes are named with their mend."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,17 @@ def test_section_survives_json():
 @pytest.mark.parametrize("preset", sorted((ROOT / "workflow" / "presets").glob("*.yaml")))
 def test_presets_are_valid(preset):
     load(preset)
+
+
+def test_the_lines_that_switch_the_text_tower_on_are_valid(tmp_path):
+    assert load(ROOT / "demo" / "text.yaml").text.enabled
+    values = yaml.safe_load((ROOT / "workflow/presets/laion400m-vit-l14.yaml").read_text())
+    (lines,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/text.md").read_text(), re.DOTALL)
+    for section, keys in yaml.safe_load(lines).items():
+        values[section] = values.get(section, {}) | keys
+    checked = validate(Config, values, "text.yaml")
+    tasks = [task for dataset in checked.evaluate.datasets for task in dataset.tasks]
+    assert checked.text.width == 768 and {"zero_shot", "image_text_retrieval"} <= set(tasks)
 
 
 def test_numbers_may_be_words_of_the_command_line():

@@ -239,8 +239,10 @@ def draw(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     style = {"svg.fonttype": "none", "svg.hashsalt": "mlcd", "font.size": 10}
     with matplotlib.rc_context(style):
+        most = max(len({row.metric for row in rows if row.dataset == name}) for name in datasets)
+        size = (max(8, most), 3.2 * len(datasets))
         figure, panels = pyplot.subplots(
-            len(datasets), 1, figsize=(8, 3.2 * len(datasets)), squeeze=False, layout="constrained"
+            len(datasets), 1, figsize=size, squeeze=False, layout="constrained"
         )
         for axes, dataset in zip(panels[:, 0], datasets, strict=True):
             _panel(axes, [row for row in rows if row.dataset == dataset], dataset)
@@ -269,7 +271,9 @@ def _panel(axes: Any, rows: Sequence[Row], dataset: str) -> None:
             linestyles="dotted",
             label=CHANCE if place == 0 else None,
         )
-    axes.set_xticks(range(len(metrics)), [words(metric) for metric in metrics])
+    axes.set_xticks(
+        range(len(metrics)), [words(metric).replace(" R@", "\nR@") for metric in metrics]
+    )
     axes.set_ylim(0, min(1.0, 1.25 * max(values.values())) or 1.0)
     axes.set_title(dataset, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
