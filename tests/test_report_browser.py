@@ -68,12 +68,14 @@ def folder(tmp_path_factory):
         "prepare": {"chunk_rows": N, "hash_column": None},
         "evaluate": {"datasets": [{"name": "few", "path": "few.tar", "label_field": "top"}]},
         "ablate": {"grids": [{}]},
+        "text": {"enabled": True},
         "report": {"montage_clusters": 4, "montage_pictures": 5, "label_examples": 3},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "Snakefile").write_text(SNAKEFILE)
     # What stages that are not drawn from here would have left.
     (folder / "results" / "train" / "encoder.safetensors").write_bytes(b"weights")
+    (folder / "results" / "text" / "text.safetensors").write_bytes(b"weights")
     (folder / "results" / "export" / "timm").mkdir(parents=True)
     (folder / "results" / "export" / "timm" / "check.json").write_text("{}")
     snakemake(folder, "--cores", "2")
@@ -89,7 +91,7 @@ def test_every_figure_of_the_report_shows(folder):
     assert pictures["montage"] >= 10 and pictures["examples"] >= 10
     assert all(
         pictures[part] == 1
-        for part in ("download", "cluster", "label", "train", "results", "ablate")
+        for part in ("download", "cluster", "label", "train", "text", "results", "ablate")
     )
     assert all(figure.words > 20 for figure in figures)
     assert (folder / "report.html").stat().st_size < 5_000_000
