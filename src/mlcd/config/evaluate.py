@@ -177,6 +177,12 @@ class Evaluate(Section):
     knn_temperature: float = Field(
         0.07, gt=0, description="Temperature of the vote: weight exp(cosine / temperature)."
     )
+    probe_features: Literal["trunk", "embedding"] = Field(
+        "trunk",
+        description="What the probes of classes and tags are fitted on: trunk is the encoder's "
+        "features before the projection into the embedding space, as in CLIP (A.3); embedding, or "
+        "an encoder without a projection: its output. All other scores are of the embedding.",
+    )
     probe_max_iterations: int = Field(
         1000, gt=0, description="L-BFGS iterations of the logistic regression at most."
     )

@@ -18,6 +18,7 @@ from mlcd.stores import h5
 class Features:
     """One features file (docs/formats.md): n pictures, each with its row of `feature` [n, d].
 
+    `trunk` [n, w] are the features before the encoder's projection, None where there is none.
     `split` is an array of words; without test pictures, validation has become test. `key` [n] are
     the pictures' names. `label` is −1 where there is none. `group` [n] has one number a group,
     pictures without one each their own; `class_name` [classes] are the words that `label` counts
@@ -37,6 +38,7 @@ class Features:
     group: np.ndarray
     group_name: list[bytes]
     failed: dict[str, int]
+    trunk: torch.Tensor | None = None
 
     @property
     def classes(self) -> int:
@@ -47,16 +49,24 @@ class Features:
         """Return bool [n]: the pictures of these splits."""
         return np.isin(self.split, splits)
 
+    def for_probe(self, which: str) -> torch.Tensor:
+        """Return what the probe is fitted on, float [n, …]: `which` is evaluate.probe_features."""
+        return self.feature if self.trunk is None or which == "embedding" else self.trunk
+
     def take(self, values: np.ndarray | torch.Tensor, rows: np.ndarray) -> torch.Tensor:
         """Return the rows (bool [n]) of `values` [n, …] on the device of the features."""
         device = self.feature.device
         return torch.as_tensor(values, device=device)[torch.from_numpy(rows).to(device)]
 
 
-def read(path: str | os.PathLike[str], device: torch.device) -> Features:
-    """Read a features file. Raises :class:`UserError` if it is missing, damaged or old."""
+def read(path: str | os.PathLike[str], device: torch.device, *, trunk: bool = True) -> Features:
+    """Read a features file, `trunk` only where asked for: it may be far the largest.
+
+    Raises :class:`UserError` if it is missing, damaged or old.
+    """
     with h5.reading(path, KIND) as file:
-        columns = {name: dataset[:] for name, dataset in file.items()}
+        names = [name for name in file if trunk or name != "trunk"]
+        columns = {name: file[name][:] for name in names}
         attributes = dict(file.attrs)
     if "split" not in columns:
         raise UserError(f"{path}: of another version; remove it and run --part features again")
@@ -88,4 +98,5 @@ def read(path: str | os.PathLike[str], device: torch.device) -> Features:
         group=group,
         group_name=group_name.tolist(),
         failed=dict(sorted(reasons.items())),
+        trunk=torch.from_numpy(columns["trunk"]).to(device) if "trunk" in columns else None,
     )

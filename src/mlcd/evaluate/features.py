@@ -63,13 +63,15 @@ def extract(
     }
     with h5.writing(output, KIND, attributes) as writer:
         for batch in _batches(section, dataset, model, batch_size, workers, table):
-            rows = model.encode(batch)
-            if not np.isfinite(rows).all():
-                raise UserError(
-                    f"{name}: features that are not finite; look at the encoder's weights, or "
-                    "train again with a lower train.lr"
-                )
-            writer.append("feature", rows.astype(np.float32))
+            for column, rows in zip(("feature", "trunk"), model.encode(batch), strict=True):
+                if rows is None:
+                    continue
+                if not np.isfinite(rows).all():
+                    raise UserError(
+                        f"{name}: features that are not finite; look at the encoder's weights, or "
+                        "train again with a lower train.lr"
+                    )
+                writer.append(column, rows.astype(np.float32))
         table.check(section, dataset)
         for column, values in table.columns().items():
             writer.append(column, values)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mlcd.config import Evaluate, parse_section
-from mlcd.encoders import frozen, trainable
+from mlcd.encoders import frozen, trainable, unprojected
 from mlcd.encoders.frozen.preprocess import Preprocess
 from mlcd.errors import UserError
 
@@ -21,12 +21,13 @@ class FeatureModel:
     """From pictures to features, in two halves.
 
     `prepare` makes uint8 pixels [h, w, 3] of an RGB picture, in decoding threads; `encode` makes
-    float32 features [B, d] of a uint8 batch [B, h, w, 3]. `identity` says what the features depend
-    on besides the pictures, `seed` which seed they come from.
+    float32 embeddings [B, d] of a uint8 batch [B, h, w, 3], and features [B, w] before the
+    projection, for the probe; None where there is none. `identity` says what the features depend on
+    besides the pictures, `seed` which seed they come from.
     """
 
     prepare: Callable[[Image.Image], np.ndarray]
-    encode: Callable[[np.ndarray], np.ndarray]
+    encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
     identity: dict[str, Any]
     seed: int
 
@@ -58,9 +59,9 @@ def _pixels(section: Evaluate) -> FeatureModel:
     side = section.pixel_side
     pixels = Preprocess((side, side), (0.0,) * 3, (1.0,) * 3, resize_mode="squash")
 
-    def encode(batch: np.ndarray) -> np.ndarray:
+    def encode(batch: np.ndarray) -> tuple[np.ndarray, None]:
         rows = batch.reshape(len(batch), -1).astype(np.float32) / 255
-        return rows - rows.mean(1, keepdims=True)
+        return rows - rows.mean(1, keepdims=True), None
 
     return FeatureModel(pixels, encode, {"model": "pixels", "side": side}, section.seed)
 
@@ -93,9 +94,11 @@ def _of_encoder(
     std = 255 * torch.tensor(encoder.std, device=device).view(1, 3, 1, 1)
 
     @torch.inference_mode()
-    def encode(batch: np.ndarray) -> np.ndarray:
+    def encode(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float()
-        return encoder((images - mean) / std).float().cpu().numpy()
+        embedding, pooled = unprojected.of_encoder(encoder, (images - mean) / std)
+        trunk = None if pooled is None else pooled.float().cpu().numpy()
+        return embedding.float().cpu().numpy(), trunk
 
     return FeatureModel(pixels, encode, identity, seed)
 
@@ -106,8 +109,10 @@ def _frozen(section: Evaluate, embed_config: str, device: torch.device) -> Featu
         embed.model, embed.pretrained, embed.image_size, str(device), embed.precision
     )
 
-    def encode(batch: np.ndarray) -> np.ndarray:
-        return encoder.encode_images(torch.from_numpy(batch).permute(0, 3, 1, 2)).numpy()
+    def encode(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pixels = torch.from_numpy(batch).permute(0, 3, 1, 2)
+        embedding, trunk = unprojected.of_frozen(encoder, pixels)
+        return embedding.numpy(), trunk.numpy()
 
     identity = {"model": "frozen", "encoder": encoder.identity, "precision": embed.precision}
     return FeatureModel(encoder.pixels, encode, identity, section.seed)

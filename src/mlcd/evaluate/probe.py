@@ -56,8 +56,10 @@ class Rows:
     """Rows float [n, d] to fit on, turned to their principal axes once for all fits."""
 
     def __init__(self, rows: torch.Tensor) -> None:
-        variance, self.axes = torch.linalg.eigh(rows.T @ rows / len(rows))
-        self.variance = variance.clamp(min=0)
+        # In float64: columns that are zero throughout, as ReLU leaves, break float32's.
+        variance, axes = torch.linalg.eigh((rows.T @ rows / len(rows)).double())
+        self.variance = variance.clamp(min=0).to(rows.dtype)
+        self.axes = axes.to(rows.dtype)
         self.along = rows @ self.axes
 
 

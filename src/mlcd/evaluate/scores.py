@@ -45,7 +45,7 @@ def metrics_part(
     seed = section.seed
     captions_of = {captions.dataset_of(path): path for path in texts}
     for path in paths:
-        data = read(path, device)
+        data = read(path, device, trunk=section.probe_features == "trunk")
         models.add(data.model)
         seed = data.seed
         if len(models) > 1:
@@ -167,12 +167,12 @@ def _classes(section: Evaluate, dataset: Dataset, data: Features, result: dict[s
             unseen.sum(),
         )
     truth = data.take(label, test)
-    rows, targets = data.take(data.feature, train), data.take(label, train)
-    test_rows = data.take(data.feature, test)
+    targets = data.take(label, train)
     # What the same answer for every picture would score: the classes by their size in train.
     constant = torch.bincount(targets).float().expand(len(truth), seen)
 
     if "knn" in dataset.tasks:
+        rows, test_rows = data.take(data.feature, train), data.take(data.feature, test)
         if max(section.knn_k) > len(rows):
             raise UserError(
                 f"evaluate.knn_k: {max(section.knn_k)} neighbours of {len(rows)} labelled train "
@@ -192,6 +192,8 @@ def _classes(section: Evaluate, dataset: Dataset, data: Features, result: dict[s
             )
         measure = measures.OF_CLASSES[metric]
         held = _held(section, data, train, label[train])
+        probed = data.for_probe(section.probe_features)
+        rows, test_rows = data.take(probed, train), data.take(probed, test)
         scale = probe.Scale.of(rows)
         fitted, about = _probe(
             section, data, scale(rows), targets, held,
@@ -257,9 +259,10 @@ def _tags(section: Evaluate, dataset: Dataset, data: Features, result: dict[str,
         some = there.any(0)
         return measure(fit.logits(rows).cpu().numpy()[:, some], there[:, some])
 
-    rows = data.take(data.feature, train)
+    probed = data.for_probe(section.probe_features)
+    rows = data.take(probed, train)
     targets = data.take(data.tags[:, kept].astype(np.float32), train)
-    test_rows, truth = data.take(data.feature, test), data.tags[test][:, kept]
+    test_rows, truth = data.take(probed, test), data.tags[test][:, kept]
     held = _held(section, data, train)
     scale = probe.Scale.of(rows)
     fitted, about = _probe(section, data, scale(rows), targets, held, scorer)
@@ -345,6 +348,7 @@ def _probe(
             iterations,
         )
     return fitted, {
+        "dim": rows.shape[1],
         "c": choice.c,
         "validation_pictures": int(held.sum()),
         "validation_score": {f"{c:g}": round(s, DIGITS) for c, s in choice.scores.items()},
