@@ -15,17 +15,18 @@ def finished(folder: Path, cell: Cell, seed: int, knn: float, **section: object)
     """Leave what one training and its evaluation leave."""
     home = folder / cell.name / f"seed-{seed}"
     values = {"loss": cell.loss, "positives": cell.l, "negative_ratio": cell.r, "seed": seed}
-    about = {"num_classes": cell.k, "section": {"epochs": 2, **values, **section}}
-    scores(home / "evaluate" / "trained.json", "trained", seed, knn)
+    sha256 = f"{cell.name} {seed}"
+    about = {"num_classes": cell.k, "sha256": sha256, "section": {"epochs": 2, **values, **section}}
+    scores(home / "evaluate" / "trained.json", "trained", seed, knn, encoder_sha256=sha256)
     (home / "train").mkdir(parents=True)
     (home / "train" / "encoder.json").write_text(json.dumps(about))
     return str(home)
 
 
-def scores(path: Path, model: str, seed: int, knn: float) -> str:
+def scores(path: Path, model: str, seed: int, knn: float, **about: str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     few = {"scores": {"knn_20": knn, "linear_probe": knn + 0.1}, "chance": {}}
-    path.write_text(json.dumps({"model": model, "seed": seed, "datasets": {"few": few}}))
+    path.write_text(json.dumps({"model": model, "seed": seed, **about, "datasets": {"few": few}}))
     return str(path)
 
 

@@ -278,8 +278,9 @@ def test_runs_that_do_not_fit_are_refused(ablation, tmp_path, capsys):
     assert "no run is of mlcd-l2" in refused("--runs", run, "--reference", "mlcd-l2-r0.1-k64")
     other = finished(tmp_path / "other", ONE, 5, 0.5, epochs=3)
     assert "train.epochs is 3, and 2 in" in refused("--runs", run, other)
-    scores(Path(other) / "evaluate" / "trained.json", "trained", 6, 0.5)
-    assert "of seed 6, and" in refused("--runs", other)
+    for whose in ({"encoder_sha256": "another"}, {}):
+        scores(Path(other) / "evaluate" / "trained.json", "trained", 5, 0.5, **whose)
+        assert "not the scores of the encoder of" in refused("--runs", other)
     (Path(other) / "evaluate" / "trained.json").write_text("{}")
     assert "holds no scores; rerun evaluate" in refused("--runs", other)
     (Path(other) / "train" / "encoder.json").write_text('{"section": {}}')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import tarfile
 
 import h5py
@@ -82,15 +83,20 @@ def evaluate(*arguments: str) -> int:
     return main(["evaluate", "--threads", "1", *map(str, arguments)])
 
 
-def test_all_parts_in_one_go(place):
+def test_all_parts_in_one_go(place, capsys):
     out = place / "evaluate"
     command = ("--encoder", place / "train", "--output", out, "--config", config(place))
     assert evaluate(*command) == 0
     with (out / "summary.csv").open() as handle:
         table = list(csv.DictReader(handle))
     assert list(table[0]) == [
-        *("model", "dataset", "metric", "value", "seed", "better", "published", "difference")
+        *("model", "dataset", "metric", "value", "seed", "better", "published", "difference"),
+        "encoder_sha256",
     ]
+    sha256 = trainable.read_description(place / "train")["sha256"]
+    for row in table:
+        assert row["encoder_sha256"] == (sha256 if row["model"] == "trained" else "")
+    assert json.loads((out / "trained.json").read_text())["encoder_sha256"] == sha256
     assert len(table) == 4 * 6
     scores = {(row["model"], row["metric"]): float(row["value"]) for row in table}
     assert scores["pixels", "knn_1"] == 1.0  # stripes are plain to see
@@ -118,10 +124,15 @@ def test_all_parts_in_one_go(place):
     again = {path.name: path.stat().st_mtime_ns for path in (out / "features").iterdir()}
     assert again == times  # cached features were used again
 
+    shutil.copy(out / "features" / "trained-few.h5", place / "old.h5")
     trainable.save(
         trainable.build("resnet10t", 16, 32, seed=9), place / "train", {"section": {"seed": 9}}
     )
     assert evaluate(*command) == 0
+    both = ("--features", out / "features" / "trained-few.h5", place / "old.h5")
+    mixed = ("--part", "metrics", *both, "--output", place / "mixed.json")
+    assert evaluate(*mixed, "--config", config(place)) == 2
+    assert "old.h5: features of another encoder than" in capsys.readouterr().err
     changed = {path.name: path.stat().st_mtime_ns for path in (out / "features").iterdir()}
     stale = {name for name in times if changed[name] != times[name]}
     assert stale == {"trained-few.h5"}  # random keeps: its weights come from evaluate.seed

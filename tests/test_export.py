@@ -171,10 +171,9 @@ def test_the_card_tells_where_the_weights_come_from(tmp_path):
     trainable.save(encoder, tmp_path / "train", extra)
     centroids = centroids_file(tmp_path / "centroids.h5", unit_vectors(20, 8), model="clip|x")
     summary = tmp_path / "summary.csv"
-    summary.write_text(
-        "model,dataset,metric,value,seed\nchance,few,knn,0.1,0\n"
-        "trained,few,knn,0.5,0\ntrained,few,knn,0.75,1\n"
-    )
+    head = "model,dataset,metric,value,encoder_sha256\n"
+    sha256 = trainable.read_description(tmp_path / "train")["sha256"]
+    summary.write_text(f"{head}chance,few,knn,0.1,\ntrained,few,knn,0.625,{sha256}\n")
     export(
         tmp_path / "train", tmp_path / "export", "timm",
         centroids=str(centroids), summary=str(summary), lists=["/a/b/laion-*.parquet"],
@@ -190,7 +189,6 @@ def test_the_card_tells_where_the_weights_come_from(tmp_path):
         "| Clusters | 20 |",
         r"| Clustered features | `clip\|x` |",
         "| few | knn | 0.6250 | 0.1000 |",
-        "Means over 2 seeds.",
         "  scale: 16.0",
         f"| Fingerprint of the centres | `{Centroids(centroids).fingerprint}` |",
         f"| model.safetensors | `{sha256_file(folder / 'model.safetensors')}` |",
@@ -201,7 +199,11 @@ def test_the_card_tells_where_the_weights_come_from(tmp_path):
     summary.write_text("model,dataset\nx,y\n")
     with pytest.raises(UserError, match=r"not the summary\.csv"):
         export(tmp_path / "train", tmp_path / "export", "timm", summary=str(summary))
-    summary.write_text("model,dataset,metric,value\n")
+    for whose in ("", "0" * 64):
+        summary.write_text(f"{head}trained,few,knn,0.5,{whose}\n")
+        with pytest.raises(UserError, match="scores of another encoder"):
+            export(tmp_path / "train", tmp_path / "export", "timm", summary=str(summary))
+    summary.write_text(head)
     export(tmp_path / "train", tmp_path / "export", "timm", summary=str(summary))
     assert "## Results" not in (folder / "README.md").read_text()
     others = centroids_file(tmp_path / "others.h5", unit_vectors(9, 8))

@@ -29,8 +29,8 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
     """Read trainings, in the order given.
 
     The cell stands in the encoder's own description, so that no folder's name can tell a wrong one.
-    Raises :class:`UserError` if a file is missing or damaged, if the scores are of another encoder
-    seed, if a run is given twice, or if runs differ in more than what a cell and a seed are.
+    Raises :class:`UserError` if a file is missing or damaged, if the scores are of another encoder,
+    if a run is given twice, or if runs differ in more than what a cell and a seed are.
     """
     runs: list[Run] = []
     others: dict[str, dict[str, Any]] = {}
@@ -45,18 +45,16 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
                 section.pop("negative_ratio"),
                 about["num_classes"],
             )
-            seed = section.pop("seed")
+            seed, sha256 = section.pop("seed"), about["sha256"]
         except (KeyError, TypeError):
             raise UserError(f"{path}: does not describe a training; rerun train") from None
         if cell.l is None:
             raise UserError(f"{path}: trained without train.positives; set it and train again")
         others[str(path)] = section
         scored = Path(folder) / "evaluate" / "trained.json"
-        scores, scored_seed = _scores(scored)
-        if scored_seed != seed:
-            raise UserError(
-                f"{scored}: of seed {scored_seed}, and {path} of {seed}; rerun evaluate"
-            )
+        scores, _ = _scores(scored)
+        if read_json(scored).get("encoder_sha256") != sha256:
+            raise UserError(f"{scored}: not the scores of the encoder of {path}; rerun evaluate")
         if any(run.cell == cell and run.seed == seed for run in runs):
             raise UserError(f"{folder}: {cell.name}, seed {seed}, is given twice; give each once")
         runs.append(Run(cell.name, seed, scores, cell))

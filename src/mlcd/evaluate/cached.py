@@ -22,7 +22,8 @@ class Features:
     `split` is an array of words; without test pictures, validation has become test. `key` [n] are
     the pictures' names. `label` is −1 where there is none. `group` [n] has one number a group,
     pictures without one each their own; `class_name` [classes] are the words that `label` counts
-    over. `group_name` [n] is the group's name, or the picture's key.
+    over. `group_name` [n] is the group's name, or the picture's key. `encoder_sha256` is of the
+    weights of a trained encoder, None for other models.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Features:
     group_name: list[bytes]
     failed: dict[str, int]
     trunk: torch.Tensor | None = None
+    encoder_sha256: str | None = None
 
     @property
     def classes(self) -> int:
@@ -99,4 +101,5 @@ def read(path: str | os.PathLike[str], device: torch.device, *, trunk: bool = Tr
         group_name=group_name.tolist(),
         failed=dict(sorted(reasons.items())),
         trunk=torch.from_numpy(columns["trunk"]).to(device) if "trunk" in columns else None,
+        encoder_sha256=attributes.get("encoder_sha256"),
     )

@@ -61,6 +61,8 @@ def extract(
         "seed": model.seed,
         "identity": identity(section, dataset, model),
     }
+    if model.encoder_sha256 is not None:
+        attributes["encoder_sha256"] = model.encoder_sha256
     with h5.writing(output, KIND, attributes) as writer:
         for batch in _batches(section, dataset, model, batch_size, workers, table):
             for column, rows in zip(("feature", "trunk"), model.encode(batch), strict=True):

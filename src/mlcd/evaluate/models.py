@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,14 @@ class FeatureModel:
     `prepare` makes uint8 pixels [h, w, 3] of an RGB picture, in decoding threads; `encode` makes
     float32 embeddings [B, d] of a uint8 batch [B, h, w, 3], and features [B, w] before the
     projection, for the probe; None where there is none. `identity` says what the features depend on
-    besides the pictures, `seed` which seed they come from.
+    besides the pictures, `seed` which seed they come from, `encoder_sha256` the trained weights.
     """
 
     prepare: Callable[[Image.Image], np.ndarray]
     encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
     identity: dict[str, Any]
     seed: int
+    encoder_sha256: str | None = None
 
 
 def load(
@@ -81,7 +82,8 @@ def _trained(section: Evaluate, folder: str, device: torch.device) -> FeatureMod
     about = trainable.read_description(folder)
     seed = about.get("section", {}).get("seed", section.seed)
     identity = {"model": "trained", "sha256": about["sha256"]}
-    return _of_encoder(trainable.load(folder), identity, seed, device)
+    model = _of_encoder(trainable.load(folder), identity, seed, device)
+    return replace(model, encoder_sha256=about["sha256"])
 
 
 def _of_encoder(

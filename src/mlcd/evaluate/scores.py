@@ -37,11 +37,11 @@ def metrics_part(
 
     `tower`: the text tower of the model trained, for zero-shot classification; `texts`: files of
     captions that it embedded, for image–text retrieval.
-    Raises :class:`UserError` if the files are of several models, or of a data set that the config
-    does not have.
+    Raises :class:`UserError` if the files are of several models or encoders, or of a data set that
+    the config does not have.
     """
     found: dict[str, Any] = {}
-    models = set()
+    models, weights = set(), set()
     seed = section.seed
     captions_of = {captions.dataset_of(path): path for path in texts}
     for path in paths:
@@ -50,6 +50,11 @@ def metrics_part(
         seed = data.seed
         if len(models) > 1:
             raise UserError(f"{path}: features of {data.model}; expected one model's files only")
+        weights.add(data.encoder_sha256)
+        if len(weights) > 1:
+            raise UserError(
+                f"{path}: features of another encoder than {paths[0]}; run --part features of both"
+            )
         if data.dataset in found:
             raise UserError(f"{path}: features of {data.dataset} a second time; give each once")
         start = time.monotonic()
@@ -63,7 +68,10 @@ def metrics_part(
             time.monotonic() - start,
             ", ".join(f"{key} {value:.4f}" for key, value in found[data.dataset]["scores"].items()),
         )
-    write_json(output, {"model": models.pop(), "seed": seed, "datasets": found})
+    about = {"model": models.pop(), "seed": seed}
+    if sha256 := weights.pop():
+        about["encoder_sha256"] = sha256
+    write_json(output, {**about, "datasets": found})
 
 
 def score(

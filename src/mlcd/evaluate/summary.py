@@ -18,7 +18,10 @@ from mlcd.evaluate.measures import of_tower, score_name
 from mlcd.evaluate.scores import DIGITS
 from mlcd.files import atomic_path, read_json, write_text
 
-COLUMNS = ("model", "dataset", "metric", "value", "seed", "better", "published", "difference")
+COLUMNS = (
+    "model", "dataset", "metric", "value", "seed", "better", "published", "difference",
+    "encoder_sha256",
+)  # fmt: skip
 CHANCE = "chance"
 #: Whose scores the paper's figures stand beside.
 JUDGED = "trained"
@@ -93,6 +96,7 @@ def summary_part(
     rows = table(models, figures)
     write_text(target.with_suffix(".md"), markdown(models, rows))
     draw(rows, target.with_suffix(".svg"))
+    weights = {model["model"]: model.get("encoder_sha256", "") for model in models}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -100,7 +104,7 @@ def summary_part(
         better = "lower" if lower_is_better(row.metric) else "higher"
         numbers = [_cell(row.published), _cell(row.difference)]
         writer.writerow([row.model, row.dataset, row.metric, _cell(row.value), row.seed, better,
-                         *numbers])  # fmt: skip
+                         *numbers, weights.get(row.model, "")])  # fmt: skip
     write_text(target, text.getvalue())
 
 

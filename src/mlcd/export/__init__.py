@@ -60,9 +60,7 @@ def run(arguments: argparse.Namespace, section: Export) -> None:
     from mlcd.files import sha256_file
 
     about = trainable.read_description(arguments.encoder)
-    made_from = card.origin(
-        arguments.lists, arguments.centroids, arguments.summary, about.get("num_classes")
-    )
+    made_from = card.origin(arguments.lists, arguments.centroids, arguments.summary, about)
     encoder = trainable.load(arguments.encoder)
     for name in section.formats:
         module = module_of(name)

@@ -10,7 +10,6 @@ import csv
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import yaml
@@ -39,26 +38,26 @@ class Origin:
     """What the weights were made from.
 
     `lists`: names of the URL lists; `clusters`: facts of the centres, name → value; `results`:
-    (data set, metric) → model → values, one a seed. Empty where the files were not given.
+    (data set, metric) → model → value. Empty where the files were not given.
     """
 
     lists: list[str] = field(default_factory=list)
     clusters: dict[str, str] = field(default_factory=dict)
-    results: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
+    results: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
 
 def origin(
-    lists: list[str], centroids: str | None, summary: str | None, num_classes: int | None
+    lists: list[str], centroids: str | None, summary: str | None, about: dict[str, Any]
 ) -> Origin:
     """Read `clusters/centroids.h5` and `evaluate/summary.csv`; either may be None.
 
-    `num_classes` is the encoder's, None if unknown. Raises :class:`UserError` if a file is missing,
-    not what its stage writes, or of another run.
+    `about` is encoder.json. Raises :class:`UserError` if a file is missing, not what its stage
+    writes, or of another run: centres of another number, scores of other weights.
     """
     return Origin(
         [Path(name).name for name in lists],
-        _clusters(centroids, num_classes) if centroids else {},
-        _results(summary) if summary else {},
+        _clusters(centroids, about.get("num_classes")) if centroids else {},
+        _results(summary, about["sha256"]) if summary else {},
     )
 
 
@@ -139,19 +138,14 @@ def _scores(made_from: Origin) -> list[str]:
     known = {model for values in made_from.results.values() for model in values}
     models = [name for name in _MODELS if name in known] + sorted(known - set(_MODELS))
     rows = [
-        (dataset, metric, *(f"{fmean(values[m]):.4f}" if m in values else "" for m in models))
+        (dataset, metric, *(f"{values[m]:.4f}" if m in values else "" for m in models))
         for (dataset, metric), values in made_from.results.items()
     ]
     words = (
         "`trained` is this encoder; `random` the same at random weights, `frozen` the encoder "
-        f"whose features were clustered. {_seeds(made_from)}"
+        "whose features were clustered. One seed: differences of a few points may be chance."
     )
     return ["## Results", words, _table(("data set", "metric", *models), rows)]
-
-
-def _seeds(made_from: Origin) -> str:
-    most = max(len(one) for values in made_from.results.values() for one in values.values())
-    return f"Means over {most} seeds." if most > 1 else "One seed."
 
 
 def _licence(licence: str | None) -> str:
@@ -189,18 +183,22 @@ def _clusters(path: str, num_classes: int | None) -> dict[str, str]:
     return facts
 
 
-def _results(path: str) -> dict[tuple[str, str], dict[str, list[float]]]:
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+def _results(path: str, sha256: str) -> dict[tuple[str, str], dict[str, float]]:
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    weights = set()
     try:
         with Path(path).open(encoding="utf-8", newline="") as handle:
             for row in csv.DictReader(handle):
                 model, dataset, metric, value = (row[name] for name in _COLUMNS)
-                models = found.setdefault((dataset, metric), {})
-                models.setdefault(model, []).append(float(value))
+                found.setdefault((dataset, metric), {})[model] = float(value)
+                if model == _MODELS[0]:
+                    weights.add(row["encoder_sha256"])
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage evaluate first") from None
     except (KeyError, TypeError, ValueError, UnicodeDecodeError):
         raise UserError(f"{path}: not the summary.csv of stage evaluate; rerun it") from None
+    if not weights <= {sha256}:
+        raise UserError(f"{path}: scores of another encoder; give the summary of this run")
     return found
 
 
