@@ -23,6 +23,26 @@ from mlcd.text.pairs import Pairs
 CHECKED = {"checkpoint_every": 2, "keep": 99}
 
 
+def test_a_temperature_beyond_the_limit_comes_back():
+    shape = {"width": 8, "layers": 1, "heads": 1, "context_length": 4}
+    tower = towers.build(Text(**shape), 4)
+    beyond = np.log(100) + 0.2
+    for sign, expected in ((1.0, True), (-1.0, False)):
+        with torch.no_grad():
+            tower.log_scale.fill_(beyond)
+        optimizer = torch.optim.SGD([tower.log_scale], lr=0.001)
+        for _ in range(5):
+            _, scale = tower(torch.ones(1, 4, dtype=torch.int64))
+            if tower.log_scale.item() >= np.log(100):
+                assert scale.item() == pytest.approx(100)
+            optimizer.zero_grad()
+            (sign * scale.sum()).backward()
+            optimizer.step()
+        # Where a smaller scale lowers the loss it falls; where a larger one would, it stays.
+        assert (tower.log_scale.item() < np.log(100)) == expected
+        assert expected or tower.log_scale.item() == pytest.approx(beyond)
+
+
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return text_runs.chunks(tmp_path_factory.mktemp("chunks"))

@@ -33,6 +33,26 @@ _SHAPE = ("width", "layers", "heads", "context_length")
 _INITIAL_SCALE, _LARGEST_SCALE = 1 / 0.07, 100.0
 
 
+class _AtMost(torch.autograd.Function):
+    """Clamp from above; the gradient stays where a step against it leads back.
+
+    A plain clamp has no gradient beyond the limit, and a value past it would stay there for good.
+    CLIP clamps the parameter after each step; under ZeRO a parameter is a copy that the next step
+    overwrites, so that its gradient is limited here.
+    """
+
+    @staticmethod
+    def forward(context: Any, value: torch.Tensor, limit: float) -> torch.Tensor:
+        context.save_for_backward(value)
+        context.limit = limit
+        return value.clamp(max=limit)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (value,) = context.saved_tensors
+        return gradient * ((value <= context.limit) | (gradient > 0)), None
+
+
 class TextTower(nn.Module):
     """Tokens int64 [B, context_length] to features [B, d], and the scale of their cosines [1].
 
@@ -50,7 +70,7 @@ class TextTower(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor([math.log(_INITIAL_SCALE)]))
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scale = self.log_scale.float().clamp(max=math.log(_LARGEST_SCALE)).exp()
+        scale = _AtMost.apply(self.log_scale.float(), math.log(_LARGEST_SCALE)).exp()
         return self.transformer(tokens), scale
 
 
