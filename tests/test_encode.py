@@ -199,6 +199,28 @@ def test_the_page_of_nearest_pictures_shows(models, folder, tmp_path):
         assert window.errors() == [] and window.requests() == []
 
 
+def test_a_folder_that_changed_since_is_told(models, folder, tmp_path, capsys):
+    place, kept, page = tmp_path / "place", tmp_path / "E.h5", tmp_path / "page.html"
+    (place / "b").mkdir(parents=True)
+    for name in ("a.jpg", "b/c.JPG", "z.jpg", "empty.png"):
+        shutil.copy(folder / name, place / name)
+    words = [place / "a.jpg", "--folder", place, "--model", models / "train",
+             "--embeddings", kept, "--output", page]  # fmt: skip
+    assert search(*words) == 0 and search(*words) == 0
+    assert "changed since" not in capsys.readouterr().err
+    (place / "z.jpg").write_bytes(jpeg(9, 90))
+    (place / "new 1.jpg").write_bytes(jpeg(5))
+    (place / "new 2.jpg").write_bytes(jpeg(6))
+    (place / "b" / "c.JPG").unlink()
+    assert search(*words) == 0
+    said = capsys.readouterr().err
+    assert f"{kept}: the folder changed since: 2 new pictures are not searched, 1 of" in said
+    assert "1 are gone; remove the file" in said
+    kept.unlink()
+    assert search(*words) == 0
+    assert "changed since" not in capsys.readouterr().err
+
+
 def test_searches_that_cannot_be_are_refused(models, folder, tmp_path, capsys):
     page, kept = tmp_path / "page.html", tmp_path / "E.h5"
     encode(folder, "--model", models / "train", "--output", kept)

@@ -112,6 +112,7 @@ def write(
         for name in ("key", "failed_key"):
             writer.append(name, np.zeros(0, f"S{width}"))
         writer.append("failed_reason", np.zeros(0, "S32"))
+        writer.append("file_size", np.zeros(0, np.int64))
         batches = _decoded(pictures(places), arguments.batch_size, arguments.max_pixels, pool)
         steps = -(-total // arguments.batch_size)
         for batch, decoded in progress(batches, total=steps, label="encode", unit="batch"):
@@ -159,6 +160,7 @@ def _append(
         rows = model.encode(np.stack([decoded[number] for number in good]))
         writer.append("embedding", rows.astype(np.float16))
         writer.append("key", np.array([batch[number].key for number in good], f"S{width}"))
+        writer.append("file_size", np.array([batch[number].size for number in good], np.int64))
 
 
 class _Failures:

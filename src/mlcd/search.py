@@ -1,7 +1,8 @@
 """`mlcd search IMAGE … --folder F --model M --output page.html`: the nearest pictures of a folder.
 
 Exact: every picture of the folder is compared, in blocks. Embeddings given by --embeddings are
-made if the file is not there, so that the next search is quick.
+made if the file is not there, so that the next search is quick. If it is there, the folder may have
+changed since: what is new, gone or of another size is counted in a warning.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 from mlcd.encode import add_resources, model_of, write
 from mlcd.errors import UserError
 from mlcd.progress import LOGGER
+from mlcd.stores import h5
+from mlcd.stores.embeddings import KIND
 from mlcd.stores.folder import Loose, pictures
 
 if TYPE_CHECKING:
@@ -55,9 +58,31 @@ def run(arguments: argparse.Namespace, section: object = None) -> None:
     model = model_of(arguments)
     with tempfile.TemporaryDirectory(prefix="mlcd-search-") as folder:
         path = Path(arguments.embeddings or Path(folder) / "embeddings.h5")
-        if not path.exists():
+        if made := not path.exists():
             write([arguments.folder], model, path, arguments)
-        _search(arguments, queries, model, path)
+        _search(arguments, queries, model, path, made)
+
+
+def _compare(path: Path, folder: str) -> None:
+    """Warn if the pictures of `folder` are not those whose embeddings `path` holds."""
+    with h5.reading(path, KIND) as file:
+        keys = file["key"][:].tolist()
+        # What an earlier version wrote has no sizes.
+        sizes = file["file_size"][:].tolist() if "file_size" in file else [None] * len(keys)
+        failed = set(file["failed_key"][:].tolist())
+    known = dict(zip(keys, sizes, strict=True))
+    new = changed = 0
+    for one in pictures([folder]):
+        if one.key in known:
+            changed += known.pop(one.key) not in (None, one.size)
+        elif one.key not in failed:
+            new += 1
+    if new or changed or known:
+        LOGGER.warning(
+            "%s: the folder changed since: %d new pictures are not searched, %d of another size "
+            "stand at their old place, %d are gone; remove the file to embed the folder again",
+            path, new, changed, len(known),
+        )  # fmt: skip
 
 
 def nearest(file: Embeddings, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +104,11 @@ def nearest(file: Embeddings, queries: np.ndarray, count: int) -> tuple[np.ndarr
 
 
 def _search(
-    arguments: argparse.Namespace, queries: list[Query], model: ImageModel, path: Path
+    arguments: argparse.Namespace,
+    queries: list[Query],
+    model: ImageModel,
+    path: Path,
+    made: bool,
 ) -> None:
     from mlcd.images import decode
     from mlcd.stores.embeddings import Embeddings
@@ -92,6 +121,8 @@ def _search(
         )
     if not file.n:
         raise UserError(f"{path}: holds no pictures; encode the folder again")
+    if not made:
+        _compare(path, arguments.folder)
     pixels = [model.pixels(decode(data, max_pixels=arguments.max_pixels)) for _, data in queries]
     rows, cosines = nearest(file, model.encode(np.stack(pixels)), arguments.count)
     key_of = {row: bytes(file.keys(row, row + 1)[0]) for row in map(int, np.unique(rows))}
