@@ -1,7 +1,8 @@
 # export: the trained encoder in formats that other programs load, each checked by equal outputs.
 #
 # REQUIRED INPUTS  results/train/encoder.safetensors, encoder.json
-#                  results/clusters/centroids.h5, results/evaluate/summary.csv   for the model card
+#                  results/clusters/centroids.h5, results/labels of one chunk,
+#                  results/evaluate/summary.csv                                 for the model card
 # OUTPUTS          results/export/{format}/check.json   written last, beside weights and config
 
 
@@ -11,6 +12,7 @@ rule export:
         weights=f"{RESULTS}/train/encoder.safetensors",
         description=f"{RESULTS}/train/encoder.json",
         centroids=f"{RESULTS}/clusters/centroids.h5",
+        labels=of_chunks("labels/{chunk}.h5")[:1],
         summary=[f"{RESULTS}/evaluate/summary.csv"] if DATASETS else [],
     output:
         check=f"{RESULTS}/export/{{format}}/check.json",
@@ -39,6 +41,7 @@ rule export:
             --encoder {params.encoder:q} \
             --output {params.folder:q} \
             --centroids {input.centroids:q} \
+            --labels {input.labels:q} \
             {params.summary} \
             --lists {params.lists:q} \
             --config {params.cfg:q} \

@@ -26,6 +26,15 @@ def jpeg(seed: int, side: int = 48) -> bytes:
     return buffer.getvalue()
 
 
+def seen_through(side: int = 50) -> bytes:
+    """Return a PNG whose left half is black that nothing is seen of, the right a pattern."""
+    picture = Image.open(io.BytesIO(jpeg(1, side))).convert("RGBA")
+    picture.paste((0, 0, 0, 0), (0, 0, side // 2, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def memory_limit(mib: int) -> str:
     """Return a --memory-limit that leaves `mib` MiB beside what the tests' own process holds."""
     return f"{(psutil.Process().memory_info().rss >> 20) + mib}MiB"

@@ -8,10 +8,18 @@ import os
 import subprocess
 import sys
 
+import h5py
+import numpy as np
 import pytest
 import torch
 import yaml
-from builders import centroids_file, jpeg, unit_vectors
+from builders import (
+    centroids_file,
+    embeddings_file,
+    labels_file,
+    seen_through,
+    unit_vectors,
+)
 from open_clip_tiny import register
 from safetensors.torch import load_file, save_file
 
@@ -19,9 +27,11 @@ import mlcd.export
 from mlcd.cli import main
 from mlcd.config import parse_section
 from mlcd.encoders import trainable
+from mlcd.encoders.frozen.preprocess import Preprocess
 from mlcd.errors import UserError
 from mlcd.export import to_open_clip, to_timm
 from mlcd.files import sha256_file
+from mlcd.images import decode
 from mlcd.stores.centroids import Centroids
 
 
@@ -40,11 +50,13 @@ def trained(folder, model: str, dim: int, side: int) -> trainable.Encoder:
     return encoder.eval()
 
 
-def export(train, output, *formats: str, centroids=None, summary=None, lists=(), **keys) -> None:
+def export(
+    train, output, *formats: str, centroids=None, labels=None, summary=None, lists=(), **keys
+) -> None:
     section = parse_section("export", json.dumps({"formats": list(formats), **keys}), {})
     arguments = argparse.Namespace(
-        encoder=str(train), output=str(output), centroids=centroids, summary=summary,
-        lists=list(lists),
+        encoder=str(train), output=str(output), centroids=centroids, labels=labels,
+        summary=summary, lists=list(lists),
     )  # fmt: skip
     mlcd.export.run(arguments, section)
 
@@ -86,7 +98,7 @@ def test_the_card_s_example_runs_outside_the_project(tmp_path):
     folder = tmp_path / "export" / "timm"
     card = (folder / "README.md").read_text()
     example = card.split("```python\n")[1].split("```")[0]
-    (tmp_path / "picture.jpg").write_bytes(jpeg(1))
+    (tmp_path / "picture.jpg").write_bytes(seen_through())
     # torchvision beside a foreign build of torch needs mlcd.compat; nothing else of mlcd is used.
     script = "import mlcd.compat\n" + example.replace("picture.jpg", "../../picture.jpg")
     script += "\nprint(embedding.tolist())"
@@ -101,13 +113,8 @@ def test_the_card_s_example_runs_outside_the_project(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     found = torch.tensor(json.loads(done.stdout))
 
-    import numpy as np
-    from PIL import Image
-
-    from mlcd.encoders.frozen.preprocess import Preprocess
-
-    with Image.open(tmp_path / "picture.jpg") as picture:
-        pixels = Preprocess((32, 32), encoder.mean, encoder.std)(picture.convert("RGB"))
+    picture = decode(seen_through(), max_pixels=10_000)
+    pixels = Preprocess((32, 32), encoder.mean, encoder.std)(picture)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.mean, encoder.std))
     image = (torch.from_numpy(np.array(pixels)).permute(2, 0, 1) / 255 - mean) / std
     with torch.no_grad():
@@ -170,14 +177,19 @@ def test_the_card_tells_where_the_weights_come_from(tmp_path):
     extra = {"steps": 1234, "num_classes": 20, "section": {"model": "test_vit", "scale": 16.0}}
     trainable.save(encoder, tmp_path / "train", extra)
     centroids = centroids_file(tmp_path / "centroids.h5", unit_vectors(20, 8), model="clip|x")
+    embeddings = embeddings_file(tmp_path / "e.h5", unit_vectors(5, 8))
+    labels = labels_file(tmp_path / "l.h5", np.zeros((5, 1)), 20, embeddings)
+    with h5py.File(labels, "r+") as file:
+        file.attrs["centroids"] = Centroids(centroids).fingerprint
+        file.attrs["section"] = json.dumps({"top": 8, "threshold": 0.93})
     summary = tmp_path / "summary.csv"
     head = "model,dataset,metric,value,encoder_sha256\n"
     sha256 = trainable.read_description(tmp_path / "train")["sha256"]
     summary.write_text(f"{head}chance,few,knn,0.1,\ntrained,few,knn,0.625,{sha256}\n")
     export(
         tmp_path / "train", tmp_path / "export", "timm",
-        centroids=str(centroids), summary=str(summary), lists=["/a/b/laion-*.parquet"],
-        license="cc-by-4.0",
+        centroids=str(centroids), labels=str(labels), summary=str(summary),
+        lists=["/a/b/laion-*.parquet"], license="cc-by-4.0",
     )  # fmt: skip
     folder = tmp_path / "export" / "timm"
     card = (folder / "README.md").read_text()
@@ -190,12 +202,19 @@ def test_the_card_tells_where_the_weights_come_from(tmp_path):
         r"| Clustered features | `clip\|x` |",
         "| few | knn | 0.6250 | 0.1000 |",
         "  scale: 16.0",
+        "embed:\n  name: clip|x\n",
+        "label:\n  top: 8\n  threshold: 0.93\n",
         f"| Fingerprint of the centres | `{Centroids(centroids).fingerprint}` |",
         f"| model.safetensors | `{sha256_file(folder / 'model.safetensors')}` |",
         trainable.read_description(tmp_path / "train")["sha256"],
     ]:
         assert expected in card, expected
-    assert "/a/b" not in card
+    assert "/a/b" not in card and "text tower" not in card
+    summary.write_text(f"{head}trained,few,zero_shot,0.5,{sha256}\n")
+    export(tmp_path / "train", tmp_path / "export", "timm", summary=str(summary))
+    assert (
+        "run's text tower, which is not part of this export" in (folder / "README.md").read_text()
+    )
     summary.write_text("model,dataset\nx,y\n")
     with pytest.raises(UserError, match=r"not the summary\.csv"):
         export(tmp_path / "train", tmp_path / "export", "timm", summary=str(summary))
@@ -209,3 +228,9 @@ def test_the_card_tells_where_the_weights_come_from(tmp_path):
     others = centroids_file(tmp_path / "others.h5", unit_vectors(9, 8))
     with pytest.raises(UserError, match="9 clusters, but the encoder was trained on 20"):
         export(tmp_path / "train", tmp_path / "export", "timm", centroids=str(others))
+    more = centroids_file(tmp_path / "more.h5", unit_vectors(20, 8, seed=1))
+    with pytest.raises(UserError, match="labels by other centres"):
+        export(
+            tmp_path / "train", tmp_path / "export", "timm",
+            centroids=str(more), labels=str(labels),
+        )  # fmt: skip

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import jpeg
+from builders import jpeg, seen_through
 from open_clip_tiny import register
-from PIL import Image
 from test_export import export
 
 from mlcd.cli import main
 from mlcd.config import Config, validate
 from mlcd.encoders import trainable
 from mlcd.encoders.frozen.preprocess import Preprocess
+from mlcd.images import decode
 
 pytest.importorskip("transformers", reason="pip install mlcd[transformers]")
 
@@ -45,15 +45,15 @@ def place(tmp_path_factory):
     (place / "pictures").mkdir()
     for number in range(3):
         (place / "pictures" / f"{number}.jpg").write_bytes(jpeg(number, 50))
-    (place / "picture.jpg").write_bytes(jpeg(1, 50))
+    (place / "picture.jpg").write_bytes(seen_through())
     return place
 
 
 def expected(place: Path, name: str) -> torch.Tensor:
     """Return the embedding of picture.jpg by the encoder itself."""
     encoder = trainable.load(place / name)
-    with Image.open(place / "picture.jpg") as picture:
-        pixels = Preprocess((32, 32), encoder.mean, encoder.std)(picture.convert("RGB")).copy()
+    picture = decode((place / "picture.jpg").read_bytes(), max_pixels=10_000)
+    pixels = Preprocess((32, 32), encoder.mean, encoder.std)(picture).copy()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.mean, encoder.std))
     image = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std
     with torch.inference_mode():

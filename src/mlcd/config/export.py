@@ -16,7 +16,7 @@ class Export(Section):
         ["timm"],
         min_length=1,
         description="timm (encoders with a timm name), open_clip (encoders named open_clip:…; the "
-        "image tower, since no text tower was trained), transformers (mlcd_vit_* as "
+        "image tower; a text tower of the run is not part of it), transformers (mlcd_vit_* as "
         "MLCDVisionModel, CLIP-like open_clip:ViT-… as CLIPVisionModelWithProjection).",
     )
     license: str | None = Field(

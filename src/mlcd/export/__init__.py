@@ -43,6 +43,9 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--centroids", metavar="FILE", help="clusters/centroids.h5, for the model card"
     )
     parser.add_argument(
+        "--labels", metavar="FILE", help="labels/CHUNK.h5 of any chunk, for the model card"
+    )
+    parser.add_argument(
         "--summary", metavar="FILE", help="evaluate/summary.csv, for the model card"
     )
     parser.add_argument(
@@ -60,7 +63,9 @@ def run(arguments: argparse.Namespace, section: Export) -> None:
     from mlcd.files import sha256_file
 
     about = trainable.read_description(arguments.encoder)
-    made_from = card.origin(arguments.lists, arguments.centroids, arguments.summary, about)
+    made_from = card.origin(
+        arguments.lists, arguments.centroids, arguments.labels, arguments.summary, about
+    )
     encoder = trainable.load(arguments.encoder)
     for name in section.formats:
         module = module_of(name)

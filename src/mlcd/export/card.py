@@ -18,10 +18,14 @@ from mlcd.errors import UserError
 from mlcd.files import write_text
 from mlcd.stores.centroids import Centroids
 from mlcd.stores.h5 import reading
+from mlcd.stores.labels import Labels
 
 _COLUMNS = ("model", "dataset", "metric", "value")
 #: Models of the results, in the order of the card's columns.
 _MODELS = ("trained", "random", "frozen", "pixels", "chance")
+
+#: How metrics begin that the text tower takes part in.
+_OF_TEXT = ("zero_shot", "image_to_text", "text_to_image")
 
 
 @dataclass(frozen=True)
@@ -37,26 +41,34 @@ class Usage:
 class Origin:
     """What the weights were made from.
 
-    `lists`: names of the URL lists; `clusters`: facts of the centres, name → value; `results`:
-    (data set, metric) → model → value. Empty where the files were not given.
+    `lists`: names of the URL lists; `clusters`: facts of the centres, name → value; `sections`:
+    settings of the stages before train, section → key → value; `results`: (data set, metric) →
+    model → value. Empty where the files were not given.
     """
 
     lists: list[str] = field(default_factory=list)
     clusters: dict[str, str] = field(default_factory=dict)
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     results: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
 
 def origin(
-    lists: list[str], centroids: str | None, summary: str | None, about: dict[str, Any]
+    lists: list[str],
+    centroids: str | None,
+    labels: str | None,
+    summary: str | None,
+    about: dict[str, Any],
 ) -> Origin:
-    """Read `clusters/centroids.h5` and `evaluate/summary.csv`; either may be None.
+    """Read `clusters/centroids.h5`, one chunk's labels and `evaluate/summary.csv`, where given.
 
     `about` is encoder.json. Raises :class:`UserError` if a file is missing, not what its stage
-    writes, or of another run: centres of another number, scores of other weights.
+    writes, or of another run: centres of another number, labels of other centres, scores of other
+    weights.
     """
     return Origin(
         [Path(name).name for name in lists],
         _clusters(centroids, about.get("num_classes")) if centroids else {},
+        _sections(centroids, labels, about.get("num_classes")),
         _results(summary, about["sha256"]) if summary else {},
     )
 
@@ -89,7 +101,7 @@ def write(
         f"```python\n{usage.example.strip()}\n```",
         usage.remark,
         "## Training data\n\n" + _data(made_from),
-        *_training(about),
+        *_training(about, made_from),
         *_scores(made_from),
         "## Files",
         _table(("file", "SHA-256"), [(name, f"`{value}`") for name, value in files.items()]),
@@ -125,11 +137,18 @@ def _data(made_from: Origin) -> str:
     return _table(("", ""), facts)
 
 
-def _training(about: dict[str, Any]) -> list[str]:
-    if "section" not in about:
+def _training(about: dict[str, Any], made_from: Origin) -> list[str]:
+    train = {"train": about["section"]} if "section" in about else {}
+    sections = {**made_from.sections, **train}
+    if not sections:
         return []
-    text = yaml.safe_dump({"train": about["section"]}, sort_keys=False, allow_unicode=True)
-    return ["## Training", f"Section `train` of the config:\n\n```yaml\n{text.strip()}\n```"]
+    text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
+    words = (
+        "Settings, as the run's own files hold them; `embed` says what the clustered features are. "
+        "`train.positives: null` takes `label.top` labels a picture (fewer where `label.threshold` "
+        "leaves fewer), and the loss `single` the first."
+    )
+    return ["## Training", f"{words}\n\n```yaml\n{text.strip()}\n```"]
 
 
 def _scores(made_from: Origin) -> list[str]:
@@ -145,6 +164,11 @@ def _scores(made_from: Origin) -> list[str]:
         "`trained` is this encoder; `random` the same at random weights, `frozen` the encoder "
         "whose features were clustered. One seed: differences of a few points may be chance."
     )
+    if any(metric.startswith(_OF_TEXT) for _, metric in made_from.results):
+        words += (
+            " Zero-shot scores and those between pictures and texts are with the run's text tower, "
+            "which is not part of this export."
+        )
     return ["## Results", words, _table(("data set", "metric", *models), rows)]
 
 
@@ -181,6 +205,26 @@ def _clusters(path: str, num_classes: int | None) -> dict[str, str]:
         facts["That encoder's weights"] = f"SHA-256 `{model['weights_sha256']}`"
     facts["Fingerprint of the centres"] = f"`{centroids.fingerprint}`"
     return facts
+
+
+def _sections(
+    centroids: str | None, labels: str | None, num_classes: int | None
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    centres = Centroids(centroids) if centroids else None
+    if centres is not None:
+        found = {
+            "embed": json.loads(centres.model or "{}"),
+            "cluster": json.loads(centres.section),
+        }
+    if labels:
+        file = Labels(labels)
+        if num_classes not in (None, file.num_classes) or (
+            centres is not None and file.centroids != centres.fingerprint
+        ):
+            raise UserError(f"{labels}: labels by other centres; give those of the same run")
+        found["label"] = json.loads(file.section)
+    return {name: values for name, values in found.items() if values}
 
 
 def _results(path: str, sha256: str) -> dict[tuple[str, str], dict[str, float]]:

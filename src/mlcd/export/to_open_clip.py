@@ -1,7 +1,8 @@
 """Export for open_clip: a config folder and the weights of the image tower.
 
-open_clip saves whole models. Only the image tower was trained, so its weights alone are written;
-open_clip loads them by `pretrained_image_path` into a model whose text tower is at random weights.
+open_clip saves whole models. The image tower's weights alone are written: a text tower of the run
+(results/text) is not part of the export. open_clip loads them by `pretrained_image_path` into a
+model whose text tower is at random weights.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ model, _, preprocess = open_clip.create_model_and_transforms(
     "local-dir:.", load_weights=False, pretrained_image_path="{WEIGHTS}"
 )
 model.eval()
-picture = Image.open("picture.jpg").convert("RGB")
+picture = Image.open("picture.jpg").convert("RGBA")
+picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 with torch.inference_mode():
     embedding = model.encode_image(preprocess(picture).unsqueeze(0))
 """
@@ -67,7 +69,8 @@ def write(encoder: Encoder, folder: Path) -> Usage:
     return Usage(
         "open_clip",
         EXAMPLE,
-        "The text tower was not trained and is at random weights: use `encode_image` only.",
+        "A text tower of the run is not part of this export: the one loaded here is at random "
+        "weights. Use `encode_image` only.",
     )
 
 

@@ -26,7 +26,8 @@ from PIL import Image
 
 model = timm.create_model("local-dir:.", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-picture = Image.open("picture.jpg").convert("RGB")
+picture = Image.open("picture.jpg").convert("RGBA")
+picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 with torch.inference_mode():
     embedding = model(transform(picture).unsqueeze(0))
 """

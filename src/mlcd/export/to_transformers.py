@@ -33,7 +33,8 @@ from transformers import AutoImageProcessor, {name}
 
 processor = AutoImageProcessor.from_pretrained(".", backend="pil")
 model = {name}.from_pretrained(".").eval()
-picture = Image.open("picture.jpg").convert("RGB")
+picture = Image.open("picture.jpg").convert("RGBA")
+picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 with torch.inference_mode():
     output = model(**processor(picture, return_tensors="pt"))
 embedding = output.{field}
@@ -45,6 +46,8 @@ embedding = embedding @ load_file("{PROJECTION}")["weight"].T
 """
 _REMARK = (
     "`backend='pil'` resizes as the evaluation did; without it pixels differ by a few levels. "
+    "Either way, where the longer side is cut by an odd number of pixels, transformers may cut one "
+    "pixel further to the left or the top than training and evaluation did. "
     "For patch tokens, as LLaVA takes them, call the model with `output_hidden_states=True` and "
     "take `output.hidden_states[-2][:, 1:]`."
 )
