@@ -88,8 +88,8 @@ rule ablate_evaluate:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=240,
+        mem_mb=scores_memory,
+        runtime=scores_minutes,
     params:
         cfg=lambda wildcards: ablate_section(
             "evaluate", models=["trained"], seed=int(wildcards.seed)
@@ -131,8 +131,8 @@ rule ablate_baseline:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=240,
+        mem_mb=scores_memory,
+        runtime=scores_minutes,
     params:
         cfg=lambda wildcards: ablate_section(
             "evaluate", models=[wildcards.model], seed=int(wildcards.seed)

@@ -15,9 +15,10 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from mlcd import datasets, head
-from mlcd.config import Config, published, validate
+from mlcd import datasets, head, prompts
+from mlcd.config import Config, published, registry, validate
 from mlcd.errors import UserError
+from mlcd.files import sha256_json
 from mlcd.plan import plan
 from mlcd.sources import code_hash
 from mlcd.sources import file_identity as read_identity
@@ -42,6 +43,7 @@ def check_config(values):
         chunks = plan(checked.metadata, prepare.chunk_rows, columns)
         for dataset in checked.evaluate.datasets:
             datasets.check(dataset)
+        prompts.check(checked.evaluate)
         weights = checked.embed.pretrained
         if weights and "/" in weights and not Path(weights).is_file():
             raise UserError(f"{source}: embed.pretrained: {weights} is no file; fetch it first")
@@ -75,7 +77,8 @@ def files_beside_inputs():
     rules = Path(workflow.basedir).parent.glob("rules/*.smk")
     lists = {planned.list for planned in CHUNKS.values()}
     centres = [CONFIG.cluster.initial] if CONFIG.cluster.initial else []
-    return {path: file_identity(path) for path in [*map(str, rules), *lists, *centres]}
+    names = prompts.check(CONFIG.evaluate)
+    return {path: file_identity(path) for path in [*map(str, rules), *lists, *centres, *names]}
 
 
 def check_command_length():
@@ -114,6 +117,11 @@ onstart:
 
 check_command_length()
 DATASETS = {dataset.name: dataset for dataset in CONFIG.evaluate.datasets}
+
+
+def names_identity():
+    """Return the identities of the prompts and names of classes that zero-shot scores rest on."""
+    return [file_identity(path) for path in prompts.check(CONFIG.evaluate)]
 
 
 def pictures_of(wildcards):

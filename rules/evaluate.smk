@@ -98,13 +98,17 @@ rule evaluate:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=240,
+        mem_mb=scores_memory,
+        runtime=scores_minutes,
     params:
         cfg=section("evaluate"),
         code=code_hash("evaluate"),
+        # Prompts and names of classes: the section has only their paths.
+        names=lambda wildcards, input: names_identity() if input.tower else [],
         tower=lambda wildcards, input: (
-            f"--text {RESULTS}/text --encoder {RESULTS}/train" if input.tower else ""
+            f"--text {shlex.quote(f'{RESULTS}/text')} --encoder {shlex.quote(f'{RESULTS}/train')}"
+            if input.tower
+            else ""
         ),
         texts=lambda wildcards, input: as_options({"texts": input.texts} if input.texts else {}),
     shell:
@@ -136,6 +140,8 @@ rule evaluate_summary:
         runtime=30,
     params:
         code=code_hash("evaluate"),
+        # Which sets the means are over, and by which measure.
+        registry=sha256_json(registry.registry()),
         # The paper's figures that stand beside this run's.
         figures=json.dumps(published.figures(CONFIG), ensure_ascii=False),
     shell:

@@ -39,3 +39,19 @@ def minutes(fixed, rows_a_second, by_threads=False):
         return attempt * (fixed + math.ceil(CHUNKS[wildcards.chunk].rows / rate / 60))
 
     return needed
+
+
+def rows_to_score():
+    """Return the train and test pictures of the largest data set that the registry knows."""
+    entries = [registry.registry().get(name, {}) for name in DATASETS]
+    return max((entry.get("train", 0) + entry.get("test", 0) for entry in entries), default=0)
+
+
+def scores_memory(wildcards, attempt):
+    """Return mem_mb of scoring: 8 GB, and four copies of rows of 2,048 floats."""
+    return attempt * (8000 + rows_to_score() * 4 * 4 * 2048 // 1_000_000)
+
+
+def scores_minutes(wildcards, attempt):
+    """Return runtime of scoring: four hours, and a minute for each 2,000 pictures, on a GPU."""
+    return attempt * (240 + rows_to_score() // 2000)

@@ -23,7 +23,7 @@ from mlcd.config import Config
 from mlcd.config.evaluate import Dataset
 from mlcd.config.registry import registry
 from mlcd.errors import UserError
-from mlcd.evaluate.datasets import samples
+from mlcd.evaluate.datasets import judged, samples
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -84,8 +84,8 @@ def test_a_folder_of_tars_and_one_of_split_folders_with_tars():
     tar_of("a/1.tar", {"x.jpg": jpeg(1), "x.json": json.dumps(about).encode()})
     tar_of("a/0.tar", {"y.jpg": jpeg(2), "y.json": json.dumps({**about, "split": "test"}).encode()})
     assert found(path="a", label_field="kind") == [
-        ("y", "test", "7", jpeg(2)),
-        ("x", "validation", "7", jpeg(1)),
+        ("0/y", "test", "7", jpeg(2)),
+        ("1/x", "validation", "7", jpeg(1)),
     ]
     tar_of(
         "b/train/0.tar", {"s0.cls": b"12\n", "s0.jpg": jpeg(3), "s1.jpg": jpeg(4), "s1.cls": b"3"}
@@ -228,6 +228,13 @@ def parquet(**columns) -> None:
     pd.DataFrame(columns).to_parquet("x.parquet")
 
 
+def damaged_page() -> None:
+    parquet(split=["test"] * 99, image=[jpeg(seed) for seed in range(99)])
+    data = bytearray(Path("x.parquet").read_bytes())
+    data[4:300] = bytes(296)
+    Path("x.parquet").write_bytes(data)
+
+
 @pytest.mark.parametrize(
     ("prepare", "keys", "message"),
     [
@@ -248,6 +255,8 @@ def parquet(**columns) -> None:
         (lambda: parquet(split=["test"], image=["../y"]), {"path": "x.parquet"}, "is not below"),
         (lambda: parquet(split=["test"], image=["y"]), {"path": "x.parquet"}, "'y': No such file"),
         (lambda: parquet(split=["test"], image=[3]), {"path": "x.parquet"}, "its picture is int"),
+        (lambda: parquet(split=["test"], image=["a\0b"]), {"path": "x.parquet"}, "is no path"),
+        (lambda: damaged_page(), {"path": "x.parquet"}, "x.parquet: damaged ("),
         (lambda: parquet(split=["out"], image=[b""]), {"path": "x.parquet"}, "'split' is 'out'"),
     ],
 )  # fmt: skip
@@ -258,3 +267,18 @@ def test_what_cannot_be_read_is_refused_in_one_line(prepare, keys, message):
         list(samples(dataset))
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_negative_labels_are_none():
+    parquet(split=["train", "test"], image=[jpeg(1)] * 2, kind=[3, -1])
+    assert [row[2] for row in found(path="x.parquet", label_field="kind")] == ["3", None]
+
+
+def test_validation_is_test_where_no_test_picture_has_a_label():
+    splits = np.array(["train", "validation", "test", "test"])
+    known = np.array([True, True, False, False])
+    assert judged(splits, known).tolist() == ["train", "test", "none", "none"]
+    assert judged(splits[:2], known[:2]).tolist() == ["train", "test"]
+    # One label is enough, and where nothing is labelled (captions) the test pictures stay.
+    for other in (np.array([True, True, False, True]), np.zeros(4, bool)):
+        assert judged(splits, other).tolist() == splits.tolist()

@@ -18,6 +18,7 @@ from PIL import Image
 from mlcd.cli import main
 from mlcd.config import Evaluate
 from mlcd.encoders import trainable
+from mlcd.evaluate import cached
 
 TAGS = ["warm", "cold", "rare"]
 
@@ -267,6 +268,12 @@ def test_rare_and_unseen_classes_are_counted(place):
         ([], {"probe_c_min": 10, "probe_c_max": 1}, "probe_c_min: 10 is not below probe_c_max, 1"),
         ([], {"published": "laion"}, "no published run is called 'laion'; known: laion400m-vit-"),
         (["--part", "image_text"], {}, "--images: needed for --part image_text"),
+        ([], {"models": ["pixels"], "dataset": {"group_field": "titel"}},
+         "no picture has a field 'titel', which evaluate.datasets.group_field of few names"),
+        ([], {"models": ["pixels"], "dataset": {"label_field": "lable"}}, "has a field 'lable'"),
+        ([], {"templates": "generl"}, "evaluate.templates: no set is called 'generl'"),
+        ([], {"models": ["trained"], "dataset": {"tasks": ["zero_shot"], "tags_field": None}},
+         "--text: needed for zero_shot"),
         ([], {"models": ["pixels", "pixels"]}, "a value stands twice"),
         ([], {}, "--encoder: needed for random and trained"),
     ],
@@ -326,3 +333,66 @@ def test_pictures_are_not_mixed_up_by_decoding_threads(place):
         assert evaluate(*command, *wide, "--config", config(place)) == 0
         features.append(out.read_bytes())
     assert features[0] == features[1]
+
+
+def test_a_validation_part_of_one_class_is_refused(place, capsys):
+    few = rows()
+    for number in (1, 7):
+        few[number][2]["split"] = "validation"
+    pack(place / "few.tar", few)
+    keys = {"metric": "roc_auc", "tags_field": None, "tasks": ["linear_probe"]}
+    command = (
+        "--output",
+        place / "out",
+        "--config",
+        config(place, models=["pixels"], dataset=keys),
+    )
+    assert evaluate(*command) == 2
+    assert "few: its validation pictures are all of one class" in capsys.readouterr().err
+
+
+def test_two_tars_that_number_alike_are_two_sets_of_keys(place, capsys):
+    (place / "few").mkdir()
+    for part in (0, 1):
+        half = rows()[30 * part : 30 * part + 30]
+        numbered = [(f"{number:03d}", *row[1:]) for number, row in enumerate(half)]
+        pack(place / "few" / f"{part}.tar", numbered)
+    out = place / "f.h5"
+    keys = {"path": str(place / "few")}
+    command = ("--part", "features", "--model", "pixels", "--dataset", "few", "--output", out)
+    assert evaluate(*command, "--config", config(place, dataset=keys)) == 0
+    with h5py.File(out) as file:
+        assert len(set(file["key"][:].tolist())) == 60
+        assert file["key"][30] == b"1/000"
+    pack(place / "few.tar", [*rows(), rows()[0]])
+    assert evaluate(*command, "--config", config(place)) == 2
+    assert "2 pictures are called k000; rename them" in capsys.readouterr().err
+
+
+def test_a_class_folder_of_another_encoding_is_kept(tmp_path):
+    for side, kind in (("train", "caf\udce9"), ("train", "bar"), ("test", "caf\udce9")):
+        folder = tmp_path / "set" / side / kind
+        folder.mkdir(parents=True)
+        (folder / "1.jpg").write_bytes(jpeg(len(kind)))
+    out, keys = tmp_path / "f.h5", {"path": str(tmp_path / "set"), "label_field": None}
+    keys |= {"tags_field": None, "group_field": None}
+    command = ("--part", "features", "--model", "pixels", "--dataset", "few", "--output", out)
+    assert evaluate(*command, "--config", config(tmp_path, dataset=keys)) == 0
+    data = cached.read(out, torch.device("cpu"))
+    assert data.class_name == ["bar", "caf\udce9"]
+    assert b"train/caf\xe9/1.jpg" in data.key
+
+
+def test_figures_without_a_value_are_refused(place, capsys):
+    command = ("--part", "summary", "--metrics", "none.json", "--output", place / "s.csv")
+    assert evaluate(*command, "--figures", "[{}]") == 2
+    assert "--figures: {} has no dataset" in capsys.readouterr().err
+
+
+def test_scores_of_nothing_are_refused(place, capsys):
+    (place / "m.json").write_text('{"model": "trained", "seed": 0, "datasets": {}}')
+    assert (
+        evaluate("--part", "summary", "--metrics", place / "m.json", "--output", place / "s.csv")
+        == 2
+    )
+    assert "m.json: holds no scores; run --part metrics, with --text" in capsys.readouterr().err

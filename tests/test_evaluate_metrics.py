@@ -100,6 +100,19 @@ def test_a_start_saves_iterations_and_leaves_the_minimum():
     assert warm.loss == pytest.approx(cold.loss, abs=1e-5)
 
 
+def test_columns_of_zeros_and_few_rows_leave_the_fit():
+    x, y = planted(40, 60, 3)
+    x = torch.from_numpy(x - x.mean(0))
+    wide = torch.zeros(40, 200)
+    wide[:, ::4][:, :30], wide[:, 1::4][:, :30] = x[:, :30], x[:, 30:]
+    narrow = probe.fit(probe.Rows(x), torch.from_numpy(y), 1.0, 1000)
+    found = probe.fit(probe.Rows(wide), torch.from_numpy(y), 1.0, 1000)
+    assert found.weight.shape == (200, 3)
+    assert (found.weight[2::4] == 0).all()
+    assert found.loss == pytest.approx(narrow.loss, abs=1e-5)
+    assert torch.allclose(found.logits(wide), narrow.logits(x), atol=0.05)
+
+
 def test_c_is_found_by_clips_search_on_the_rows_held_back():
     x, y = planted(400, 40, 8)
     x = x / x.std()

@@ -11,7 +11,7 @@ import yaml
 
 from mlcd.cli import main
 from mlcd.config import Config, published, registry
-from mlcd.evaluate.measures import score_name
+from mlcd.evaluate.measures import score_name, zero_shot_name
 from mlcd.evaluate.summary import markdown, table
 
 PRESETS = Path(__file__).parent.parent / "workflow" / "presets"
@@ -58,6 +58,25 @@ def test_the_figure_follows_k(k, value):
     assert published.figures(preset("imagenet-rn50", cluster={"k": k + 1})) == []
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": {"epochs": 1}},
+        {"train": {"negative_ratio": 1.0}},
+        {"train": {"positives": 1}},
+        {"label": {"top": 1}},
+        {"label": {"threshold": 0.5}},
+    ],
+)
+def test_another_setting_has_no_figure(changes):
+    assert published.figures(preset("imagenet-rn50", **changes)) == []
+
+
+def test_l_is_what_training_takes():
+    values = {"train": {"positives": 8}, "label": {"top": 32}}
+    assert published.figures(preset("imagenet-rn50", **values))
+
+
 def test_every_condition_is_a_key_of_the_config():
     config = Config()
     for run in published.runs().values():
@@ -85,6 +104,23 @@ def test_the_means_are_over_all_sets_or_not_there():
     assert found["trained", "mean_of_27"].published is None
     assert found["random", "imagenet"].published is None
     assert found["chance", "mean_of_26"].value == pytest.approx((25 * 0.01 + 0.1) / 26)
+
+
+def test_the_mean_of_zero_shot_is_over_25_sets():
+    sets = registry.zero_shot_sets()
+    assert len(sets) == 25
+    one = model("trained", 0.7, sets)
+    for name, dataset in one["datasets"].items():
+        score = zero_shot_name(registry.registry()[name]["metric"])
+        dataset["scores"] = dataset["chance"] = {score: 0.7}
+    figures = published.figures(preset("laion400m-vit-l14"))
+    rows = {row.dataset: row for row in table([one], figures) if row.model == "trained"}
+    mean = rows["mean_of_25"]
+    assert (mean.metric, mean.value) == ("zero_shot", pytest.approx(0.7))
+    assert mean.difference == pytest.approx(0.7 - 0.675)
+    assert "mean_of_26" not in rows
+    del one["datasets"]["voc2007"]
+    assert "mean_of_25" not in {row.dataset for row in table([one], figures)}
 
 
 def test_the_summary_prints_them_beside_ours(tmp_path):

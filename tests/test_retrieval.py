@@ -73,6 +73,13 @@ def test_embeddings_that_are_all_alike_find_nothing():
         assert (ranks == 12).all()
 
 
+def test_embeddings_that_are_no_numbers_find_nothing():
+    none = torch.full((12, 4), torch.nan)
+    for images, texts in ((none, none), (none, torch.randn(12, 4)), (torch.randn(12, 4), none)):
+        for ranks in retrieval.image_text_ranks(images, texts, torch.arange(12)):
+            assert (ranks == 12).all()
+
+
 @pytest.fixture
 def files(tmp_path):
     """The two embedding files of `pairs`, and a function that writes the texts' anew."""
@@ -124,3 +131,13 @@ def test_files_that_do_not_fit_are_refused(files, capsys):
     (folder / "t.h5").write_bytes((folder / "i.h5").read_bytes())
     assert image_text(folder) == 2
     assert "expected a file of text_embeddings, found embeddings" in capsys.readouterr().err
+
+
+def test_embeddings_that_are_not_finite_are_refused(files, capsys):
+    folder, of, write = files
+    rows = np.ones((50, 6), np.float32)
+    rows[7, 2] = np.nan
+    write(embedding=rows)
+    assert image_text(folder) == 2
+    message = f"t.h5: 1 embeddings are not finite, the first of {of[7].decode()!r}"
+    assert message in capsys.readouterr().err

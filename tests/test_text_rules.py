@@ -46,10 +46,12 @@ CHANGES = {
             }
         ],
         "models": ["trained"],
-        "templates": "name",
+        "templates": "prompts.yaml",
     },
 }
 
+
+PROMPTS = 'media: [""]\nsubjects: ["{}"]\n'
 
 #: What is stale with the tower.
 AFTER_TEXT = {"evaluate_texts", "evaluate", "evaluate_summary", "report_results"}
@@ -63,6 +65,7 @@ def finished(tmp_path_factory):
     base = tmp_path_factory.mktemp("text")
     checkout = Checkout(base / "checkout")
     checkout.configure(**CHANGES)
+    (checkout.folder / "prompts.yaml").write_text(PROMPTS)
     with serving(base / "site") as url:
         checkout.write_pictures(url, base / "site")
         done = checkout.snakemake("--cores", "2", *TARGETS)
@@ -88,7 +91,7 @@ def test_zero_shot_stands_in_the_results(finished):
     hits = found["scores"]["zero_shot"] * found["pictures"]["test"]
     assert hits == pytest.approx(round(hits), abs=0.01)
     assert found["chance"]["zero_shot"] == pytest.approx(1 / 3, abs=1e-4)
-    assert found["zero_shot"] == {"templates": "name", "prompts": 1}
+    assert found["zero_shot"] == {"templates": "prompts.yaml", "prompts": 1}
 
 
 def test_pictures_and_titles_stand_in_the_results(finished):
@@ -142,3 +145,15 @@ def test_a_changed_key_makes_what_rests_on_it_stale(configured, change, expected
     changes = {key: {**CHANGES.get(key, {}), **value} for key, value in change.items()}
     configured.configure(**{**CHANGES, **changes})
     assert set(configured.stale(*TARGETS)) == expected
+
+
+def test_other_prompts_in_the_same_file_make_the_scores_stale(finished):
+    path = finished.folder / "prompts.yaml"
+    path.write_text(PROMPTS.replace('[""]', '["a photo of"]'))
+    assert set(finished.stale(*TARGETS)) == AFTER_TEXT - {"evaluate_texts"}
+    path.write_text("media: []\n")
+    refused = finished.snakemake("--dry-run", *TARGETS)
+    assert refused.returncode != 0
+    assert "prompts.yaml: expected lists 'media' and 'subjects'" in refused.stdout
+    path.write_text(PROMPTS)
+    assert finished.stale(*TARGETS) == {}

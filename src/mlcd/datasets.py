@@ -124,6 +124,9 @@ def identity(dataset: Dataset) -> str:
     for folder, folders, names in os.walk(path, followlinks=True):
         folders.sort()
         entries += [Path(folder, name) for name in sorted(names)]
-    sizes = [[str(entry.relative_to(path)), entry.stat().st_size] for entry in entries]
+    # Names that are no UTF-8 have none of their own in JSON.
+    names = [os.fsencode(entry.relative_to(path)).decode(errors="backslashreplace") for entry in
+             entries]  # fmt: skip
+    sizes = [[name, entry.stat().st_size] for name, entry in zip(names, entries, strict=True)]
     step = max(1, -(-len(entries) // _LOOKED_INTO))
     return sha256_json([sizes, [file_identity(str(entry)) for entry in entries[::step]]])[:16]

@@ -38,9 +38,10 @@ class Dataset(Section):
         ["knn", "linear_probe"],
         min_length=1,
         description="How classes are judged: k-NN, linear probe, retrieval among the test pictures "
-        "(which needs no train pictures), zero_shot by the text tower (section text). Tags always "
-        "by the probe. image_text_retrieval: do test pictures and their captions (caption_field) "
-        "find one another by the encoder and the text tower? It needs no classes.",
+        "(which needs no train pictures), zero_shot by the text tower (section text; of tags where "
+        "the metric is theirs). Tags always by the probe. image_text_retrieval: do test pictures "
+        "and their captions (caption_field) find one another by the encoder and the text tower? It "
+        "needs no classes.",
     )
     metric: (
         Literal["accuracy", "mean_per_class", "roc_auc", "mean_top1_top5", "map", "map_11_point"]
@@ -85,6 +86,11 @@ class Dataset(Section):
         description="YAML of class → its name, or list of names, for zero_shot. null: the classes "
         "as the data set writes them.",
     )
+    templates: str | None = Field(
+        None,
+        description="Prompts of zero_shot on this set, as evaluate.templates, since CLIP's differ "
+        "from set to set. null: those of evaluate.templates.",
+    )
     min_tag_count: int = Field(
         20, gt=0, description="Tags on fewer pictures than this are left out of the mAP."
     )
@@ -128,7 +134,7 @@ class Dataset(Section):
 
 
 #: Keys of a data set that its features do not depend on.
-_OF_SCORES = {"tasks", "metric", "class_names", "min_tag_count", "caption_field"}
+_OF_SCORES = {"tasks", "metric", "class_names", "templates", "min_tag_count", "caption_field"}
 
 
 class Evaluate(Section):
@@ -257,6 +263,10 @@ class Evaluate(Section):
                 f"{self.probe_c_max:g}; lower it"
             )
         return self
+
+    def templates_of(self, dataset: Dataset) -> str:
+        """Return which prompts name the classes of a data set: its own, or else the section's."""
+        return self.templates if dataset.templates is None else dataset.templates
 
     def for_features(self) -> str:
         """Return what features depend on as one line of JSON, for `--part features --config`.

@@ -41,10 +41,14 @@ def figures(config: Config) -> list[dict[str, Any]]:
 
 
 def differences(config: Config, wanted: dict[str, Any]) -> list[str]:
-    """Return the keys ('section.key') of `wanted` whose value in `config` is another."""
+    """Return the keys ('section.key') of `wanted` whose value in `config` is another.
+
+    `label.top` stands for l, the labels that training takes (train.positives, 1 of single).
+    """
     found = []
     for key, value in wanted.items():
         section, _, name = key.partition(".")
-        if getattr(getattr(config, section), name) != value:
+        ours = config.own_cell.l if key == "label.top" else getattr(getattr(config, section), name)
+        if ours != value:
             found.append(key)
     return found

@@ -28,5 +28,10 @@ def defaults(name: Any) -> dict[str, Any]:
 
 
 def published_sets() -> list[str]:
-    """Return the names of the 27 sets that the paper's means are over, ImageNet among them."""
+    """Return the names of the 27 sets that the means of probes are over, ImageNet among them."""
     return [name for name, entry in registry().items() if entry.get("published")]
+
+
+def zero_shot_sets() -> list[str]:
+    """Return the names of the 25 sets that the mean of zero-shot scores is over."""
+    return [name for name in published_sets() if name not in ("imagenet", "fer2013")]

@@ -103,6 +103,7 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
 
     import torch
 
+    from mlcd import prompts
     from mlcd.encoders.frozen.base import pick_device
     from mlcd.evaluate.captions import texts_part
     from mlcd.evaluate.datasets import find
@@ -116,6 +117,8 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
             raise UserError(
                 f"--{option.replace('_', '-')}: {getattr(arguments, option)} is too low"
             )
+    if arguments.part in ("metrics", "all"):
+        prompts.check(section)
     threads = arguments.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     resources = Resources(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from mlcd.errors import UserError
+from mlcd.evaluate.datasets import judged
 from mlcd.evaluate.features import KIND, SPLITS
 from mlcd.stores import h5
 
@@ -19,11 +20,12 @@ class Features:
     """One features file (docs/formats.md): n pictures, each with its row of `feature` [n, d].
 
     `trunk` [n, w] are the features before the encoder's projection, None where there is none.
-    `split` is an array of words; without test pictures, validation has become test. `key` [n] are
+    `split` is an array of words; without test pictures, or without a label of one, validation has
+    become test (:func:`mlcd.evaluate.datasets.judged`). `key` [n] are
     the pictures' names. `label` is −1 where there is none. `group` [n] has one number a group,
     pictures without one each their own; `class_name` [classes] are the words that `label` counts
-    over. `group_name` [n] is the group's name, or the picture's key. `encoder_sha256` is of the
-    weights of a trained encoder, None for other models.
+    over, `tag_name` those of the columns of `tags`. `group_name` [n] is the group's name, or the
+    picture's key. `encoder_sha256` is of the weights of a trained encoder, None for other models.
     """
 
     model: str
@@ -41,6 +43,7 @@ class Features:
     failed: dict[str, int]
     trunk: torch.Tensor | None = None
     encoder_sha256: str | None = None
+    tag_name: list[str] = field(default_factory=list)
 
     @property
     def classes(self) -> int:
@@ -75,10 +78,7 @@ def read(path: str | os.PathLike[str], device: torch.device, *, trunk: bool = Tr
     n = len(columns["key"])
     tags = np.zeros((n, len(columns["tag_name"])), bool)
     tags[columns["tag"][:, 0], columns["tag"][:, 1]] = True
-    split = np.array(SPLITS)[columns["split"]]
-    if not np.isin(split, ["test", "query", "gallery"]).any():
-        # ImageNet's case: the labels of its test pictures are not public.
-        split[split == "validation"] = "test"
+    split = judged(np.array(SPLITS)[columns["split"]], (columns["label"] >= 0) | tags.any(1))
     group = columns["group"].astype(np.int64)
     alone = group < 0
     # A prefix, so that a key is not taken for a group of that name.
@@ -95,11 +95,17 @@ def read(path: str | os.PathLike[str], device: torch.device, *, trunk: bool = Tr
         feature=torch.from_numpy(columns["feature"]).to(device),
         split=split,
         label=columns["label"].astype(np.int64),
-        class_name=[name.decode() for name in columns["class_name"].tolist()],
+        class_name=_words(columns["class_name"]),
         tags=tags,
         group=group,
         group_name=group_name.tolist(),
         failed=dict(sorted(reasons.items())),
+        tag_name=_words(columns["tag_name"]),
         trunk=torch.from_numpy(columns["trunk"]).to(device) if "trunk" in columns else None,
         encoder_sha256=attributes.get("encoder_sha256"),
     )
+
+
+def _words(names: np.ndarray) -> list[str]:
+    """Return names as they were read, folders' that are no UTF-8 included."""
+    return [name.decode(errors="surrogateescape") for name in names.tolist()]

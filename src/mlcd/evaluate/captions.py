@@ -12,7 +12,8 @@ from mlcd.config.evaluate import IMAGE_TEXT, Dataset
 from mlcd.encoders import text as towers
 from mlcd.errors import UserError
 from mlcd.evaluate.cached import Features
-from mlcd.evaluate.datasets import samples
+from mlcd.evaluate.datasets import judged, samples
+from mlcd.evaluate.features import to_bytes
 from mlcd.evaluate.retrieval import RANKS, TEXTS, image_text_recall, read_embeddings
 from mlcd.progress import LOGGER, progress
 from mlcd.stores import h5
@@ -25,14 +26,15 @@ def texts_part(dataset: Dataset, tower: towers.TextTower, output: str | os.PathL
     """
     if dataset.caption_field is None:
         raise UserError(f"evaluate.datasets: {dataset.name} has no captions; set caption_field")
-    of_split: dict[str, list[tuple[str, str]]] = {"test": [], "validation": []}
-    found = set()
+    splits, known, captions = [], [], []
     for sample in progress(samples(dataset), label=f"texts of {dataset.name}", unit="pictures"):
-        found.add(sample.split)
-        if sample.split in of_split:
-            of_split[sample.split] += [(sample.key, text) for text in sample.captions]
-    held = bool(found & {"test", "query", "gallery"})
-    pairs = of_split["test" if held else "validation"]
+        if sample.split != "train":
+            splits.append(sample.split)
+            known.append(sample.label is not None or bool(sample.tags))
+            captions.append((sample.key, sample.captions))
+    test = judged(np.array(splits, dtype=object), np.array(known, bool)) == "test"
+    chosen = (captions[row] for row in np.flatnonzero(test).tolist())
+    pairs = [(key, text) for key, texts in chosen for text in texts]
     if not pairs:
         raise UserError(
             f"evaluate.datasets: no test picture of {dataset.name} has a caption in field "
@@ -42,7 +44,7 @@ def texts_part(dataset: Dataset, tower: towers.TextTower, output: str | os.PathL
     rows = towers.encode(tower, texts)
     if not torch.isfinite(rows).all():
         raise UserError("text: features that are not finite; train again with a lower text.lr")
-    key = np.array([key.encode() for key, _ in pairs], dtype="S")
+    key = np.array([to_bytes(key) for key, _ in pairs], dtype="S")
     # Equal captions of several pictures cannot be told apart, however good the towers are.
     pictures: dict[str, set[str]] = {}
     for picture, text in pairs:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from mlcd.config import Evaluate
 from mlcd.config.evaluate import Dataset
@@ -98,6 +101,20 @@ def from_fields(
     )
 
 
+def judged(splits: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return the splits (words [n]) with validation as test where there is none to judge by.
+
+    That is, without test pictures, or where none of these has a class or tags (`known`, bool [n])
+    and one of validation has: they are then of no split. So it is with ImageNet, whose test labels
+    are not public.
+    """
+    held = np.isin(splits, ["test", "query", "gallery"])
+    validation = splits == "validation"
+    if held.any() and (known[held].any() or not known[validation].any()):
+        return splits
+    return np.where(validation, "test", np.where(held, "none", splits))
+
+
 def _texts(where: str, name: str | None, fields: dict[str, Any]) -> list[str]:
     """Return the captions in a field, a text or a list of texts, without empty ones."""
     value = fields.get(name) if name is not None else None
@@ -114,6 +131,9 @@ def _word(where: str, name: str | None, option: str, fields: dict[str, Any]) -> 
     """Return a field as text; None if the config names none, or the picture has none."""
     value = fields.get(name) if name is not None else None
     if value is None or value == "":
+        return None
+    # −1 is how arrays and data set hubs write that there is no class.
+    if option == "label_field" and re.fullmatch(r"-\d+", str(value)):
         return None
     if not isinstance(value, (str, int)):
         raise UserError(

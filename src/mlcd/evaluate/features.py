@@ -99,8 +99,21 @@ class _Table:
         total = len(self.kept) + len(self.failed)
         if not total:
             raise UserError(f"{dataset.path}: no pictures; see docs/evaluation.md for what is read")
-        if not self.failed:
-            return
+        if self.failed:
+            self._check_failures(section, dataset, total)
+        keys = Counter(sample.key for sample in self.kept)
+        if keys and max(keys.values()) > 1:
+            key = keys.most_common(1)[0][0]
+            raise UserError(f"{dataset.path}: {keys[key]} pictures are called {key}; rename them")
+        for option in ("label", "tags", "group"):
+            name = getattr(dataset, f"{option}_field")
+            if name is not None and not any(getattr(sample, option) for sample in self.kept):
+                raise UserError(
+                    f"{dataset.path}: no picture has a field {name!r}, which evaluate.datasets."
+                    f"{option}_field of {dataset.name} names; correct it, or set it to null"
+                )
+
+    def _check_failures(self, section: Evaluate, dataset: Dataset, total: int) -> None:
         reasons = Counter(reason for _, reason in self.failed)
         words = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
         if len(self.failed) > section.max_failed * total:
@@ -171,4 +184,12 @@ def _numbered(values: list[str | None]) -> tuple[np.ndarray, list[str]]:
 
 
 def _bytes(words: list[str]) -> np.ndarray:
-    return np.array([word.encode() for word in words], dtype="S")
+    return np.array([to_bytes(word) for word in words], dtype="S")
+
+
+def to_bytes(word: str) -> bytes:
+    """Return a key or name as UTF-8; bytes of a file's name that are none as they are."""
+    try:
+        return word.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # JSON may hold half a surrogate pair
+        return word.encode(errors="replace")

@@ -18,9 +18,12 @@ _ROWS = 64
 
 def tars(dataset: Dataset) -> Iterator[Sample]:
     """A webdataset tar, or a folder of them: KEY.jpg (png, webp, …) beside KEY.json."""
+    folder = Path(dataset.path).is_dir()
     for path in files(dataset.path, "tar"):
         for key, data, fields in labelled_members(path):
-            yield from_fields(dataset, path, key, data, fields)
+            # Tars of one folder may number their keys alike.
+            name = f"{path.stem}/{key}" if folder else key
+            yield from_fields(dataset, path, name, data, fields)
 
 
 def split_tars(dataset: Dataset) -> Iterator[Sample]:
@@ -94,13 +97,24 @@ def parquets(dataset: Dataset) -> Iterator[Sample]:
                     f"{', '.join(present)}"
                 )
         columns = sorted({column for column in named.values() if column is not None})
-        row = 0
-        for batch in table.iter_batches(batch_size=_ROWS, columns=columns):
-            for fields in batch.to_pylist():
-                key = f"{path.stem}/{row:08d}"
-                data = _bytes_of(fields.pop(dataset.image_field), path, key)
-                yield from_fields(dataset, path, key, data, fields, split)
-                row += 1
+        for row, fields in enumerate(_rows(table, columns, path)):
+            key = f"{path.stem}/{row:08d}"
+            data = _bytes_of(fields.pop(dataset.image_field), path, key)
+            yield from_fields(dataset, path, key, data, fields, split)
+
+
+def _rows(table: Any, columns: list[str], path: Path) -> Iterator[dict[str, Any]]:
+    """Iterate over a parquet's rows; a damaged page shows only when it is read."""
+    batches = table.iter_batches(batch_size=_ROWS, columns=columns)
+    while True:
+        try:
+            rows = next(batches).to_pylist()
+        except StopIteration:
+            return
+        except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: damaged ({reason}); fetch it again") from None
+        yield from rows
 
 
 def _bytes_of(value: Any, path: Path, key: str) -> bytes:
@@ -119,10 +133,12 @@ def _bytes_of(value: Any, path: Path, key: str) -> bytes:
             "(evaluate.datasets.image_field names the column)"
         )
     base = path.parent.resolve()
-    target = (base / value).resolve()
-    if not target.is_relative_to(base):
-        raise UserError(f"{where}: {value!r} is not below {path.parent}; give relative paths")
     try:
+        target = (base / value).resolve()
+        if not target.is_relative_to(base):
+            raise UserError(f"{where}: {value!r} is not below {path.parent}; give relative paths")
         return target.read_bytes()
     except OSError as error:
         raise UserError(f"{where}: {value!r}: {error.strerror}; fetch the pictures too") from None
+    except (ValueError, RuntimeError) as error:  # a NUL in it, a ring of links
+        raise UserError(f"{where}: {value!r} is no path ({error}); give relative paths") from None

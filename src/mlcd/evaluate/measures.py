@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from mlcd.errors import UserError
+
 
 def accuracy(logits: torch.Tensor, truth: torch.Tensor) -> float:
     """Share of pictures whose highest logit is that of their class."""
@@ -76,6 +78,26 @@ OF_CLASSES = {
 OF_TAGS = {"map": mean_average_precision, "map_11_point": eleven_point_map}
 
 
+def check(metric: str, dataset: str, classes: int, truth: torch.Tensor, side: str) -> None:
+    """Raise :class:`UserError` where `metric` of `classes` classes says nothing.
+
+    That is, of one class alone; roc_auc of other than two, or of a side (`truth` int64 [n]) that
+    has one of them.
+    """
+    where = f"evaluate.datasets: {dataset}"
+    if classes < 2:
+        raise UserError(f"{where} has one class; two are needed, see label_field")
+    if metric != "roc_auc":
+        return
+    if classes != 2:
+        raise UserError(f"{where} has {classes} classes; roc_auc is of two, set another metric")
+    if set(truth.tolist()) != {0, 1}:
+        raise UserError(
+            f"{where}: its {side} pictures are all of one class, and roc_auc needs both; change "
+            "evaluate.validation_share, group_field or the split"
+        )
+
+
 def of_tower(score: str) -> bool:
     """Return whether a score is of the text tower, which only the trained encoder has."""
     return score.startswith(("zero_shot", "image_to_text", "text_to_image"))
@@ -89,3 +111,8 @@ def score_name(metric: str) -> str:
     if metric in OF_TAGS:
         return f"tags_{metric}"
     return "linear_probe" if metric == "accuracy" else f"linear_probe_{metric}"
+
+
+def zero_shot_name(metric: str) -> str:
+    """Return what the tower's score is called: zero_shot, zero_shot_roc_auc, zero_shot_map, …."""
+    return "zero_shot" if metric == "accuracy" else f"zero_shot_{metric}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mlcd.config import Evaluate
-from mlcd.config.evaluate import IMAGE_TEXT
+from mlcd.config.evaluate import IMAGE_TEXT, TOWER_TASKS
 from mlcd.encoders import text as towers
 from mlcd.encoders import trainable
 from mlcd.errors import UserError
@@ -66,6 +66,12 @@ def all_parts(
 
     Features that lie there and depend on the same model, pictures and settings are used again.
     """
+    asked = [item for item in section.datasets if set(item.tasks) - set(TOWER_TASKS)]
+    if not text and not asked and not any(item.tags_field for item in section.datasets):
+        raise UserError(
+            f"--text: needed for {', '.join(TOWER_TASKS)}, and no other task is asked for; give "
+            "the folder of stage text"
+        )
     if not encoder and {"random", "trained"} & set(section.models):
         raise UserError("--encoder: needed for random and trained; give it or set evaluate.models")
     tower = load_tower(text, encoder, resources.device)

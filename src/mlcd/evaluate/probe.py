@@ -53,13 +53,19 @@ class Fit:
 
 
 class Rows:
-    """Rows float [n, d] to fit on, turned to their principal axes once for all fits."""
+    """Rows float [n, d] to fit on, turned to their principal axes once for all fits.
+
+    Columns that are zero throughout, as ReLU leaves them, have no axis: their weights are zero.
+    """
 
     def __init__(self, rows: torch.Tensor) -> None:
-        # In float64: columns that are zero throughout, as ReLU leaves, break float32's.
-        variance, axes = torch.linalg.eigh((rows.T @ rows / len(rows)).double())
+        alive = (rows != 0).any(0)
+        covariance = (rows.T @ rows / len(rows))[alive][:, alive]
+        # In float64: rows of fewer dimensions than columns break float32's.
+        variance, axes = torch.linalg.eigh(covariance.double())
         self.variance = variance.clamp(min=0).to(rows.dtype)
-        self.axes = axes.to(rows.dtype)
+        self.axes = torch.zeros(len(alive), len(variance), dtype=rows.dtype, device=rows.device)
+        self.axes[alive] = axes.to(rows.dtype)
         self.along = rows @ self.axes
 
 

@@ -68,8 +68,8 @@ def image_text_ranks(
 
     images is float [n, d], texts [m, d], `picture` int64 [m] the row in images that each text
     belongs to; every picture has a text. A picture's rank is that of its best text. Similarity is
-    the cosine. A wrong answer just as similar as the right one counts before it, so that
-    embeddings that are all alike find nothing.
+    the cosine. A wrong answer that is not less similar than the right one counts before it, so that
+    embeddings that are all alike, or no numbers, find nothing.
     """
     images, texts = functional.normalize(images, dim=1), functional.normalize(texts, dim=1)
     of_image = torch.empty(len(images), dtype=torch.int64, device=images.device)
@@ -81,13 +81,13 @@ def image_text_ranks(
         rows = torch.arange(len(images), device=images.device)[block]
         own = picture == rows[:, None]
         best = similarity.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-        of_image[block] = 1 + ((similarity >= best) & ~own).sum(1)
+        of_image[block] = 1 + (~(similarity < best) & ~own).sum(1)
     for start in range(0, len(texts), size):
         block = slice(start, start + size)
         similarity = texts[block] @ images.T
         mine = picture[block, None]
         # The right one is as similar as itself: it counts for the 1.
-        of_text[block] = (similarity >= similarity.gather(1, mine)).sum(1)
+        of_text[block] = (~(similarity < similarity.gather(1, mine))).sum(1)
     return of_image, of_text
 
 
@@ -140,7 +140,10 @@ def image_text_part(
 
 
 def read_embeddings(path: str, kind: str) -> tuple[np.ndarray, list[bytes]]:
-    """Return embedding float32 [n, d] and key [n]. Raises :class:`UserError` if there is none."""
+    """Return embedding float32 [n, d] and key [n].
+
+    Raises :class:`UserError` if there is none, or one that is not finite.
+    """
     with h5.reading(path, kind) as file:
         for name in ("embedding", "key"):
             if name not in file:
@@ -148,4 +151,10 @@ def read_embeddings(path: str, kind: str) -> tuple[np.ndarray, list[bytes]]:
         rows, keys = file["embedding"][:].astype(np.float32), file["key"][:].tolist()
     if not len(rows):
         raise UserError(f"{path}: holds no embedding; give a file that does")
+    if not (finite := np.isfinite(rows).all(1)).all():
+        key = keys[int(finite.argmin())].decode(errors="replace")
+        raise UserError(
+            f"{path}: {int((~finite).sum())} embeddings are not finite, the first of {key!r}; "
+            "embed again, in bf16 or fp32"
+        )
     return rows, keys

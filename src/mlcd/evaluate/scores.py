@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mlcd.config import Evaluate
-from mlcd.config.evaluate import IMAGE_TEXT, Dataset
+from mlcd.config.evaluate import IMAGE_TEXT, TOWER_TASKS, Dataset
 from mlcd.config.registry import registry
 from mlcd.encoders.text import TextTower
 from mlcd.errors import UserError
@@ -102,13 +102,23 @@ def score(
         _tags(section, dataset, data, result)
     if labelled and "retrieval" in dataset.tasks:
         _retrieval(section, data, result)
-    if labelled and "zero_shot" in dataset.tasks and tower is not None:
-        _zero_shot(section, dataset, data, tower, result)
+    named = labelled or dataset.metric in measures.OF_TAGS
+    if "zero_shot" in dataset.tasks and not named:
+        raise UserError(
+            f"evaluate.datasets: {data.dataset} has no classes for zero_shot; set label_field, or "
+            "for tags tags_field and metric: map"
+        )
+    if "zero_shot" in dataset.tasks and tower is not None:
+        zero_shot.judge(section, dataset, data, tower, result)
     if IMAGE_TEXT in dataset.tasks and texts is not None:
         captions.judge(data, texts, result)
+    if data.model == "trained":
+        given = {"zero_shot": tower, IMAGE_TEXT: texts}
+        for task in (task for task in dataset.tasks if task in given and given[task] is None):
+            option = "--texts" if task == IMAGE_TEXT else "--text"
+            LOGGER.warning("%s: without %s there is no %s", data.dataset, option, task)
     # What only the trained encoder is judged by leaves the others without a score.
-    of_tower = (labelled and "zero_shot" in dataset.tasks) or IMAGE_TEXT in dataset.tasks
-    if not result["scores"] and not of_tower:
+    if not result["scores"] and not set(dataset.tasks) & set(TOWER_TASKS):
         raise UserError(
             f"evaluate.datasets: {data.dataset} has neither classes nor tags; set label_field or "
             "tags_field"
@@ -193,57 +203,23 @@ def _classes(section: Evaluate, dataset: Dataset, data: Features, result: dict[s
 
     if "linear_probe" in dataset.tasks:
         metric = dataset.class_metric
-        if metric == "roc_auc" and (seen != 2 or set(truth.tolist()) != {0, 1}):
-            raise UserError(
-                f"evaluate.datasets: {data.dataset} has {data.classes} classes; roc_auc is of two, "
-                "both with train and test pictures"
-            )
-        measure = measures.OF_CLASSES[metric]
+        measures.check(metric, data.dataset, data.classes, truth, "test")
         held = _held(section, data, train, label[train])
+        side = targets[torch.from_numpy(held)]
+        measures.check(metric, data.dataset, data.classes, side, "validation")
+        measure = measures.OF_CLASSES[metric]
         probed = data.for_probe(section.probe_features)
         rows, test_rows = data.take(probed, train), data.take(probed, test)
         scale = probe.Scale.of(rows)
+        rows = scale(rows)  # the unscaled ones are let go: they may be gigabytes
         fitted, about = _probe(
-            section, data, scale(rows), targets, held,
+            section, data, rows, targets, held,
             lambda fit, rows, targets: measure(fit.logits(rows), targets),
         )  # fmt: skip
         name = measures.score_name(metric)
         result["scores"][name] = measure(fitted.logits(scale(test_rows)), truth)
         result["chance"][name] = measure(constant, truth)
         result["linear_probe"] = about
-
-
-def _zero_shot(
-    section: Evaluate,
-    dataset: Dataset,
-    data: Features,
-    tower: TextTower,
-    result: dict[str, Any],
-) -> None:
-    """The set's metric on test pictures, by the names of all its classes."""
-    test = data.on("test") & (data.label >= 0)
-    if not test.any():
-        raise UserError(f"evaluate.datasets: {data.dataset} has no labelled test pictures")
-    if tower.embedding_dim != data.feature.shape[1]:
-        raise UserError(
-            f"--text: features of {tower.embedding_dim} dimensions, those of {data.dataset} have "
-            f"{data.feature.shape[1]}; rerun text"
-        )
-    names = [[word] for word in data.class_name]
-    if dataset.class_names is not None:
-        names = zero_shot.class_names(dataset.class_names, data.class_name)
-    prompts = zero_shot.templates(section.templates)
-    weights = zero_shot.class_weights(tower, names, prompts).to(data.feature.device)
-    logits = zero_shot.similarities(data.take(data.feature, test), weights)
-    truth = data.take(data.label, test)
-    metric = dataset.class_metric
-    name = "zero_shot" if metric == "accuracy" else f"zero_shot_{metric}"
-    result["scores"][name] = measures.OF_CLASSES[metric](logits, truth)
-    # Guessing a class at random, and five of them.
-    one, five = 1 / len(names), min(1.0, 5 / len(names))
-    guess = {"roc_auc": 0.5, "mean_top1_top5": (one + five) / 2}
-    result["chance"][name] = guess.get(metric, one)
-    result["zero_shot"] = {"templates": section.templates, "prompts": len(prompts)}
 
 
 def _tags(section: Evaluate, dataset: Dataset, data: Features, result: dict[str, Any]) -> None:
@@ -272,8 +248,14 @@ def _tags(section: Evaluate, dataset: Dataset, data: Features, result: dict[str,
     targets = data.take(data.tags[:, kept].astype(np.float32), train)
     test_rows, truth = data.take(probed, test), data.tags[test][:, kept]
     held = _held(section, data, train)
+    if not targets[torch.from_numpy(held)].any():
+        raise UserError(
+            f"evaluate.validation_share: none of the {int(held.sum())} validation pictures of "
+            f"{data.dataset} has a tag that counts; raise it, or change the split"
+        )
     scale = probe.Scale.of(rows)
-    fitted, about = _probe(section, data, scale(rows), targets, held, scorer)
+    rows = scale(rows)
+    fitted, about = _probe(section, data, rows, targets, held, scorer)
     logits = fitted.logits(scale(test_rows)).cpu().numpy()
     name = measures.score_name(dataset.tag_metric)
     result["tags"] = {"kept": int(kept.sum()), "too_rare": int((~kept).sum())}

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mlcd.config import load, published
-from mlcd.config.registry import published_sets, registry
+from mlcd.config.registry import published_sets, registry, zero_shot_sets
 from mlcd.errors import UserError
-from mlcd.evaluate.measures import of_tower, score_name
+from mlcd.evaluate.measures import of_tower, score_name, zero_shot_name
 from mlcd.evaluate.scores import DIGITS
 from mlcd.files import atomic_path, read_json, write_text
 
@@ -41,6 +41,8 @@ _WORDS = {
     "zero_shot_mean_per_class": "zero-shot, mean per class",
     "zero_shot_roc_auc": "zero-shot, ROC-AUC",
     "zero_shot_mean_top1_top5": "zero-shot, mean of top 1 and 5",
+    "zero_shot_map": "zero-shot, mAP of tags",
+    "zero_shot_map_11_point": "zero-shot, 11-point mAP of tags",
     "tags_map": "mAP of tags",
     "tags_map_11_point": "11-point mAP of tags",
 }
@@ -73,9 +75,18 @@ def published_figures(text: str) -> list[dict[str, Any]]:
     """Return the paper's figures from a config file's name, or from JSON; [] if `text` is empty."""
     if text.lstrip().startswith("["):
         try:
-            return json.loads(text)
+            found = json.loads(text)
         except ValueError as error:
             raise UserError(f"--figures: not readable as JSON ({error})") from None
+        keys = {"dataset": str, "metric": str, "value": (int, float), "source": str}
+        for figure in found:
+            for key, form in keys.items():
+                if not isinstance(figure, dict) or not isinstance(figure.get(key), form):
+                    raise UserError(
+                        f"--figures: {json.dumps(figure)} has no {key}; give {', '.join(keys)} of "
+                        "each, or the name of a config file"
+                    )
+        return found
     return published.figures(load(text)) if text else []
 
 
@@ -94,6 +105,10 @@ def summary_part(
         raise UserError(f"--output: {target}: expected a name that ends in .csv")
     models = [_read(path) for path in paths]
     rows = table(models, figures)
+    if not rows:
+        raise UserError(
+            f"{paths[0]}: holds no scores; run --part metrics, with --text of the tower"
+        )
     write_text(target.with_suffix(".md"), markdown(models, rows))
     draw(rows, target.with_suffix(".svg"))
     weights = {model["model"]: model.get("encoder_sha256", "") for model in models}
@@ -145,13 +160,21 @@ def table(models: Sequence[dict[str, Any]], figures: Sequence[dict[str, Any]] = 
 
 
 def _means(rows: Sequence[Row]) -> list[Row]:
-    """Return the means over CLIP's 26 sets, and with ImageNet over 27, where all are judged.
+    """Return the means over the paper's sets where all are judged: probes, and zero-shot.
 
-    Each set counts with the probe's score by its own measure, as in the paper.
+    Probes over CLIP's 26 sets, and with ImageNet over 27; zero-shot over 25. Each set counts by its
+    own measure, as in the paper.
     """
-    measure = {name: score_name(registry()[name]["metric"]) for name in published_sets()}
+    probed = published_sets()
+    small = [name for name in probed if name != "imagenet"]
+    means = [
+        ("linear_probe", small, score_name),
+        ("linear_probe", probed, score_name),
+        ("zero_shot", zero_shot_sets(), zero_shot_name),
+    ]
     found = []
-    for sets in ([name for name in measure if name != "imagenet"], list(measure)):
+    for metric, sets, name_of in means:
+        measure = {name: name_of(registry()[name]["metric"]) for name in sets}
         for model in dict.fromkeys(row.model for row in rows):
             values = {
                 row.dataset: row
@@ -161,7 +184,7 @@ def _means(rows: Sequence[Row]) -> list[Row]:
             if set(sets) <= set(values):
                 mean = sum(values[name].value for name in sets) / len(sets)
                 seed = values[sets[0]].seed
-                found.append(Row(model, f"mean_of_{len(sets)}", "linear_probe", mean, seed))
+                found.append(Row(model, f"mean_of_{len(sets)}", metric, mean, seed))
     return found
 
 

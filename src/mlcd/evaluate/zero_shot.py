@@ -2,57 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import yaml
 from torch.nn.functional import normalize
 
+from mlcd import prompts
+from mlcd.config import Evaluate
+from mlcd.config.evaluate import Dataset
 from mlcd.encoders import text as towers
 from mlcd.errors import UserError
-
-_BUILT_IN = Path(__file__).with_name("templates.yaml")
-
-
-def templates(name: str) -> list[str]:
-    """Return the prompts of a set of templates.yaml by name, or of a user's YAML by path.
-
-    Each holds {} once, for the class. Raises :class:`UserError` for an unknown name or a file of
-    another form.
-    """
-    if name.endswith((".yaml", ".yml")):
-        return _product(_load(Path(name)), name)
-    sets = _load(_BUILT_IN)
-    if name not in sets:
-        raise UserError(
-            f"evaluate.templates: no set is called {name!r}; known: {', '.join(sets)}, "
-            "or the path of a .yaml"
-        )
-    return _product(sets[name], name)
-
-
-def class_names(path: str | os.PathLike[str], classes: Sequence[str]) -> list[list[str]]:
-    """Return the names of each class from a YAML of class → name or names.
-
-    Raises :class:`UserError` naming the first class that it lacks.
-    """
-    found = _load(Path(path))
-    names = []
-    for word in classes:
-        # YAML reads a class called 0 as a number.
-        value = found.get(word, found.get(int(word)) if word.isdigit() else None)
-        value = [value] if isinstance(value, str) else value
-        if not (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
-            raise UserError(f"{path}: class {word!r} has no name; add a line '{word}: its name'")
-        names.append(value)
-    return names
+from mlcd.evaluate import measures
+from mlcd.evaluate.cached import Features
 
 
 def class_weights(
-    tower: towers.TextTower, names: Sequence[Sequence[str]], prompts: Sequence[str]
+    tower: towers.TextTower, names: Sequence[Sequence[str]], templates: Sequence[str]
 ) -> torch.Tensor:
     """Return unit rows float32 [classes, d]: the mean over a class's names in all prompts.
 
@@ -60,7 +27,7 @@ def class_weights(
     """
     rows = []
     for of_class in names:
-        texts = [prompt.replace("{}", name).strip() for name in of_class for prompt in prompts]
+        texts = [prompt.replace("{}", name).strip() for name in of_class for prompt in templates]
         rows.append(towers.encode(tower, texts).mean(0))
     return normalize(torch.stack(rows), dim=1)
 
@@ -70,24 +37,50 @@ def similarities(feature: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return normalize(feature.float(), dim=1) @ weights.T
 
 
-def _product(values: Any, name: str) -> list[str]:
-    try:
-        prompts = [f"{medium} {subject}" for medium in values["media"] for subject in
-                   values["subjects"]]  # fmt: skip
-    except (TypeError, KeyError):
+def judge(
+    section: Evaluate,
+    dataset: Dataset,
+    data: Features,
+    tower: towers.TextTower,
+    result: dict[str, Any],
+) -> None:
+    """Add the set's metric on test pictures to `result`, by the names of all classes or tags.
+
+    Of tags where the metric is theirs. Raises :class:`UserError` if there is nothing to judge.
+    """
+    of_tags = dataset.metric in measures.OF_TAGS
+    test = data.on("test") & (data.tags.any(1) if of_tags else data.label >= 0)
+    if not test.any():
+        what = "test pictures with a tag" if of_tags else "labelled test pictures"
+        raise UserError(f"evaluate.datasets: {data.dataset} has no {what}")
+    if tower.embedding_dim != data.feature.shape[1]:
         raise UserError(
-            f"{name}: expected lists 'media' and 'subjects'; see templates.yaml"
-        ) from None
-    if not prompts or any(prompt.count("{}") != 1 for prompt in prompts):
-        raise UserError(f"{name}: each prompt needs one {{}} where the class's name goes")
-    return prompts
-
-
-def _load(path: Path) -> dict[Any, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping; see src/mlcd/evaluate/templates.yaml")
-    return values
+            f"--text: features of {tower.embedding_dim} dimensions, those of {data.dataset} have "
+            f"{data.feature.shape[1]}; rerun text"
+        )
+    words = data.tag_name if of_tags else data.class_name
+    names = [[word] for word in words]
+    if dataset.class_names is not None:
+        names = prompts.class_names(dataset.class_names, words)
+    chosen = section.templates_of(dataset)
+    texts = prompts.templates(chosen)
+    metric = dataset.tag_metric if of_tags else dataset.class_metric
+    name = measures.zero_shot_name(metric)
+    truth = data.take(data.tags if of_tags else data.label, test)
+    if not of_tags:
+        measures.check(metric, data.dataset, data.classes, truth, "test")
+    weights = class_weights(tower, names, texts).to(data.feature.device)
+    logits = similarities(data.take(data.feature, test), weights)
+    if of_tags:
+        there = data.tags[test]
+        some = there.any(0)
+        rows = logits.cpu().numpy()[:, some]
+        result["scores"][name] = measures.OF_TAGS[metric](rows, there[:, some])
+        result["chance"][name] = measures.OF_TAGS[metric](np.zeros_like(rows), there[:, some])
+    else:
+        result["scores"][name] = measures.OF_CLASSES[metric](logits, truth)
+        # Guessing a class at random, and five of them.
+        one, five = 1 / len(names), min(1.0, 5 / len(names))
+        guess = {"roc_auc": 0.5, "mean_top1_top5": (one + five) / 2}
+        result["chance"][name] = guess.get(metric, one)
+    result["zero_shot"] = {"templates": chosen, "prompts": len(texts)}
