@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import yte
 
+from mlcd.config import registry
 from mlcd.plan import Chunk
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +80,12 @@ def test_memory_and_time_grow_with_rows_threads_and_attempt():
     assert wide(large, 1, 8) == 15 + 42
     centres = names["memory_for_centres"](6000, 16)
     assert (centres(None, 1), centres(None, 2)) == (22000, 33000)
+    names |= {"registry": registry, "DATASETS": {"mine": None}}
+    assert (names["scores_memory"](None, 1), names["scores_minutes"](None, 2)) == (8000, 480)
+    names["DATASETS"] = {"mine": None, "imagenet": None, "dtd": None}
+    # Four copies of 1,331,167 rows of 2,048 floats.
+    assert names["scores_memory"](None, 1) == 8000 + 1_331_167 * 4 * 4 * 2048 // 1_000_000
+    assert names["scores_minutes"](None, 1) == 240 + 665
 
 
 @pytest.mark.workflow
@@ -98,5 +105,6 @@ def test_jobs_ask_for_what_their_chunk_and_threads_need(name, tmp_path):
     assert int(asked["embed"]["mem_mb"]) == 5000 + 500 * threads
     limit = profile["resources"]["runtime"]
     assert int(asked["embed"]["runtime"]) == (limit if name == "slurm-cpu" else 16)
-    assert ("gres" in asked["embed"]) == (name != "slurm-cpu")
+    for rule in ("embed", "evaluate"):
+        assert ("gres" in asked[rule]) == (name != "slurm-cpu")
     assert all(int(keys["runtime"]) <= limit for keys in asked.values())
