@@ -248,6 +248,23 @@ def test_every_two_cells_of_the_study_that_differ_in_one_thing_are_compared(tmp_
     }  # fmt: skip
 
 
+def test_the_setting_is_chosen_on_other_seeds_and_pictures_than_the_study():
+    study, choice = (
+        yaml.safe_load((ROOT / "demo" / f"{name}.yaml").read_text())
+        for name in ("ablation", "choose")
+    )
+    merged = {**study, **choice, "evaluate": {**study["evaluate"], **choice["evaluate"]}}
+    config = validate(Config, merged, "demo/choose.yaml")
+    runs = config.ablate.runs(config.own_cell)
+    assert {cell.loss for cell, _ in runs} == {"mlcd", "single"}
+    assert not {seed for grid in study["ablate"]["grids"] for seed in grid["seeds"]} & {
+        seed for _, seed in runs
+    }
+    assert config.results != study["results"]
+    (data,) = config.evaluate.datasets
+    assert data.path != study["evaluate"]["datasets"][0]["path"] and data.tasks == ["knn"]
+
+
 def test_equal_inputs_give_equal_bytes_and_a_table_to_read(ablation, tmp_path):
     table(ablation)
     names = ("table.csv", "table.md", "orders.csv")
