@@ -151,7 +151,7 @@ def test_where_there_is_no_slurm_a_job_of_slurms_is_an_error(tmp_path, monkeypat
 def test_a_job_that_only_the_database_calls_alive_is_gone(programs, database, expected):
     programs(
         scontrol="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
-        sacct=f"echo '{database}|||||0:0|0|name'" if database else "exit 1",
+        sacct=f"echo '{database}|||||0:0|name'" if database else "exit 1",
     )
     assert ask("77").state == expected
 

@@ -243,7 +243,7 @@ def test_a_forgotten_job_is_gone_or_known_to_the_database(cluster, tmp_path):
     assert ask(job).state == "CANCELLED"
     known = _from_database(job)
     if subprocess.run(["sacct"], capture_output=True).returncode == 0:
-        wait_for(lambda: (_from_database(job) or Status("")).state == "CANCELLED", 30)
+        wait_for(lambda: (_from_database(job) or Status("")).state == "CANCELLED", 60)
         assert _from_database(job).details["NodeList"].startswith("node")
     else:
         assert known is None
