@@ -159,6 +159,8 @@ def features_section(wildcards):
     """Return the keys that features depend on: another probe option leaves them alone."""
     values = json.loads(CONFIG.evaluate.for_features())
     values["datasets"] = [item for item in values["datasets"] if item["name"] == wildcards.dataset]
+    if wildcards.model != "pixels":
+        del values["pixel_side"]
     return json.dumps(values, sort_keys=True)
 
 

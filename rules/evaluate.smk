@@ -103,8 +103,9 @@ rule evaluate:
     params:
         cfg=section("evaluate"),
         code=code_hash("evaluate"),
-        # Prompts and names of classes: the section has only their paths.
-        names=lambda wildcards, input: names_identity() if input.tower else [],
+        # Prompts and names of classes: the section has only their paths. Not by way of `input`, for
+        # Snakemake does not compare such parameters.
+        names=lambda wildcards: names_identity() if tower_files(wildcards) else [],
         tower=lambda wildcards, input: (
             f"--text {shlex.quote(f'{RESULTS}/text')} --encoder {shlex.quote(f'{RESULTS}/train')}"
             if input.tower

@@ -251,7 +251,7 @@ def test_rare_and_unseen_classes_are_counted(place):
         (["--part", "features", "--model", "pixels"], {}, "--dataset: needed for --part features"),
         (["--part", "metrics"], {}, "--features: needed"),
         (["--batch-size", "0"], {}, "--batch-size: 0 is too low"),
-        ([], {"models": ["pixels"], "knn_k": [50]}, "evaluate.knn_k: 50 neighbours of 40"),
+        ([], {"models": ["pixels"], "knn_k": [50, 60]}, "evaluate.knn_k: 50 neighbours of 40"),
         ([], {"models": ["pixels"], "dataset": {"split_field": "side"}}, "field 'side' is None"),
         ([], {"models": ["pixels"], "dataset": {"tags_field": "title"}}, "a list of words"),
         ([], {"models": ["pixels"], "dataset": {"label_field": "tags"}}, "expected a word"),

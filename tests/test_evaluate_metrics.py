@@ -98,6 +98,9 @@ def test_a_start_saves_iterations_and_leaves_the_minimum():
     warm = probe.fit(rows, torch.from_numpy(y), 1.0, 1000, start=cold)
     assert warm.iterations < cold.iterations / 2
     assert warm.loss == pytest.approx(cold.loss, abs=1e-5)
+    assert cold.gradient <= probe.GRADIENT_TOLERANCE
+    cut = probe.fit(rows, torch.from_numpy(y), 1.0, 2)
+    assert cut.gradient > 10 * probe.GRADIENT_TOLERANCE
 
 
 def test_columns_of_zeros_and_few_rows_leave_the_fit():

@@ -13,7 +13,7 @@ from test_evaluate import config, evaluate, pack, rows
 
 from mlcd.config import Evaluate
 from mlcd.encoders import frozen, trainable, unprojected
-from mlcd.evaluate import cached
+from mlcd.evaluate import cached, features, models
 from mlcd.evaluate.scores import score
 
 
@@ -90,3 +90,28 @@ def test_the_probe_takes_them_and_k_nn_the_embedding(tmp_path):
     other = section.model_copy(update={"probe_features": "embedding"})
     assert score(other, dataset, data)["scores"]["linear_probe"] < 0.7
     assert cached.read(out, torch.device("cpu"), trunk=False).trunk is None
+
+
+def test_k_beyond_the_train_pictures_is_left_out(tmp_path, capsys):
+    pack(tmp_path / "few.tar", rows())
+    out = tmp_path / "pixels.h5"
+    command = ("--part", "features", "--model", "pixels", "--dataset", "few", "--output", out)
+    values = config(tmp_path, knn_k=[5, 50], dataset={"tasks": ["knn"], "tags_field": None})
+    assert evaluate(*command, "--config", values) == 0
+    section = Evaluate.model_validate(json.loads(values))
+    found = score(section, section.datasets[0], cached.read(out, torch.device("cpu")))
+    assert set(found["scores"]) == {"knn_5"}
+    assert "few has 40 labelled train pictures; left out there: 50" in capsys.readouterr().err
+
+
+def test_the_side_of_pixels_is_of_no_other_models_features(tmp_path):
+    pack(tmp_path / "few.tar", rows(6))
+    trainable.save(trainable.build("resnet10t", 16, 32), tmp_path / "train", {})
+    identities = []
+    for side in (4, 8):
+        section = Evaluate.model_validate(json.loads(config(tmp_path, pixel_side=side)))
+        for name in ("pixels", "trained"):
+            model = models.load(name, section, str(tmp_path / "train"), "", torch.device("cpu"))
+            identities.append(features.identity(section, section.datasets[0], model))
+    assert identities[0] != identities[2]
+    assert identities[1] == identities[3]

@@ -154,6 +154,6 @@ def test_other_prompts_in_the_same_file_make_the_scores_stale(finished):
     path.write_text("media: []\n")
     refused = finished.snakemake("--dry-run", *TARGETS)
     assert refused.returncode != 0
-    assert "prompts.yaml: expected lists 'media' and 'subjects'" in refused.stdout
+    assert "prompts.yaml: each prompt needs one" in refused.stdout
     path.write_text(PROMPTS)
     assert finished.stale(*TARGETS) == {}

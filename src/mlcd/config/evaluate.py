@@ -163,8 +163,8 @@ class Evaluate(Section):
     pixel_side: int = Field(
         16,
         gt=0,
-        description="Side in pixels of the RGB picture that is the feature of `pixels`. On the "
-        "demo's pictures 32 gives no better k-NN, and a probe on four times the columns.",
+        description="Side in pixels of the RGB picture that is the feature of `pixels`: 768 "
+        "numbers at 16, and 3,072 for the probe to fit at 32.",
     )
     max_pixels: int = Field(
         50_000_000,
@@ -178,7 +178,7 @@ class Evaluate(Section):
         [10, 20, 100, 200],
         min_length=1,
         description="Neighbours of the weighted k-NN vote, each a row of the results. The usual: "
-        "10, 20, 100, 200.",
+        "10, 20, 100, 200. Those of more than a set's train pictures are left out there.",
     )
     knn_temperature: float = Field(
         0.07, gt=0, description="Temperature of the vote: weight exp(cosine / temperature)."
@@ -220,7 +220,7 @@ class Evaluate(Section):
         None,
         description="Run of the paper that this one repeats, by its name in "
         "src/mlcd/config/published.yaml: its figures stand beside ours where data set, metric and "
-        "the keys it names are the same. null: none.",
+        "the keys that it names are the same (K, l, r, epochs, loss, encoder). null: none.",
     )
     seed: int = Field(0, ge=0, description="Seed of random weights and of the validation split.")
 

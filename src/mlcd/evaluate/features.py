@@ -34,6 +34,7 @@ def identity(section: Evaluate, dataset: Dataset, model: FeatureModel) -> str:
     """Return a hash of all that the features depend on: settings, model, the data set's file."""
     settings = json.loads(section.for_features())
     kept = (item for item in settings["datasets"] if item["name"] == dataset.name)
+    del settings["pixel_side"]  # which the model's identity has, if it counts
     settings["datasets"] = [{key: item[key] for key in item if key != "path"} for item in kept]
     data = datasets.identity(dataset)
     return sha256_json([code_hash("evaluate"), settings, model.identity, data])

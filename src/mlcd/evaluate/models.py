@@ -55,7 +55,7 @@ def load(
 
 def _pixels(section: Evaluate) -> FeatureModel:
     """The picture itself, small; the mean of its values is taken away, so that cosines compare
-    structure and not brightness (on the demo's pictures this is the strongest simple variant).
+    structure and not brightness.
     """
     side = section.pixel_side
     pixels = Preprocess((side, side), (0.0,) * 3, (1.0,) * 3, resize_mode="squash")

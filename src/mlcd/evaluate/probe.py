@@ -9,7 +9,7 @@ the tags do not influence one another). The intercept b is not regularised.
 
 Features vary along a few directions far more than along others, and L-BFGS crawls along the rest.
 So it moves in the principal axes of the features, each stretched by about the square root of the
-objective's curvature there: the same minimum in a quarter of the time.
+objective's curvature there: the same minimum, in fewer steps.
 
 C is found by CLIP's parametric binary search: fits two decades apart over the whole range, then the
 interval around the best is halved until the steps are an eighth of a decade.
@@ -28,9 +28,9 @@ from torch.nn import functional
 
 from mlcd.progress import LOGGER
 
-#: L-BFGS stops when no entry of the gradient, in the stretched axes, exceeds this. The loss is
-#: then within some 1e-5 of its minimum. A looser one while C is sought would save two thirds of the
-#: time and choose another C: separable rows end the fits at large C before these overfit.
+#: L-BFGS stops when no entry of the gradient, in the stretched axes, exceeds this. A looser one
+#: while C is sought would save time and choose another C: separable rows end the fits at large C
+#: before these overfit.
 GRADIENT_TOLERANCE = 1e-4
 #: Steps of the search for C: the finest a decade, and the first in units of it (two decades).
 STEPS_A_DECADE = 8
@@ -41,12 +41,16 @@ _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 @dataclass
 class Fit:
-    """A fitted probe: logits of rows x [n, d] are x @ weight [d, c] + bias [c]."""
+    """A fitted probe: logits of rows x [n, d] are x @ weight [d, c] + bias [c].
+
+    `gradient` is its largest entry at the end, which is to be below :data:`GRADIENT_TOLERANCE`.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor
     loss: float
     iterations: int
+    gradient: float = 0.0
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         return rows @ self.weight + self.bias
@@ -128,7 +132,8 @@ def fit(
         loss = float(objective())
     weight = rows.axes @ (solution[:-1] * stretch)
     iterations = optimiser.state[solution]["n_iter"]
-    return Fit(weight, solution[-1] * stretch_bias, loss, iterations)
+    gradient = float(solution.grad.abs().max())
+    return Fit(weight, solution[-1] * stretch_bias, loss, iterations, gradient)
 
 
 def _loss_and_slope(logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -191,12 +191,18 @@ def _classes(section: Evaluate, dataset: Dataset, data: Features, result: dict[s
 
     if "knn" in dataset.tasks:
         rows, test_rows = data.take(data.feature, train), data.take(data.feature, test)
-        if max(section.knn_k) > len(rows):
+        ks = [k for k in section.knn_k if k <= len(rows)]
+        if not ks:
             raise UserError(
-                f"evaluate.knn_k: {max(section.knn_k)} neighbours of {len(rows)} labelled train "
+                f"evaluate.knn_k: {min(section.knn_k)} neighbours of {len(rows)} labelled train "
                 f"pictures in {data.dataset}; lower it"
             )
-        found = knn.predict(rows, targets, test_rows, section.knn_k, section.knn_temperature)
+        if left_out := sorted(set(section.knn_k) - set(ks)):
+            LOGGER.warning(
+                "evaluate.knn_k: %s has %d labelled train pictures; left out there: %s",
+                data.dataset, len(rows), ", ".join(map(str, left_out)),
+            )  # fmt: skip
+        found = knn.predict(rows, targets, test_rows, ks, section.knn_temperature)
         for k, predicted in found.items():
             result["scores"][f"knn_{k}"] = float((predicted == truth).double().mean())
             result["chance"][f"knn_{k}"] = measures.accuracy(constant, truth)
@@ -337,6 +343,12 @@ def _probe(
             data.dataset,
             iterations,
         )
+    elif fitted.gradient > 10 * probe.GRADIENT_TOLERANCE:
+        LOGGER.warning(
+            "the probe of %s on %s ended at iteration %d with a gradient of %.1e: no step found "
+            "made the loss less; its score may be too low",
+            data.model, data.dataset, fitted.iterations, fitted.gradient,
+        )  # fmt: skip
     return fitted, {
         "dim": rows.shape[1],
         "c": choice.c,
