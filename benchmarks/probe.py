@@ -63,8 +63,8 @@ def load(path: str, rows: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarra
     """Return train rows and classes, test rows and classes, scaled by train, and a name."""
     data = read(path, torch.device("cpu"))
     train, test = data.on("train", "validation"), data.on("test")
-    rows = data.for_probe("trunk")
-    features = probe.Scale.of(rows[torch.from_numpy(train)])(rows).numpy()
+    columns = data.for_probe("trunk")
+    features = probe.Scale.of(columns[torch.from_numpy(train)])(columns).numpy()
     chosen = np.flatnonzero(train)
     if rows is not None and rows < len(chosen):
         chosen = chosen[np.linspace(0, len(chosen) - 1, rows).astype(int)]
