@@ -258,7 +258,12 @@ def test_the_final_encoder_is_of_the_second_size_and_exports(runs, tmp_path, nam
     description = read_json(folder / "encoder.json")
     assert description["image_size"] == 48 == trainable.load(folder).image_size
     parsed = argparse.Namespace(
-        encoder=str(folder), output=str(tmp_path), centroids=None, summary=None, lists=[]
+        encoder=str(folder),
+        output=str(tmp_path),
+        centroids=None,
+        labels=None,
+        summary=None,
+        lists=[],
     )
     mlcd.export.run(parsed, Export(formats=["timm"]))
     assert read_json(tmp_path / "timm" / "check.json")["image_size"] == 48

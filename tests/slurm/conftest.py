@@ -89,7 +89,8 @@ def undisturbed(cluster, _site, tmp_path_factory):
 
 @pytest.fixture
 def again(undisturbed, cluster, tmp_path, monkeypatch):
-    """A function: a stage → a copy of the undisturbed project that is not done from there on.
+    """A function: a stage → a copy of the undisturbed project that is not done from there on
+    (None: nothing is undone).
 
     When the test is over its heads and jobs are ended and all nodes work again.
     """

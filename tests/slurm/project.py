@@ -71,14 +71,14 @@ class Project(Checkout):
         self.configure(**SMALL)
         self.write_profile()
 
-    def copy(self, folder: Path, again_from: str) -> Project:
-        """Return a copy in which the stage `again_from` and all later ones are not done."""
+    def copy(self, folder: Path, again_from: str | None) -> Project:
+        """Return a copy in which the stage `again_from`, if any, and all later are not done."""
         shutil.copytree(self.folder, folder, symlinks=True)
         other = object.__new__(Project)
         other.folder = folder
         for name in ("locks", "slurm_logs", "log", "incomplete"):
             shutil.rmtree(folder / ".snakemake" / name, ignore_errors=True)
-        for stage in STAGES[STAGES.index(again_from) :]:
+        for stage in STAGES[STAGES.index(again_from) :] if again_from else []:
             made = Path(OUTPUTS[stage][0]).parts[0]
             shutil.rmtree(folder / "results" / made)
             # Else the record of the first making would pass for one of the next.
