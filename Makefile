@@ -1,6 +1,11 @@
-# make demo   the whole chain on real pictures: environment, web server, workflow, report
+# make demo   the whole chain on real images: environment, web server, workflow, report
+# make check  what every commit passes: lint, docs, tests
 # make test   the tests
+# make test-long  whole runs that take minutes each
 # make test-slurm   the tests on a real Slurm cluster of four nodes on this machine (root, Debian)
+# make wheel  sdist and wheel into dist/, installed and tried away from this folder
+# make test-gpu  acceptance on one GPU in under ten minutes; GPU=--tiny: small, on a CPU
+# make test-hard  kills, damaged files, full disks, hostile servers at random, in 40 minutes
 # All make their own environment in .venv from Python 3.11 or 3.12; nothing else is needed.
 
 PYTHON ?= python3
@@ -17,13 +22,19 @@ WORKERS ?= 2
 TESTS ?= tests/slurm
 SLURM_OPTIONS ?=
 
+# Options of `make test-gpu`, such as --tiny or --only search.
+GPU ?=
+
+# Options of `make test-hard`, such as --seed 7 --minutes 20.
+HARD ?=
+
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
-SNAKEMAKE = snakemake --profile profiles/local --cores $(CORES) $(OPTIONS)
+SNAKEMAKE = mlcd run --profile profiles/local --cores $(CORES) $(OPTIONS)
 export PATH := $(BIN):$(PATH)
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo install report test test-slurm lint config
+.PHONY: demo install report check test test-long test-slurm test-gpu test-hard wheel lint types docs config
 
 install: $(STAMP)
 
@@ -47,19 +58,49 @@ $(RESULTS)/report.html: $(wildcard $(RESULTS)/report/* $(RESULTS)/evaluate/summa
 	$(SNAKEMAKE) --report $@
 
 test: $(STAMP)
-	python -m pytest --numprocesses $(WORKERS) --dist loadfile tests
+	python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not long" tests
+
+# Whole runs that repeat stages for minutes: images on disk of all kinds, outputs that were removed.
+test-long: $(STAMP)
+	python -m pytest --numprocesses $(WORKERS) --dist loadfile -m long tests
 
 # SLURM_OPTIONS=--accounting adds slurmdbd and its database; TESTS picks tests.
 test-slurm: $(STAMP)
 	python tests/slurm/cluster.py install $(SLURM_OPTIONS)
 	python tests/slurm/cluster.py run $(SLURM_OPTIONS) -- python -m pytest $(TESTS)
 
-lint: $(STAMP)
+# On a bare machine with torch: python3 tests/gpu/acceptance.py --wheels DIR.
+test-gpu: $(STAMP)
+	python tests/gpu/acceptance.py $(GPU)
+ifeq (,$(findstring --tiny,$(GPU)))
+	python -m pytest -m gpu tests
+endif
+
+wheel: $(STAMP)
+	tests/wheel.sh
+
+# The seed is printed; a fault comes with the command that repeats it. HARD=--short takes a minute.
+test-hard: $(STAMP)
+	python tests/hard/campaign.py $(HARD)
+
+check: lint docs test
+
+lint: $(STAMP) types
 	ruff check .
 	ruff format --check .
 	snakefmt --check workflow rules
-	snakemake --lint
+	python workflow/lint.py
 	python -m mlcd.config.generate --check
+	python docs/generate_command_line.py --check
+	lint-imports --no-logo
+	python tests/checks/words.py
+
+types: $(STAMP)
+	mypy
+
+# Into site/. A broken link is an error.
+docs: $(STAMP)
+	mkdocs build --strict
 
 config: $(STAMP)
 	python -m mlcd.config.generate

@@ -1,4 +1,4 @@
-"""One rank's share of the head's work with W = 1, 2, 4 gloo ranks and one global batch.
+"""One rank's share of the classifier's work with W = 1, 2, 4 gloo ranks and one global batch.
 
 python benchmarks/classifier_scaling.py [--repeats 5] [--worlds 1 2 4]
 
@@ -24,25 +24,25 @@ NUM_CLASSES, DIM, BATCH, LABELS, RATIO = 100_000, 512, 1024, 8, 0.1
 
 
 def rank_main(rank: int, world: int, folder: str, repeats: int) -> None:
-    """Time forward, backward and optimiser step of one rank; write the medians to a file."""
+    """Time forward, backward and optimizer step of one rank; write the medians to a file."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world
     )
-    head = ShardedClassifier(
+    classifier = ShardedClassifier(
         NUM_CLASSES, DIM, kind="mlcd", scale=64.0, margin=0.3, margin_type="cosface",
         negative_ratio=RATIO, seed=0,
     )  # fmt: skip
-    optimiser = RowSparseAdamW(head, lr=1e-3)
+    optimizer = RowSparseAdamW(classifier, lr=1e-3)
     embedding = torch.randn(BATCH // world, DIM, requires_grad=True)
     labels = torch.randint(NUM_CLASSES, (BATCH // world, LABELS))
     wall, cpu = [], []
     for step in range(repeats + 1):
         dist.barrier()
         start = time.perf_counter(), time.thread_time()
-        head(embedding, labels, step).backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        classifier(embedding, labels, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
         wall.append(time.perf_counter() - start[0])
         cpu.append(time.thread_time() - start[1])
     medians = torch.tensor([statistics.median(wall[1:]), statistics.median(cpu[1:])])

@@ -6,7 +6,7 @@
 Rows in planted groups, or those of a file (benchmarks/crops.py makes real ones). Every run is a
 process of its own with one thread, so that CPU-seconds compare the work alone; the contenders take
 turns. The objective is exact for each: the mean cosine similarity of a row to its nearest final
-centre, in float64. Prints a table in Markdown: medians over the repeats, least and greatest
+center, in float64. Prints a table in Markdown: medians over the repeats, least and greatest
 CPU-seconds in brackets. Contenders that are not installed are left out (pip install superkmeans).
 """
 
@@ -30,31 +30,31 @@ sys.path.insert(0, str(SOURCE))
 
 import cluster_peers  # noqa: E402
 
-from mlcd.stores.embeddings import Embeddings  # noqa: E402
+from mlcd.data.embeddings import Embeddings  # noqa: E402
 
 
 def write_rows(path: Path, n: int, d: int, groups: int) -> None:
     """Write n unit rows [n, d] in float16 around `groups` random directions."""
-    from mlcd.stores import h5
+    from mlcd.data import hdf5
 
     rng = np.random.default_rng(0)
-    centres = 3 * rng.standard_normal((groups, d), dtype=np.float32)
-    with h5.writing(path, "embeddings", {"model": "{}"}) as writer:
+    centers = 3 * rng.standard_normal((groups, d), dtype=np.float32)
+    with hdf5.writing(path, "embeddings", {"model": "{}"}) as writer:
         for start in range(0, n, 10_000):
             rows = rng.standard_normal((min(10_000, n - start), d), dtype=np.float32)
-            rows += centres[rng.integers(0, groups, len(rows))]
+            rows += centers[rng.integers(0, groups, len(rows))]
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
             writer.append("embedding", rows.astype(np.float16))
 
 
-def objective(path: Path, centres: np.ndarray) -> float:
-    """Return the mean cosine similarity of a row to its nearest centre, in float64."""
-    from mlcd.neighbours.exact import ExactSearch
-    from mlcd.neighbours.rows import Rows
+def objective(path: Path, centers: np.ndarray) -> float:
+    """Return the mean cosine similarity of a row to its nearest center, in float64."""
+    from mlcd.neighbors.exact import ExactSearch
+    from mlcd.neighbors.rows import Rows
 
     # Not every library leaves them of unit length.
-    lengths = np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
-    search, total = ExactSearch((centres / lengths).astype(np.float32), threads=1), 0.0
+    lengths = np.maximum(np.linalg.norm(centers, axis=1, keepdims=True), 1e-12)
+    search, total = ExactSearch((centers / lengths).astype(np.float32), threads=1), 0.0
     rows = Rows([Embeddings(path)], 8192)
     for _, block in rows.blocks():
         total += search.similarities(block, search.nearest(block, 1)).sum()
@@ -66,13 +66,13 @@ def child(arguments: argparse.Namespace) -> None:
     path, k, iterations = Path(arguments.data), arguments.k, arguments.iterations
     contender = cluster_peers.PEERS.get(arguments.child, cluster_peers.mlcd_cluster)
     start, began = time.process_time(), time.monotonic()
-    centres = contender(path, k, iterations, arguments.child.split()[-1])
+    centers = contender(path, k, iterations, arguments.child.split()[-1])
     measured = {
         "cpu": time.process_time() - start,
         "wall": time.monotonic() - began,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    print(json.dumps({**measured, "objective": objective(path, centres)}))
+    print(json.dumps({**measured, "objective": objective(path, centers)}))
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/cluster_memory.py --limit 512MiB --repeats 3
 
-The limited runs are in a memory cgroup (needs root) of the limit and the centres, which the kernel
+The limited runs are in a memory cgroup (needs root) of the limit and the centers, which the kernel
 enforces: page cache counts, and a process that needs more is killed. The file is dropped from the
 page cache before every run. Prints a table in Markdown, medians over the repeats; all runs must end
 with the same bytes.
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from cluster import write_rows  # noqa: E402
 
-from mlcd.sizes import parse_size  # noqa: E402
+from mlcd.utils.units import parse_size  # noqa: E402
 
 CGROUPS = Path("/sys/fs/cgroup")
 CHILD = """

@@ -1,6 +1,6 @@
 """The contenders of benchmarks/cluster.py: each clusters the rows of a file, with one thread.
 
-Each is a function (file, K, iterations, limit) → centres float32 [K, d] as the library leaves them.
+Each is a function (file, K, iterations, limit) → centers float32 [K, d] as the library leaves them.
 None takes a sample of the rows or stops early. faiss and sklearn start from random rows, as the
 stage does. `limit` is for the stage alone.
 """
@@ -21,7 +21,7 @@ def rows_of(path: Path) -> np.ndarray:
     """Return all rows, float32 [n, d], of unit length."""
     import faiss
 
-    from mlcd.stores.embeddings import Embeddings
+    from mlcd.data.embeddings import Embeddings
 
     faiss.omp_set_num_threads(1)
     rows = Embeddings(path).read()
@@ -32,7 +32,7 @@ def rows_of(path: Path) -> np.ndarray:
 def mlcd_cluster(path: Path, k: int, iterations: int, limit: str) -> np.ndarray:
     """Cluster with the stage."""
     from mlcd import cli
-    from mlcd.stores.centroids import Centroids
+    from mlcd.data.centroids import Centroids
 
     output = path.with_name(f"c-{os.getpid()}.h5")
     words = ["cluster", "--embeddings", path, "--output", output, "--threads", 1]

@@ -1,8 +1,8 @@
-"""Real embeddings in any number: random crops of the demo's pictures through the packaged encoder.
+"""Real embeddings in any number: random crops of the demo's images through the packaged encoder.
 
     python benchmarks/crops.py --rows 100000 --output crops.h5
 
-The demo has 2,380 pictures in its lists, too few for K = 4,096. Each crop takes 30 to 100 % of a
+The demo has 2,380 images in its lists, too few for K = 4,096. Each crop takes 30 to 100 % of a
 side, is mirrored half of the time, and is seen at 96 pixels. A function of the seed alone, up to
 the last bits of the encoder.
 """
@@ -21,22 +21,23 @@ from PIL import Image, ImageOps
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from mlcd.encoders import frozen  # noqa: E402
-from mlcd.progress import progress  # noqa: E402
-from mlcd.stores import h5  # noqa: E402
-from mlcd.stores.images import labelled_members  # noqa: E402
+from mlcd.config.encoders import PACKAGED  # noqa: E402
+from mlcd.data import hdf5  # noqa: E402
+from mlcd.data.members import labeled_members  # noqa: E402
+from mlcd.models import frozen  # noqa: E402
+from mlcd.utils.logging import progress  # noqa: E402
 
 BATCH = 128
 
 
-def crop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Return a random part of `picture`."""
-    sides = [max(8, int(side * rng.uniform(0.3, 1.0))) for side in picture.size]
+def crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Return a random part of `image`."""
+    sides = [max(8, int(side * rng.uniform(0.3, 1.0))) for side in image.size]
     left, top = (
         int(rng.integers(0, max(1, whole - side + 1)))
-        for whole, side in zip(picture.size, sides, strict=True)
+        for whole, side in zip(image.size, sides, strict=True)
     )
-    part = picture.crop((left, top, left + sides[0], top + sides[1]))
+    part = image.crop((left, top, left + sides[0], top + sides[1]))
     return ImageOps.mirror(part) if rng.random() < 0.5 else part
 
 
@@ -47,16 +48,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    pictures = [
+    images = [
         Image.open(io.BytesIO(data)).convert("RGB")
-        for _, data, _ in labelled_members(ROOT / "demo/openclipart.tar")
+        for _, data, _ in labeled_members(ROOT / "demo/openclipart.tar")
     ]
-    encoder = frozen.load(frozen.PACKAGED, image_size=arguments.size)
-    with h5.writing(arguments.output, "embeddings", {"model": "{}"}) as writer:
+    encoder = frozen.load(PACKAGED, image_size=arguments.size)
+    with hdf5.writing(arguments.output, "embeddings", {"model": "{}"}) as writer:
         starts = range(0, arguments.rows, BATCH)
         for start in progress(starts, total=len(starts), label="crops", unit="batch"):
-            chosen = rng.integers(0, len(pictures), min(BATCH, arguments.rows - start))
-            crops = [encoder.preprocess(crop(pictures[index], rng)) for index in chosen]
+            chosen = rng.integers(0, len(images), min(BATCH, arguments.rows - start))
+            crops = [encoder.preprocess(crop(images[index], rng)) for index in chosen]
             features = encoder.encode_images(torch.stack(crops))
             writer.append("embedding", np.asarray(features, np.float16))
 

@@ -1,4 +1,4 @@
-"""Labels a second: exact and two-level search of stage label beside faiss.knn, in one process.
+"""Labels per second: exact and two-level search of stage label beside faiss.knn, in one process.
 
     python benchmarks/label.py --k 65536 --dim 512 --top 8 --rows 8192 --repeats 5
 
@@ -8,7 +8,7 @@ each; the table gives medians, and rates over that of faiss.knn. Recall is the s
 that a plain float64 search gives on 256 rows, agreement what the stage itself measures.
 
 `groups` are rows around K directions in 1,000 groups, whose spread falls with the direction as that
-of pictures' embeddings does; `flat` are the same without that fall; `none` are random directions.
+of images' embeddings does; `flat` are the same without that fall; `none` are random directions.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ import planted
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from mlcd.config import Label
-from mlcd.label.nearest import _labels
-from mlcd.label.search import check_agreement, make_search
-from mlcd.neighbours.rows import Rows
-from mlcd.stores import h5
-from mlcd.stores.embeddings import Embeddings
+from mlcd.data import hdf5
+from mlcd.data.embeddings import Embeddings
+from mlcd.neighbors.rows import Rows
+from mlcd.stages.label.nearest import _labels
+from mlcd.stages.label.searcher import check_agreement, make_search
 
 #: What faiss multiplies at once if nobody changes it; stage label does.
 _FAISS_QUERIES = 4096
 
 
 def data(kind: str, n: int, k: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows float32 [n, d] and centres float32 [k, d]."""
+    """Return rows float32 [n, d] and centers float32 [k, d]."""
     rng = np.random.default_rng(0)
     if kind == "none":
-        rows, centres = (rng.standard_normal((m, d), dtype=np.float32) for m in (n, k))
-        return planted.unit(rows), planted.unit(centres)
-    centres = planted.directions(rng, d, wide=1000, narrow=k)
-    rows = planted.around(rng, centres, n, planted.ROW)
+        rows, centers = (rng.standard_normal((m, d), dtype=np.float32) for m in (n, k))
+        return planted.unit(rows), planted.unit(centers)
+    centers = planted.directions(rng, d, wide=1000, narrow=k)
+    rows = planted.around(rng, centers, n, planted.ROW)
     if kind == "groups":
         fall = np.arange(1, d + 1, dtype=np.float32) ** -0.5
-        rows, centres = planted.unit(rows * fall), planted.unit(centres * fall)
-    return rows, centres
+        rows, centers = planted.unit(rows * fall), planted.unit(centers * fall)
+    return rows, centers
 
 
-def plain(rows: np.ndarray, centres: np.ndarray, l: int) -> np.ndarray:
+def plain(rows: np.ndarray, centers: np.ndarray, l: int) -> np.ndarray:
     """Return the `l` nearest in float64, ties by lower id."""
-    scores = rows.astype(np.float64) @ centres.T.astype(np.float64)
+    scores = rows.astype(np.float64) @ centers.T.astype(np.float64)
     return np.argsort(-np.round(scores, 13), axis=1, kind="stable")[:, :l]
 
 
@@ -76,10 +76,10 @@ def timed(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, tup
 def measure(kind: str, arguments: argparse.Namespace) -> None:
     """Print the table of one kind of data."""
     n, k, d, l = arguments.rows, arguments.k, arguments.dim, arguments.top
-    rows, centres = data(kind, n, k, d)
+    rows, centers = data(kind, n, k, d)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "e.h5"
-        h5.write(path, "embeddings", {"embedding": rows.astype(np.float16)}, {"model": "{}"})
+        hdf5.write(path, "embeddings", {"embedding": rows.astype(np.float16)}, {"model": "{}"})
         stream = Rows([Embeddings(path)], 8192)
         rows = np.concatenate([block for _, block in stream.blocks()])
         where = {"device": "cpu", "threads": 1}
@@ -87,7 +87,7 @@ def measure(kind: str, arguments: argparse.Namespace) -> None:
 
         def library() -> object:
             faiss.cvar.distance_compute_blas_query_bs = _FAISS_QUERIES
-            return faiss.knn(rows, centres, l, metric=faiss.METRIC_INNER_PRODUCT)
+            return faiss.knn(rows, centers, l, metric=faiss.METRIC_INNER_PRODUCT)
 
         calls["faiss.knn"] = library
         found, notes = {}, {}
@@ -97,7 +97,7 @@ def measure(kind: str, arguments: argparse.Namespace) -> None:
             sections[name] = Label(top=l, mode="two_level", probes=probes, min_agreement=0)
         for name, section in sections.items():
             start = time.process_time()
-            search = make_search(centres, section, **where)
+            search = make_search(centers, section, **where)
             share, _ = check_agreement(search, stream, section, **where)
 
             def ours(search=search, section=section) -> list[object]:
@@ -110,7 +110,7 @@ def measure(kind: str, arguments: argparse.Namespace) -> None:
             print(f"{name}: first pass with preparation {time.process_time() - start:.1f} CPU s")
             calls[name] = ours
         times = timed(calls, arguments.repeats)
-        wanted = plain(rows[:256], centres, l)
+        wanted = plain(rows[:256], centers, l)
         found["faiss.knn"] = library()[1]
     print(f"\n{kind}: {n:,} rows, K = {k:,}, d = {d}, l = {l}\n")
     print("| | wall s | CPU s | rows per CPU s | rate, wall | rate, CPU | recall | agreement |")

@@ -4,8 +4,8 @@
     python benchmarks/large_k.py large --rows 2000000 --dim 64 --k 262144
 
 Rows lie in groups of groups (benchmarks/planted.py). Each run is a process of its own with one
-thread. `gap` scores all centres alike: the mean cosine similarity of every fifth row to its nearest
-of all K centres, found exactly. `large` streams from a file within --memory-limit.
+thread. `gap` scores all centers alike: the mean cosine similarity of every fifth row to its nearest
+of all K centers, found exactly. `large` streams from a file within --memory-limit.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ CONTENDERS = {
 }  # fmt: skip
 
 
-def objective(path: Path, centres: np.ndarray, step: int) -> float:
-    """Return the mean cosine of every `step`-th row to its nearest centre, exact."""
-    from mlcd.neighbours.exact import ExactSearch
-    from mlcd.stores.embeddings import Embeddings
+def objective(path: Path, centers: np.ndarray, step: int) -> float:
+    """Return the mean cosine of every `step`-th row to its nearest center, exact."""
+    from mlcd.data.embeddings import Embeddings
+    from mlcd.neighbors.exact import ExactSearch
 
     rows = planted.unit(Embeddings(path).read()[::step])
-    search, total = ExactSearch(centres, threads=1), 0.0
+    search, total = ExactSearch(centers, threads=1), 0.0
     for start in range(0, len(rows), 8192):
         block = rows[start : start + 8192]
         total += search.similarities(block, search.nearest(block, 1)).sum()
@@ -52,7 +52,7 @@ def objective(path: Path, centres: np.ndarray, step: int) -> float:
 def child(words: list[str], path: str, step: int) -> None:
     """Run `mlcd` once in this process and print what it took as a line of JSON."""
     from mlcd import cli
-    from mlcd.stores.centroids import Centroids
+    from mlcd.data.centroids import Centroids
 
     start, began = time.process_time(), time.monotonic()
     if cli.main(words):

@@ -30,22 +30,22 @@ def problem() -> tuple[Tensor, Tensor]:
 
 def mlcd(ratio: float) -> Callable[[], object]:
     """This project's classifier."""
-    head = ShardedClassifier(
+    classifier = ShardedClassifier(
         NUM_CLASSES, DIM, kind="mlcd", negative_ratio=ratio, seed=0, **SETTINGS
     )
     embedding, labels = problem()
     steps = iter(range(1_000_000))
 
     def call() -> None:
-        head(embedding, labels, next(steps)).backward()
-        head.zero_grad()
+        classifier(embedding, labels, next(steps)).backward()
+        classifier.zero_grad()
         embedding.grad = None
 
     return call
 
 
 def eight_softmaxes(ratio: float) -> Callable[[], object]:
-    """The mean of one sampled softmax a label slot, as in PartialFC: each slot keeps the batch's
+    """The mean of one sampled softmax per label slot, as in PartialFC: each slot keeps the batch's
     positives, fills up with random classes, and leaves a dense gradient.
     """
     weight = torch.randn(NUM_CLASSES, DIM).requires_grad_()

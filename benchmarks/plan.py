@@ -22,7 +22,7 @@ import planted
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 sys.path.insert(0, str(SOURCE))
 TWO_LEVEL = ["--mode", "two_level", "--iterations", 4, "--refinements", 2]
-#: Name: rows, dimensions, options of `mlcd cluster`. The plan's sample has all centres in the first
+#: Name: rows, dimensions, options of `mlcd cluster`. The plan's sample has all centers in the first
 #: of each mode, fewer in the second.
 SIZES = {
     "exact, 100,000 × 256, K = 2,048": (100_000, 256, ["--k", 2048, "--iterations", 8]),
@@ -33,8 +33,8 @@ SIZES = {
 _TIMED = """
 import sys, time
 from mlcd import cli
-from mlcd.cluster import kmeans, plan
-from mlcd.neighbours import two_level
+from mlcd.stages.cluster import kmeans, plan
+from mlcd.neighbors import two_level
 start = time.process_time(), time.perf_counter()
 code = cli.main(sys.argv[1:])
 print("took", time.process_time() - start[0], time.perf_counter() - start[1])

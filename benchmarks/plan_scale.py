@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 import yaml
 
 ROOT = Path(__file__).parent.parent
-#: Preset → profile, names of its lists, rows of all together: the pictures of the paper for
-#: LAION-400M and COYO-700M, the training pictures for ImageNet.
+#: Preset → profile, names of its lists, rows of all together: the images of the paper for
+#: LAION-400M and COYO-700M, the training images for ImageNet.
 SIZES = {
     "laion400m-vit-l14": ("slurm", [f"part-{i:05d}" for i in range(32)], 389_737_314),
     "coyo700m-vit-l14": ("slurm", [f"part-{i:05d}" for i in range(128)], 686_591_232),
@@ -62,7 +62,10 @@ def write_lists(folder: Path, preset: str) -> None:
     prepare = config["prepare"]
     columns = [prepare.get("url_column", "url"), prepare.get("caption_column", "caption")]
     _, names, rows = SIZES[preset]
-    paths = [folder / config["metadata"][0].replace("*", name) for name in names]
+    given = folder / config["metadata"][0]
+    if not given.suffix:  # a folder of images: one file says that it holds them all
+        given, columns = given / "images.parquet", [prepare.get("image_column", "image")]
+    paths = [Path(str(given).replace("*", name)) for name in names]
     paths[0].parent.mkdir(parents=True)
     share = rows // len(paths)
     _write_list(paths[0], share, columns)
@@ -72,7 +75,8 @@ def write_lists(folder: Path, preset: str) -> None:
 
 
 def _write_list(path: Path, rows: int, columns: list[str | None]) -> None:
-    column = pa.DictionaryArray.from_arrays(np.zeros(_GROUP, np.int32), ["http://127.0.0.1/0.jpg"])
+    value = pa.array([b"http://127.0.0.1/0.jpg"], pa.binary())
+    column = value.take(np.zeros(_GROUP, np.int32))
     table = pa.table({name: column for name in columns if name})
     with pq.ParquetWriter(path, table.schema) as writer:
         for start in range(0, rows, _GROUP):

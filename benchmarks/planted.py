@@ -1,4 +1,4 @@
-"""Unit rows in groups of groups, as embeddings of pictures lie: written in blocks, from a seed."""
+"""Unit rows in groups of groups, as embeddings of images lie: written in blocks, from a seed."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def directions(rng: np.random.Generator, d: int, wide: int, narrow: int) -> np.n
 def blocks(n: int, d: int, *, wide: int, narrow: int, seed: int = 0) -> Iterator[np.ndarray]:
     """Iterate over `n` unit rows around `narrow` directions, float32 [≤ 50,000, d] at a time."""
     rng = np.random.default_rng(seed)
-    centres = directions(rng, d, wide, narrow)
+    centers = directions(rng, d, wide, narrow)
     for start in range(0, n, _BLOCK):
-        yield around(rng, centres, min(_BLOCK, n - start), ROW)
+        yield around(rng, centers, min(_BLOCK, n - start), ROW)
 
 
 def write(path: Path, n: int, d: int, *, wide: int, narrow: int, seed: int = 0) -> None:
     """Write such rows as float16 embeddings."""
-    from mlcd.stores import h5
+    from mlcd.data import hdf5
 
-    with h5.writing(path, "embeddings", {"model": "{}"}) as writer:
+    with hdf5.writing(path, "embeddings", {"model": "{}"}) as writer:
         for rows in blocks(n, d, wide=wide, narrow=narrow, seed=seed):
             writer.append("embedding", rows.astype(np.float16))

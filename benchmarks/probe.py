@@ -2,10 +2,10 @@
 
     python benchmarks/probe.py --features results/evaluate/features/*-*.h5 --c 0.01 1
 
-Both minimise the same objective on the same rows (train, centred and scaled as the probe does) from
-zero, with at most 1,000 iterations and --threads, in turn in this process, or with --memory each in
-a fresh one, whose peak is then known. Losses are taken in float64. `tight` is scikit-learn in
-float64 with a tolerance of 1e-7 and 10,000 iterations, for the minimum itself; it takes long.
+Both minimize the same objective on the same rows (train, centered and scaled as the probe does)
+from zero, with at most 1,000 iterations and --threads, in turn in this process, or with --memory
+each in a fresh one, whose peak is then known. Losses are taken in float64. `tight` is scikit-learn
+in float64 with a tolerance of 1e-7 and 10,000 iterations, for the minimum itself; it takes long.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from mlcd.evaluate import probe
-from mlcd.evaluate.cached import read
+from mlcd.stages.evaluate import probe
+from mlcd.stages.evaluate.cached import read
 
 Solution = tuple[np.ndarray, np.ndarray, int]
 
@@ -86,7 +86,7 @@ def theirs(
 def objective(
     weight: np.ndarray, bias: np.ndarray, x: np.ndarray, y: np.ndarray, c: float
 ) -> float:
-    """The objective of :mod:`mlcd.evaluate.probe` in float64."""
+    """The objective of :mod:`mlcd.stages.evaluate.probe` in float64."""
     logits = x.astype(np.float64) @ weight.astype(np.float64) + bias
     loss = (logsumexp(logits, axis=1) - logits[np.arange(len(y)), y]).mean()
     return float(loss + np.square(weight.astype(np.float64)).sum() / (2 * c * len(y)))

@@ -2,7 +2,7 @@
 
     python benchmarks/seeds.py --results results --output seeds --seeds 0 1 2
 
-takes the labels, embeddings, pictures and centroids of a finished run, trains once a seed with the
+takes the labels, embeddings, images and centroids of a finished run, trains once per seed with the
 sections of --config (seed s for weights, order, crops and negatives), evaluates pixels, random
 weights of the same seed and the trained encoder (`--models` names others, such as frozen), and puts
 the table into OUTPUT/seeds.md. A seed is not trained, and not evaluated, again while the config,
@@ -25,13 +25,13 @@ from typing import Any
 
 from scipy import stats
 
-from mlcd import datasets
 from mlcd.config import Config, load
-from mlcd.errors import UserError
-from mlcd.files import read_json, write_json, write_text
-from mlcd.sources import code_hash
-from mlcd.stores.centroids import Centroids
-from mlcd.stores.labels import Labels
+from mlcd.data.centroids import Centroids
+from mlcd.data.labeled import layout
+from mlcd.data.labels import Labels
+from mlcd.utils.errors import UserError
+from mlcd.utils.files import read_json, write_json, write_text
+from mlcd.utils.fingerprint import code_hash
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def evaluate_identity(arguments: argparse.Namespace, config: Config, seed: int) 
     section = config.evaluate.model_copy(update={"seed": seed, "models": arguments.models})
     return {
         "section": section.model_dump(mode="json"),
-        "datasets": [datasets.identity(dataset) for dataset in config.evaluate.datasets],
+        "datasets": [layout.identity(dataset) for dataset in config.evaluate.datasets],
         "frozen": config.embed.model_dump(mode="json") if "frozen" in arguments.models else None,
         "code": code_hash("evaluate"),
     }
@@ -142,7 +142,7 @@ def interval(values: list[float]) -> str:
 
 
 def report(values: dict[tuple[str, str, str], list[float]], seeds: int) -> str:
-    """Return a table a data set and metric, and the gain of the trained encoder seed by seed."""
+    """Return a table per data set and metric, and the gain of the trained encoder seed by seed."""
     lines = [f"Mean and 95 % interval (Student's t) over {seeds} seeds.", ""]
     for dataset, metric in dict.fromkeys(key[:2] for key in values):
         lines += [f"## {dataset}, {metric}", "", "| model | value |", "|---|---:|"]

@@ -3,7 +3,7 @@
 python benchmarks/training_step.py [--repeats 5] [--threads 1]
 
 Encoder only: forward, backward of the embeddings' sum, AdamW. Whole: the same encoder step, with
-the classifier's forward and backward between, and its optimiser step after. One process, r = 0.1.
+the classifier's forward and backward between, and its optimizer step after. One process, r = 0.1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 import measure
 import torch
 
-import mlcd.compat  # noqa: F401
+import mlcd.utils.compat  # noqa: F401
 from mlcd.classifier import RowSparseAdamW, ShardedClassifier
 
 BATCH, DIM, NUM_CLASSES, LABELS, RATIO = 16, 512, 100_000, 8, 0.1
@@ -27,27 +27,27 @@ def step(with_classifier: bool) -> Callable[[], object]:
 
     torch.manual_seed(0)
     encoder = timm.create_model("vit_small_patch16_224", num_classes=DIM)
-    optimiser = torch.optim.AdamW(encoder.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-4)
     pixels = torch.randn(BATCH, 3, 224, 224)
     labels = torch.randint(NUM_CLASSES, (BATCH, LABELS))
     steps = iter(range(1_000_000))
     if with_classifier:
-        head = ShardedClassifier(
+        classifier = ShardedClassifier(
             NUM_CLASSES, DIM, kind="mlcd", scale=64.0, margin=0.3, margin_type="cosface",
             negative_ratio=RATIO, seed=0,
         )  # fmt: skip
-        centres = RowSparseAdamW(head, lr=1e-4)
+        centers = RowSparseAdamW(classifier, lr=1e-4)
 
     def call() -> None:
         embedding = encoder(pixels)
         if with_classifier:
-            head(embedding, labels, next(steps)).backward()
-            centres.step()
-            centres.zero_grad()
+            classifier(embedding, labels, next(steps)).backward()
+            centers.step()
+            centers.zero_grad()
         else:
             embedding.sum().backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     return call
 

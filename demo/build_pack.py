@@ -1,11 +1,11 @@
-"""Build the demo's pictures from Debian's packages openclipart-png and openclipart-svg.
+"""Build the demo's images from Debian's packages openclipart-png and openclipart-svg.
 
     apt-get download openclipart-png openclipart-svg
     for package in openclipart-*.deb; do dpkg-deb -x $package unpacked; done
     python demo/build_pack.py --root unpacked/usr/share/openclipart
 
 Writes openclipart.tar (a webdataset: KEY.jpg beside KEY.json), metadata/openclipart-{a,b}.parquet
-(URL lists of the pictures of the train split) and pack.json (what went in, what was left out and
+(URL lists of the images of the train split) and pack.json (what went in, what was left out and
 why). Equal packages and an equal Pillow give equal bytes. Needs the project's environment.
 """
 
@@ -29,18 +29,18 @@ from PIL import Image, ImageChops
 from server import PORT, PREFIX
 from split import assign_split, group_near
 
-from mlcd.errors import UserError
-from mlcd.files import atomic_path, sha256_file, write_json
-from mlcd.images import BadImage, decode
-from mlcd.progress import progress, setup_logging
+from mlcd.data.decode import BadImage, decode
+from mlcd.utils.errors import UserError
+from mlcd.utils.files import atomic_path, sha256_file, write_json
+from mlcd.utils.logging import progress, setup_logging
 
-#: Folders without pictures of things: icons and buttons, stars, flags, lamps, map signs, patterns.
+#: Folders without images of things: icons and buttons, stars, flags, lamps, map signs, patterns.
 LEFT_OUT = (
     "computer/buttons", "computer/icons", "shapes/stars", "signs_and_symbols/flags",
     "signs_and_symbols/led", "signs_and_symbols/map_symbols", "special/gradients",
     "special/patterns", "unsorted",
 )  # fmt: skip
-#: The only values of a file's licence tag that are taken.
+#: The only values of a file's license tag that are taken.
 PUBLIC_DOMAIN = (
     "http://web.resource.org/cc/PublicDomain",
     "http://creativecommons.org/licenses/publicdomain/",
@@ -54,7 +54,7 @@ _QUALITY = 85
 _MAX_PIXELS = 20_000_000
 # Smaller drawings (a map sign of 3 × 2 pixels) show nothing.
 _MIN_SIDE = 24
-# Grey levels off white that count as drawn.
+# Gray levels off white that count as drawn.
 _INK = 12
 
 
@@ -82,23 +82,23 @@ def build(root: Path, output: Path) -> None:
         raise UserError(
             f"{root}: holds no png/ and svg/; unpack both packages and give that folder"
         )
-    pictures, counts = collect(root)
-    groups = group_near(pictures)
-    assign_split(pictures, groups)
-    pictures.sort(key=lambda picture: picture["key"])
-    write_tar(output / "openclipart.tar", pictures)
-    train = [picture for picture in pictures if picture["fields"]["split"] == "train"]
+    images, counts = collect(root)
+    groups = group_near(images)
+    assign_split(images, groups)
+    images.sort(key=lambda image: image["key"])
+    write_tar(output / "openclipart.tar", images)
+    train = [image for image in images if image["fields"]["split"] == "train"]
     # Keys are hashes, so both halves mix all folders.
     half = -(-len(train) // 2)
     write_list(output / "metadata" / "openclipart-a.parquet", train[:half])
     write_list(output / "metadata" / "openclipart-b.parquet", train[half:])
     classes: dict[str, Counter[str]] = {}
-    for picture in sorted(pictures, key=lambda picture: picture["fields"]["folder"]):
-        fields = picture["fields"]
+    for image in sorted(images, key=lambda image: image["fields"]["folder"]):
+        fields = image["fields"]
         classes.setdefault(fields["folder"], Counter(train=0, test=0))[fields["split"]] += 1
-    splits = Counter(picture["fields"]["split"] for picture in pictures)
+    splits = Counter(image["fields"]["split"] for image in images)
     summary = {
-        "pictures": len(pictures),
+        "images": len(images),
         "train": splits["train"],
         "test": splits["test"],
         "groups": len(set(groups)),
@@ -111,25 +111,25 @@ def build(root: Path, output: Path) -> None:
 
 
 def collect(root: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Return the pictures in the order of their paths, and counts of what was left out and why.
+    """Return the images in the order of their paths, and counts of what was left out and why.
 
-    A picture is `{"key", "jpeg", "names", "fields"}`; `names` are the titles that mark a series.
+    An image is `{"key", "jpeg", "names", "fields"}`; `names` are the titles that mark a series.
     """
     counts: Counter[str] = Counter()
-    pictures: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
     contents: dict[str, str] = {}
-    # Links are the packages' own duplicates. Deep folders first: of two equal pictures the one in
+    # Links are the packages' own duplicates. Deep folders first: of two equal images the one in
     # the narrower folder stays.
     paths = [path for path in (root / "png").rglob("*.png") if not path.is_symlink()]
     paths.sort(key=lambda path: (-len(path.parts), path.as_posix()))
-    for path in progress(paths, label="pictures", unit="pictures"):
+    for path in progress(paths, label="images", unit="images"):
         source = path.relative_to(root / "png")
         if source.as_posix().startswith(tuple(f"{folder}/" for folder in LEFT_OUT)):
             counts["folder"] += 1
             continue
         about = read_metadata(root / "svg" / source.with_suffix(".svg"))
-        if about["licence"] not in PUBLIC_DOMAIN:
-            counts["licence_empty" if not about["licence"] else "licence_other"] += 1
+        if about["license"] not in PUBLIC_DOMAIN:
+            counts["license_empty" if not about["license"] else "license_other"] += 1
             continue
         try:
             jpeg, content = shrink(path.read_bytes())
@@ -150,7 +150,7 @@ def collect(root: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
             "split": "train",
             "source": source.with_suffix("").as_posix(),
         }
-        pictures.append(
+        images.append(
             {
                 "key": hashlib.sha256(fields["source"].encode()).hexdigest()[:12],
                 "jpeg": jpeg,
@@ -158,18 +158,18 @@ def collect(root: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
                 "fields": fields,
             }
         )
-    pictures.sort(key=lambda picture: picture["fields"]["source"])
-    return pictures, counts
+    images.sort(key=lambda image: image["fields"]["source"])
+    return images, counts
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return licence, title, description, tags and authors from the RDF at the head of an SVG."""
+    """Return license, title, description, tags and authors from the RDF at the head of an SVG."""
     for _, element in ElementTree.iterparse(path, events=("end",)):
         if not element.tag.endswith("}Work"):
             continue
-        licences = [child for child in element if child.tag.endswith("}license")]
+        licenses = [child for child in element if child.tag.endswith("}license")]
         return {
-            "licence": "".join(child.get(f"{_RDF}resource", "") for child in licences),
+            "license": "".join(child.get(f"{_RDF}resource", "") for child in licenses),
             "title": _words(element.findtext(f"{_DC}title")),
             "description": _words(element.findtext(f"{_DC}description")),
             "tags": [item.text for item in element.findall(f"{_DC}subject/{_RDF}Bag/{_RDF}li")],
@@ -179,14 +179,15 @@ def read_metadata(path: Path) -> dict[str, Any]:
                 for name in element.findall(f"{_DC}{role}/*/{_DC}title")
             },
         }
-    return {"licence": "", "title": "", "description": "", "tags": [], "authors": set()}
+    return {"license": "", "title": "", "description": "", "tags": [], "authors": set()}
 
 
 def shrink(data: bytes) -> tuple[bytes, str]:
-    """Return the drawing as a JPEG of at most 128 pixels a side, and the hash of its pixels.
+    """Return the drawing as a JPEG of at most 128 pixels per side, and the hash of its pixels.
 
     Many drawings are small on a large empty page: the page is cut off. Raises
-    :class:`mlcd.images.BadImage`, also for an empty page (``blank``) and a tiny one (``tiny``).
+    :class:`mlcd.data.decode.BadImage`, also for an empty page (``blank``) and a tiny one
+    (``tiny``).
     """
     image = decode(data, max_pixels=_MAX_PIXELS)
     white = Image.new("RGB", image.size, "white")
@@ -208,9 +209,9 @@ def shrink(data: bytes) -> tuple[bytes, str]:
 
 
 def clean_title(title: str, stem: str) -> str:
-    """Return the title, or words of the file name where the title is empty or of another picture.
+    """Return the title, or words of the file name where the title is empty or of another image.
 
-    One author's tool wrote the title of his first picture into whole series: "Clipart by …".
+    One author's tool wrote the title of his first image into whole series: "Clipart by …".
     """
     if not title or title.lower().startswith("clipart by"):
         title = re.sub(r"[\W\d_]+", " ", stem).strip() or stem
@@ -232,7 +233,7 @@ def clean_tags(tags: list[str | None], authors: set[str]) -> list[str]:
 
 
 def series_name(title: str) -> str:
-    """Return a title without case, numbers and marks: equal for the pictures of a series."""
+    """Return a title without case, numbers and marks: equal for the images of a series."""
     return re.sub(r"[\W\d_]+", " ", title.lower()).strip()
 
 
@@ -247,27 +248,27 @@ def caption(fields: dict[str, Any]) -> str:
     return ". ".join(sentences) + "."
 
 
-def write_tar(path: Path, pictures: list[dict[str, Any]]) -> None:
+def write_tar(path: Path, images: list[dict[str, Any]]) -> None:
     """Write the webdataset: USTAR, owner 0, time 0, in the order of keys."""
     with (
         atomic_path(path) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        for picture in pictures:
-            text = json.dumps(picture["fields"], ensure_ascii=False, separators=(",", ":"))
-            for ending, data in (("jpg", picture["jpeg"]), ("json", text.encode())):
-                member = tarfile.TarInfo(f"{picture['key']}.{ending}")
+        for image in images:
+            text = json.dumps(image["fields"], ensure_ascii=False, separators=(",", ":"))
+            for ending, data in (("jpg", image["jpeg"]), ("json", text.encode())):
+                member = tarfile.TarInfo(f"{image['key']}.{ending}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
 
 
-def write_list(path: Path, pictures: list[dict[str, Any]]) -> None:
-    """Write a URL list: url, caption, sha256 of the picture's bytes."""
+def write_list(path: Path, images: list[dict[str, Any]]) -> None:
+    """Write a URL list: url, caption, sha256 of the image's bytes."""
     table = pa.table(
         {
-            "url": [f"http://127.0.0.1:{PORT}{PREFIX}{picture['key']}.jpg" for picture in pictures],
-            "caption": [caption(picture["fields"]) for picture in pictures],
-            "sha256": [hashlib.sha256(picture["jpeg"]).hexdigest() for picture in pictures],
+            "url": [f"http://127.0.0.1:{PORT}{PREFIX}{image['key']}.jpg" for image in images],
+            "caption": [caption(image["fields"]) for image in images],
+            "sha256": [hashlib.sha256(image["jpeg"]).hexdigest() for image in images],
         }
     )
     with atomic_path(path) as temporary:

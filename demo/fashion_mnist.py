@@ -1,14 +1,14 @@
-"""Make tars and a URL list of Fashion-MNIST, for the ablation study of docs/results.md.
+"""Make tars and a URL list of Fashion-MNIST, for the ablation study of docs/results/ablations.md.
 
     apt-get install dataset-fashion-mnist
     python demo/fashion_mnist.py --output results/fashion-mnist
 
-Reads Debian's package of the pictures (Zalando Research, MIT licence) and writes
+Reads Debian's package of the images (Zalando Research, MIT license) and writes
 
-    list.parquet   URLs of the first 12,000 pictures of the train split, as demo/server.py has them
-    choose.tar     these, and pictures 16,000 to 20,000 of the train split as its test side:
+    list.parquet   URLs of the first 12,000 images of the train split, as demo/server.py has them
+    choose.tar     these, and images 16,000 to 20,000 of the train split as its test side:
                    settings are chosen on it
-    test.tar       these, and the first 5,000 pictures of the test split: the study's table
+    test.tar       these, and the first 5,000 images of the test split: the study's table
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from server import PORT, PREFIX
 
-from mlcd.errors import UserError
-from mlcd.files import atomic_path
+from mlcd.utils.errors import UserError
+from mlcd.utils.files import atomic_path
 
 ROOT = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = (
@@ -41,8 +41,8 @@ CLASSES = (
 TRAIN, CHOOSE, TEST = 12_000, (16_000, 20_000), 5_000
 
 
-class Picture(NamedTuple):
-    """One picture: its key, its bytes as PNG and its class."""
+class Item(NamedTuple):
+    """One image: its key, its bytes as PNG and its class."""
 
     key: str
     data: bytes
@@ -56,25 +56,25 @@ def main() -> None:
     arguments = parser.parse_args()
     root, output = arguments.root, arguments.output
     output.mkdir(parents=True, exist_ok=True)
-    train = list(pictures(root, "train", 0, TRAIN))
-    pack(output / "choose.tar", train, list(pictures(root, "train", *CHOOSE)))
-    pack(output / "test.tar", train, list(pictures(root, "t10k", 0, TEST)))
+    train = list(items(root, "train", 0, TRAIN))
+    pack(output / "choose.tar", train, list(items(root, "train", *CHOOSE)))
+    pack(output / "test.tar", train, list(items(root, "t10k", 0, TEST)))
     columns = {
-        "url": [f"http://127.0.0.1:{PORT}{PREFIX}{picture.key}.png" for picture in train],
-        "sha256": [hashlib.sha256(picture.data).hexdigest() for picture in train],
+        "url": [f"http://127.0.0.1:{PORT}{PREFIX}{item.key}.png" for item in train],
+        "sha256": [hashlib.sha256(item.data).hexdigest() for item in train],
     }
     with atomic_path(output / "list.parquet") as temporary:
         pq.write_table(pa.table(columns), temporary)
 
 
-def pictures(root: Path, name: str, first: int, last: int) -> Iterator[Picture]:
-    """Iterate over the pictures `first` to `last` of a split, as RGB PNGs of 28 × 28 pixels."""
+def items(root: Path, name: str, first: int, last: int) -> Iterator[Item]:
+    """Iterate over the images `first` to `last` of a split, as RGB PNGs of 28 × 28 pixels."""
     levels = read_idx(root / f"{name}-images-idx3-ubyte.gz")
     labels = read_idx(root / f"{name}-labels-idx1-ubyte.gz")
     for index in range(len(levels))[first:last]:
         buffer = io.BytesIO()
         Image.fromarray(levels[index]).convert("RGB").save(buffer, "png")
-        yield Picture(f"{name}-{index:05d}", buffer.getvalue(), CLASSES[labels[index]])
+        yield Item(f"{name}-{index:05d}", buffer.getvalue(), CLASSES[labels[index]])
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -92,17 +92,17 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def pack(path: Path, train: list[Picture], test: list[Picture]) -> None:
+def pack(path: Path, train: list[Item], test: list[Item]) -> None:
     """Write a webdataset tar, KEY.png beside KEY.json with label and split; equal bytes again."""
     with (
         atomic_path(path) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for split, group in (("train", train), ("test", test)):
-            for picture in group:
-                about = json.dumps({"label": picture.label, "split": split}).encode()
-                for suffix, data in (("png", picture.data), ("json", about)):
-                    member = tarfile.TarInfo(f"{picture.key}.{suffix}")
+            for item in group:
+                about = json.dumps({"label": item.label, "split": split}).encode()
+                for suffix, data in (("png", item.data), ("json", about)):
+                    member = tarfile.TarInfo(f"{item.key}.{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
 

@@ -1,4 +1,4 @@
-"""Run a command while the demo's pictures are served, and stop the server whatever happens.
+"""Run a command while the demo's images are served, and stop the server whatever happens.
 
     python demo/run.py -- snakemake --profile profiles/local
 

@@ -1,10 +1,10 @@
-"""Serve the demo's pictures on this machine only, straight out of their tar.
+"""Serve the demo's images on this machine only, straight out of their tar.
 
     python demo/server.py --port 18765 --tar demo/openclipart.tar
 
 Standard library only. The tar is indexed once; a URL is looked up in that index and never becomes
 a path on disk. GET /openclipart/KEY.jpg gives the member KEY.jpg; GET / gives the identity of the
-pack, by which demo/run.py recognises a server that is already there.
+pack, by which demo/run.py recognizes a server that is already there.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         if name.startswith(PREFIX):
             data = self.server.pack.read(name.removeprefix(PREFIX))
         if data is None:
-            self._answer(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"no such picture\n")
+            self._answer(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"no such image\n")
         else:
             kind = TYPES.get(name.rpartition(".")[2], "application/octet-stream")
             self._answer(HTTPStatus.OK, kind, data)
@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *values: object) -> None:
-        """Say nothing: a line a picture would bury the workflow's own output."""
+        """Say nothing: a line per image would bury the workflow's own output."""
 
 
 def main() -> int:
@@ -142,7 +142,7 @@ def main() -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
         url = f"http://127.0.0.1:{server.server_address[1]}/"
-        print(f"serving {len(pack.places) // 2} pictures on {url}", flush=True)
+        print(f"serving {len(pack.places) // 2} images on {url}", flush=True)
         if arguments.ready_file:
             temporary = arguments.ready_file.with_name(arguments.ready_file.name + ".tmp")
             temporary.write_text(url)

@@ -1,4 +1,4 @@
-"""Draw docs/pipeline.svg, the picture of the pipeline: python docs/draw_pipeline.py
+"""Draw docs/pipeline.svg, the figure of the pipeline: python docs/draw_pipeline.py
 
 It stands on a light card of its own, so that it reads the same on a dark page.
 """
@@ -18,18 +18,18 @@ TOP = 30
 SECOND = TOP + HEIGHT + 62
 INK, MUTED, LINE = "#1f2933", "#57606a", "#c3cad2"
 GROUPS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
-#: How a stage runs → colour of its bar and words of the legend.
+#: How a stage runs → color of its bar and words of the legend.
 RUNS = {
-    "chunk": ("#0072b2", "one job a chunk, hundreds at once"),
+    "chunk": ("#0072b2", "one job per chunk, hundreds at once"),
     "gang": ("#d55e00", "one gang job, N ranks on N GPUs"),
-    "single": ("#8a8f98", "one job, or one a model"),
+    "single": ("#8a8f98", "one job, or one per model"),
 }
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, monospace"
 
 
 class Canvas:
-    """Collects SVG elements; coordinates in pixels of a picture WIDTH wide."""
+    """Collects SVG elements; coordinates in pixels of an image WIDTH wide."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
@@ -72,8 +72,8 @@ def urls(c: Canvas, x: float, y: float) -> None:
     )  # fmt: skip
 
 
-def picture(c: Canvas, x: float, y: float, side: float, group: int) -> None:
-    """A small picture of a kind: house, sun, tree, fish."""
+def image(c: Canvas, x: float, y: float, side: float, group: int) -> None:
+    """A small image of a kind: house, sun, tree, fish."""
     tint = ("#dcecf7", "#fbf0d9", "#dcf1ea", "#f7e8f0")[group]
     c.rect(x, y, side, side, tint, rx=3)
     s, fill = side / 20, GROUPS[group]
@@ -88,20 +88,20 @@ def picture(c: Canvas, x: float, y: float, side: float, group: int) -> None:
     c.path(shape, fill=fill, transform=f"translate({x:.1f} {y:.1f}) scale({s:.2f})", **stroke)
 
 
-def pictures(c: Canvas, x: float, y: float) -> None:
-    """Pictures in a grid; one did not arrive."""
+def images(c: Canvas, x: float, y: float) -> None:
+    """Images in a grid; one did not arrive."""
     kinds = (0, 2, 1, 3, 1, 0, 3, 2, 2, 1, 0, 3, 0, 2, 1)
     for index, kind in enumerate(kinds):
         px, py = x + 37 + index % 5 * 25, y + index // 5 * 24
         if index == 8:
             c.rect(px, py, 20, 20, "none", rx=3, stroke=LINE, stroke_dasharray="3 2")
         else:
-            picture(c, px, py, 20, kind)
+            image(c, px, py, 20, kind)
 
 
 def features(c: Canvas, x: float, y: float) -> None:
-    """A frozen encoder turns a picture into a row of numbers."""
-    picture(c, x + 14, y + 22, 26, 0)
+    """A frozen encoder turns an image into a row of numbers."""
+    image(c, x + 14, y + 22, 26, 0)
     c.path(f"M{x + 52} {y + 10}L{x + 92} {y + 22}V{y + 48}L{x + 52} {y + 60}Z", fill="#dde5ec")
     c.text(x + 72, y + 39, "frozen", font_size=11, fill=MUTED, text_anchor="middle")
     rng = random.Random(4)
@@ -115,10 +115,10 @@ def features(c: Canvas, x: float, y: float) -> None:
 
 
 def clusters(c: Canvas, x: float, y: float) -> None:
-    """Points around their centres."""
+    """Points around their centers."""
     rng = random.Random(11)
-    centres = ((44, 20), (104, 14), (152, 44), (84, 54))
-    for group, (cx, cy) in enumerate(centres):
+    centers = ((44, 20), (104, 14), (152, 44), (84, 54))
+    for group, (cx, cy) in enumerate(centers):
         for _ in range(13):
             angle, far = rng.random() * math.tau, 4 + 15 * rng.random() ** 0.8
             px, py = cx + far * math.cos(angle) * 1.25, cy + far * math.sin(angle) * 0.8
@@ -130,10 +130,10 @@ def clusters(c: Canvas, x: float, y: float) -> None:
 
 
 def labels(c: Canvas, x: float, y: float) -> None:
-    """A picture and its l nearest clusters."""
+    """An image and its l nearest clusters."""
     c.rect(x + 16, y + 8, 56, 56, "#eef2f6", rx=5)
-    picture(c, x + 22, y + 12, 26, 0)
-    picture(c, x + 42, y + 34, 26, 2)
+    image(c, x + 22, y + 12, 26, 0)
+    image(c, x + 42, y + 34, 26, 2)
     for rank, (group, name) in enumerate(((0, "0.81"), (2, "0.77"), (1, "0.52"))):
         py = y + 6 + rank * 21
         c.rect(x + 92, py, 84, 17, GROUPS[group], rx=8.5, fill_opacity=round(1 - 0.25 * rank, 2))
@@ -142,8 +142,8 @@ def labels(c: Canvas, x: float, y: float) -> None:
 
 
 def training(c: Canvas, x: float, y: float) -> None:
-    """An encoder, and class centres held in pieces by the ranks: positives pull, negatives push."""
-    picture(c, x + 18, y + 22, 26, 0)
+    """An encoder, and class centers held in pieces by the ranks: positives pull, negatives push."""
+    image(c, x + 18, y + 22, 26, 0)
     c.path(f"M{x + 58} {y + 6}L{x + 112} {y + 20}V{y + 50}L{x + 58} {y + 64}Z", fill="#f7ddcd")
     c.text(x + 85, y + 39, "encoder", font_size=11.5, fill="#8a3a00", text_anchor="middle")
     c.path(f"M{x + 116} {y + 35}h24", stroke=MUTED, stroke_width=1.6, fill="none")
@@ -186,29 +186,29 @@ def boxed(c: Canvas, x: float, y: float) -> None:
 
 
 def sheet(c: Canvas, x: float, y: float) -> None:
-    """A page with a curve and pictures."""
+    """A page with a curve and images."""
     c.rect(x + 54, y, 90, 72, "#ffffff", rx=4, stroke=MUTED, stroke_width=1.3)
     c.path(
         f"M{x + 62} {y + 10}C{x + 76} {y + 34} {x + 96} {y + 36} {x + 136} {y + 38}",
         stroke="#0072b2", stroke_width=2.2, fill="none",
     )  # fmt: skip
     for index in range(3):
-        picture(c, x + 62 + index * 26, y + 46, 20, index)
+        image(c, x + 62 + index * 26, y + 46, 20, index)
 
 
 #: Stage, how it runs, glyph, what it does (two lines), what it leaves; train is two columns wide.
 STAGES = (
-    ("prepare", "chunk", urls, "cut URL lists|into chunks", "urls/{chunk}.parquet"),
-    ("download", "chunk", pictures, "img2dataset, retries,|tars proven whole",
+    ("prepare", "chunk", urls, "cut folders and URL|lists into chunks", "urls/{chunk}.parquet"),
+    ("download", "chunk", images, "img2dataset, retries,|tars proven whole",
      "images/{chunk}/*.tar"),
     ("embed", "chunk", features, "a frozen encoder's|features", "embeddings/{chunk}.h5"),
     ("cluster", "single", clusters, "spherical k-means over|all chunks", "clusters/centroids.h5"),
-    ("label", "chunk", labels, "l nearest centres|of every picture", "labels/{chunk}.h5"),
+    ("label", "chunk", labels, "l nearest centers|of every image", "labels/{chunk}.h5"),
     ("train", "gang", training, "DeepSpeed ZeRO encoder, classifier sharded over ranks:|"
-     "to l positive centres, away from sampled negatives", "train/encoder.safetensors"),
+     "to l positive centers, away from sampled negatives", "train/encoder.safetensors"),
     ("evaluate", "single", bars, "k-NN, linear probe,|mAP, beside baselines",
      "evaluate/summary.csv"),
-    ("report", "single", sheet, "one HTML file:|pictures and curves", "report.html"),
+    ("report", "single", sheet, "one HTML file:|images and curves", "report.html"),
     ("export", "single", boxed, "timm, open_clip,|equal outputs checked", "export/{format}/"),
 )  # fmt: skip
 
@@ -216,9 +216,9 @@ STAGES = (
 def card(c: Canvas, x: float, y: float, width: float, stage: tuple) -> None:
     """Draw one stage."""
     name, runs, glyph, about, output = stage
-    colour = RUNS[runs][0]
+    color = RUNS[runs][0]
     c.rect(x, y, width, HEIGHT, "#ffffff", rx=10, stroke=LINE, stroke_width=1.2)
-    c.rect(x + 14, y + 17, 5, 17, colour, rx=2.5)
+    c.rect(x + 14, y + 17, 5, 17, color, rx=2.5)
     c.text(x + 27, y + 31.5, name, font_size=18, font_weight=650, fill=INK)
     glyph(c, x, y + 47)
     for line, words in enumerate(about.split("|")):
@@ -232,7 +232,7 @@ def arrow(c: Canvas, path: str) -> None:
 
 
 def draw() -> str:
-    """Return the whole picture."""
+    """Return the whole image."""
     c = Canvas()
     height = SECOND + HEIGHT + 78
     c.rect(0.5, 0.5, WIDTH - 1, height - 1, "#f6f8fa", rx=14, stroke="#d0d7de")
@@ -252,7 +252,7 @@ def draw() -> str:
     arrow(
         c, f"M{MARGIN + CARD + GAP / 2} {below + 4}v18H{MARGIN + 4.5 * step - GAP / 2}V{below + 8}"
     )
-    # Labels wrap to the second row; pictures go to training too.
+    # Labels wrap to the second row; images go to training too.
     last, train = MARGIN + 4 * step + CARD / 2, MARGIN + CARD + GAP / 2
     turn = TOP + HEIGHT + 31
     arrow(c, f"M{last} {TOP + HEIGHT + 4}V{turn}H{train}V{SECOND - 8}")
@@ -260,11 +260,11 @@ def draw() -> str:
         f"M{MARGIN + step + CARD / 2} {TOP + HEIGHT + 4}V{turn}", stroke="#6b7785", stroke_width=2,
         fill="none",
     )  # fmt: skip
-    for x, words in ((last - 8, "labels"), (MARGIN + step + CARD / 2 + 62, "pictures")):
+    for x, words in ((last - 8, "labels"), (MARGIN + step + CARD / 2 + 62, "images")):
         c.text(x, turn - 8, words, font_size=13, fill=MUTED, text_anchor="end")
     x = MARGIN + 4.0
-    for colour, words in RUNS.values():
-        c.rect(x, height - 33, 5, 17, colour, rx=2.5)
+    for color, words in RUNS.values():
+        c.rect(x, height - 33, 5, 17, color, rx=2.5)
         c.text(x + 13, height - 19.5, words, font_size=14, fill=MUTED)
         x += 7.1 * len(words) + 52
     about = (

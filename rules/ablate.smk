@@ -1,7 +1,7 @@
 # ablate: train again with other losses, l, r or K, over seeds, and compare: snakemake ablate
 #
-# REQUIRED INPUTS  config ablate.grids; pictures, embeddings, and the run's own clusters and labels
-#                  wherever a cell has the same K and no more labels a picture
+# REQUIRED INPUTS  config ablate.grids; images, embeddings, and the run's own clusters and labels
+#                  wherever a cell has the same K and no more labels per image
 # OUTPUTS          results/ablate/{cell}/seed-{seed}/train/   as rule train; cell is LOSS-lL-rR-kK
 #                  results/ablate/{cell}/seed-{seed}/evaluate/trained.json  scores, as rule evaluate
 #                  results/ablate/baselines/{model}-seed-{seed}/{model}.json
@@ -22,38 +22,45 @@ wildcard_constraints:
     l=r"\d+",
 
 
-use rule cluster as ablate_cluster with:
-    output:
-        centroids=f"{ABLATE}/clusters-k{{k}}/centroids.h5",
-        iterations=f"{ABLATE}/clusters-k{{k}}/iterations.jsonl",
-    log:
-        f"{RESULTS}/logs/ablate/clusters-k{{k}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/ablate/clusters-k{{k}}.tsv"
-    params:
-        cfg=lambda wildcards: cluster_section(k=int(wildcards.k)),
+# Given centers are of one K, and own labels of one K and l.
+if CONFIG.cluster.centers is None:
+
+    use rule cluster as ablate_cluster with:
+        output:
+            centroids=f"{ABLATE}/clusters-k{{k}}/centroids.h5",
+            iterations=f"{ABLATE}/clusters-k{{k}}/iterations.jsonl",
+        log:
+            f"{RESULTS}/logs/ablate/clusters-k{{k}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/ablate/clusters-k{{k}}.tsv"
+        params:
+            cfg=lambda wildcards: CONFIG.cluster.changed(k=int(wildcards.k)).for_centroids(),
 
 
-use rule label as ablate_label with:
-    input:
-        embeddings=f"{RESULTS}/embeddings/{{chunk}}.h5",
-        centroids=lambda wildcards: ablate_centroids(wildcards.k),
-    output:
-        labels=f"{ABLATE}/labels-k{{k}}-l{{l}}/{{chunk}}.h5",
-    log:
-        f"{RESULTS}/logs/ablate/labels-k{{k}}-l{{l}}/{{chunk}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/ablate/labels-k{{k}}-l{{l}}/{{chunk}}.tsv"
-    params:
-        cfg=lambda wildcards: label_section(top=int(wildcards.l)),
+if not OWN_LABELS:
+
+    use rule label as ablate_label with:
+        input:
+            embeddings=f"{RESULTS}/embeddings/{{chunk}}.h5",
+            centroids=lambda wildcards: ablate_centroids(wildcards.k),
+        output:
+            labels=f"{ABLATE}/labels-k{{k}}-l{{l}}/{{chunk}}.h5",
+        log:
+            f"{RESULTS}/logs/ablate/labels-k{{k}}-l{{l}}/{{chunk}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/ablate/labels-k{{k}}-l{{l}}/{{chunk}}.tsv"
+        params:
+            cfg=lambda wildcards: CONFIG.label.changed(top=int(wildcards.l)).for_labels(),
 
 
 use rule train as ablate_train with:
     input:
         labels=lambda wildcards: ablate_labels(Cell.parse(wildcards.cell)),
-        embeddings=of_chunks("embeddings/{chunk}.h5"),
+        embeddings=[] if OWN_LABELS else of_chunks("embeddings/{chunk}.h5"),
         images=of_chunks("images/{chunk}/manifest.json"),
-        centroids=lambda wildcards: ablate_centroids(Cell.parse(wildcards.cell).k),
+        centroids=lambda wildcards: (
+            ablate_centroids(Cell.parse(wildcards.cell).k) if CENTROIDS else []
+        ),
     output:
         weights=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.safetensors",
         description=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.json",
@@ -71,7 +78,7 @@ rule ablate_evaluate:
     input:
         weights=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.safetensors",
         description=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.json",
-        pictures=ablate_pictures(),
+        images=ablate_images(),
     output:
         metrics=f"{ABLATE}/{{cell}}/seed-{{seed}}/evaluate/trained.json",
         features=temp(
@@ -84,18 +91,16 @@ rule ablate_evaluate:
         f"{RESULTS}/logs/ablate/{{cell}}/seed-{{seed}}-evaluate.log",
     benchmark:
         f"{RESULTS}/benchmarks/ablate/{{cell}}/seed-{{seed}}-evaluate.tsv"
-    conda:
-        "../environment.yml"
     threads: 1
     resources:
         mem_mb=scores_memory,
         runtime=scores_minutes,
     params:
-        cfg=lambda wildcards: ablate_section(
-            "evaluate", models=["trained"], seed=int(wildcards.seed)
-        ),
+        cfg=lambda wildcards: CONFIG.evaluate.changed(
+            models=["trained"], seed=int(wildcards.seed)
+        ).to_json(),
         code=code_hash("evaluate"),
-        identity=[datasets.identity(dataset) for dataset in DATASETS.values()],
+        identity=[layout.identity(dataset) for dataset in DATASETS.values()],
         encoder=subpath(input.weights, parent=True),
         folder=subpath(output.metrics, parent=True),
     shell:
@@ -114,7 +119,7 @@ rule ablate_baseline:
     input:
         # ancient: of the description only the architecture counts, which is a parameter.
         description=lambda wildcards: ancient(ablate_description(wildcards)),
-        pictures=ablate_pictures(),
+        images=ablate_images(),
     output:
         metrics=f"{ABLATE}/baselines/{{model}}-seed-{{seed}}/{{model}}.json",
         features=temp(
@@ -127,20 +132,18 @@ rule ablate_baseline:
         f"{RESULTS}/logs/ablate/{{model}}-seed-{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/ablate/{{model}}-seed-{{seed}}.tsv"
-    conda:
-        "../environment.yml"
     threads: 1
     resources:
         mem_mb=scores_memory,
         runtime=scores_minutes,
     params:
-        cfg=lambda wildcards: ablate_section(
-            "evaluate", models=[wildcards.model], seed=int(wildcards.seed)
-        ),
+        cfg=lambda wildcards: CONFIG.evaluate.changed(
+            models=[wildcards.model], seed=int(wildcards.seed)
+        ).to_json(),
         source=ablate_source,
         architecture=ablate_architecture,
         code=code_hash("evaluate"),
-        identity=[datasets.identity(dataset) for dataset in DATASETS.values()],
+        identity=[layout.identity(dataset) for dataset in DATASETS.values()],
         folder=subpath(output.metrics, parent=True),
     shell:
         """
@@ -165,8 +168,6 @@ rule ablate_table:
         orders=f"{ABLATE}/orders.csv",
     log:
         f"{RESULTS}/logs/ablate/table.log",
-    conda:
-        "../environment.yml"
     threads: 1
     resources:
         mem_mb=2000,

@@ -9,7 +9,7 @@ ABLATION_RUNS = [f"{ABLATE}/{cell.name}/seed-{seed}" for cell, seed in ABLATION]
 
 
 def ablate_centroids(k):
-    """Return the centres of K = `k`: the run's own where they are."""
+    """Return the centers of K = `k`: the run's own where they are."""
     own = int(k) == CONFIG.cluster.k
     return f"{RESULTS}/clusters/centroids.h5" if own else f"{ABLATE}/clusters-k{k}/centroids.h5"
 
@@ -23,16 +23,10 @@ def ablate_labels(cell):
     )
 
 
-def ablate_section(stage, **changes):
-    """Return a stage's section with some keys changed, as one line of JSON."""
-    values = getattr(CONFIG, stage).model_dump(mode="json") | changes
-    return type(getattr(CONFIG, stage))(**values).to_json()
-
-
 def ablate_train_section(wildcards):
-    cell = Cell.parse(wildcards.cell)
-    changes = {"loss": cell.loss, "positives": cell.l, "negative_ratio": cell.r}
-    return ablate_section("train", seed=int(wildcards.seed), **changes)
+    """Return the section train of a cell and seed."""
+    cell, seed = Cell.parse(wildcards.cell), int(wildcards.seed)
+    return cell.train(CONFIG.train, seed).for_encoder()
 
 
 def ablate_description(wildcards):
@@ -47,25 +41,24 @@ def ablate_description(wildcards):
 def ablate_source(wildcards):
     """Return the option that says where a baseline comes from."""
     if wildcards.model == "frozen":
-        return f"--embed-config {shlex.quote(embed_section())}"
+        return f"--embed-config {shlex.quote(CONFIG.embed.for_encoder())}"
     description = ablate_description(wildcards)
     return f"--encoder {shlex.quote(str(Path(description).parent))}" if description else ""
 
 
 def ablate_architecture(wildcards):
-    """Return the keys of train that random weights depend on, beside the seed."""
-    keys = {"model", "embedding_dim", "image_size", "high_res_image_size"}
-    return CONFIG.train.model_dump_json(include=keys) if wildcards.model == "random" else ""
+    """Return what random weights are built by; nothing for baselines without any."""
+    return CONFIG.train.for_architecture() if wildcards.model == "random" else ""
 
 
-def ablate_pictures():
+def ablate_images():
     """Return the paths of all data sets on disk; their identity tells whether they are others."""
-    found = [data for data in DATASETS.values() if datasets.kind(data) != "digits"]
+    found = [data for data in DATASETS.values() if layout.kind(data) != "digits"]
     return [ancient(data.path) for data in found]
 
 
 def ablate_baselines():
-    """Return the scores of the baselines: once a seed, the frozen encoder, the dearest, once."""
+    """Return the scores of the baselines: once per seed, the frozen encoder, the most expensive, once."""
     seeds = dict.fromkeys(seed for _, seed in ABLATION)
     return [
         f"{ABLATE}/baselines/{model}-seed-{seed}/{model}.json"

@@ -8,57 +8,76 @@
 import functools
 import json
 import math
+import os
+import re
 import shlex
-import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
+from snakemake.io import IOFile
 from snakemake.logging import logger
 
-from mlcd import datasets, head, prompts
-from mlcd.config import Config, published, registry, validate
-from mlcd.errors import UserError
-from mlcd.files import sha256_json
-from mlcd.plan import plan
-from mlcd.sources import code_hash
-from mlcd.sources import file_identity as read_identity
+from mlcd.data import at_start, initial_files, list_counts, undeclared
+from mlcd.data.labeled import layout, prompts
+from mlcd.data.own import checks as own_checks
+from mlcd.data.own import rows as own_rows
+from mlcd.data.own.base import EMBEDDING, LABEL
+from mlcd.launch import snakemake as snakemake_process
+from mlcd.config import SECTIONS, Config, comparison, registry, validate
+from mlcd.config import files as config_files
+from mlcd.utils.errors import UserError
+from mlcd.utils.files import sha256_json
+from mlcd.data.sources import plan
+from mlcd.utils.logging import setup_logging
+from mlcd.utils.fingerprint import code_hash
+from mlcd.utils.fingerprint import file_identity as read_identity
 
-# The programs of the environment that runs Snakemake, whether or not it is activated.
-shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+# The programs of the environment that runs Snakemake, whether or not it is activated. No rule names
+# a conda environment or container of its own: .snakemake-workflow-catalog.yml says why.
+snakemake_process.put_own_programs_first()
 
 # Snakemake's lock says neither whose it is nor whether that process still lives.
-if workflow.is_main_process and (stale := head.stale_lock(Path.cwd())):
+if workflow.is_main_process and (stale := snakemake_process.stale_lock(Path.cwd())):
     logger.warning(stale)
 
 
 def check_config(values):
-    """Return the validated config and its chunks, or stop with one line a mistake."""
-    source = str(workflow.configfiles[-1]) if workflow.configfiles else "config"
+    """Return the validated config and its chunks, or stop with one line per mistake."""
+    settings = workflow.config_settings
     try:
-        checked = validate(Config, values, source)
+        origins = config_files.Origins.of_snakemake(
+            workflow.configfiles, settings.configfiles, settings.config
+        )
+        checked = validate(Config, values, origins)
         prepare = checked.prepare
-        columns = {
-            key: getattr(prepare, key) for key in type(prepare).model_fields if "column" in key
-        }
-        chunks = plan(checked.metadata, prepare.chunk_rows, columns)
-        for dataset in checked.evaluate.datasets:
-            datasets.check(dataset)
-        prompts.check(checked.evaluate)
-        weights = checked.embed.pretrained
-        if weights and "/" in weights and not Path(weights).is_file():
-            raise UserError(f"{source}: embed.pretrained: {weights} is no file; fetch it first")
-        centres = checked.cluster.initial
-        if centres and not Path(centres).is_file():
-            raise UserError(f"{source}: cluster.initial: {centres} is no file; give an HDF5 file")
-        return checked, chunks
+        if workflow.is_main_process:
+            setup_logging(name="metadata")
+        # Counting a list with quotes takes seconds per million rows, and each job reads this file.
+        list_counts.recall(Path(checked.results, "state", "lists.json"))
+        # Jobs take the listing of local images that the main process has compared with the disk.
+        listings = Path(checked.results, "listings")
+        look = workflow.is_main_process
+        chunks = lambda: plan(checked.metadata, prepare, listings, look=look)
+        return checked, at_start.check(checked, origins, chunks)
     except UserError as error:
-        raise WorkflowError(str(error)) from None
+        snakemake_process.stop(str(error))
 
 
 CONFIG, CHUNKS = check_config(config)
 # Captions of the report read `config`: give them every key, defaults included.
 config.update(CONFIG.model_dump(mode="json"))
 RESULTS = CONFIG.results.rstrip("/")
+INITIAL = initial_files.files(CONFIG.train.initial, CONFIG.train.model)
+if workflow.is_main_process:
+    snakemake_process.check_results(RESULTS)
+#: Chunk → its part of people's own embeddings or labels; empty where the run makes them.
+OWN_EMBEDDINGS = own_checks.embedding_shares(CONFIG, CHUNKS)
+OWN_LABELS = own_checks.label_shares(CONFIG, CHUNKS)
+#: All files of these.
+OWN_FILES = own_rows.files_of({*OWN_EMBEDDINGS.values(), *OWN_LABELS.values()})
+#: The run keeps the centers that it has found before: they are then a file like a list.
+KEEPS_CENTERS = own_checks.kept_centers(CONFIG)
+#: The centers, a list of one file, or of none where own labels come without.
+CENTROIDS = [f"{RESULTS}/clusters/centroids.h5"] if CONFIG.cluster.centers or not OWN_LABELS else []
 
 
 wildcard_constraints:
@@ -68,17 +87,48 @@ wildcard_constraints:
     format="[a-z_]+",
 
 
-# Asked once a job, of few files: a list of URLs has many chunks.
+# Asked once per job, of few files: a list of URLs has many chunks.
 file_identity = functools.cache(read_identity)
+
+
+@functools.cache
+def hashes_seen():
+    """Return the hashes of files that were compared at an earlier planning."""
+    return undeclared.Seen(Path(".snakemake") / "mlcd-hashes.json")
+
+
+@functools.cache
+def makings(record):
+    """Return a parameter that changes when a file that `record` names is not as it was written.
+
+    Snakemake runs a job again when a parameter is not the recorded one, and then records the new
+    one. So this counts: one more than recorded when something is wrong, else what is recorded.
+    """
+    if not workflow.is_main_process:
+        return ""
+    recorded = workflow.persistence.params(IOFile(record)) or []
+    counts = [re.fullmatch(r"'making (\d+)'", param) for param in recorded]
+    count = max((int(found[1]) for found in counts if found), default=1)
+    if problem := undeclared.changed(record, hashes_seen()):
+        logger.warning(f"{problem}; made again")
+        count += 1
+    return f"making {count}"
+
+
+def files_from_outside():
+    """Return the files that no stage makes and results rest on: lists, centers, own rows, names."""
+    lists = {planned.list for planned in CHUNKS.values()}
+    centers = filter(None, [CONFIG.cluster.initial, CONFIG.cluster.centers])
+    names = prompts.check(CONFIG.evaluate)
+    return [*sorted(lists), *centers, *map(str, INITIAL), *names, *OWN_FILES]
 
 
 def files_beside_inputs():
     """Return path → identity of what rules depend on beside their inputs, code and sections."""
-    rules = Path(workflow.basedir).parent.glob("rules/*.smk")
-    lists = {planned.list for planned in CHUNKS.values()}
-    centres = [CONFIG.cluster.initial] if CONFIG.cluster.initial else []
-    names = prompts.check(CONFIG.evaluate)
-    return {path: file_identity(path) for path in [*map(str, rules), *lists, *centres, *names]}
+    # Those of a repository elsewhere (snakedeploy) have a URL, with the tag or commit in it.
+    sources = (source.get_path_or_uri(secret_free=True) for source in workflow.included)
+    rules = filter(os.path.isfile, sources)
+    return {path: file_identity(path) for path in [*map(str, rules), *files_from_outside()]}
 
 
 def check_command_length():
@@ -92,9 +142,15 @@ def check_command_length():
         )
         for path in of_chunks(pattern)
     ]
+    if (length := len(shlex.join(OWN_FILES))) > 120 * 1024:
+        snakemake_process.stop(
+            f"embed.embeddings, label.labels: the paths of {len(OWN_FILES)} files have {length} "
+            "bytes, and Linux takes 120 KiB in a command; give fewer or larger files, or a shorter "
+            "path (a symbolic link)"
+        )
     # Linux takes 128 KiB as one argument, which the whole command is to bash; 8 KiB for the rest.
     if (length := len(shlex.join(paths))) > 120 * 1024:
-        raise WorkflowError(
+        snakemake_process.stop(
             f"prepare.chunk_rows: {len(CHUNKS)} chunks with paths as long as {max(paths, key=len)} "
             f"make commands of {length} bytes, and Linux takes 120 KiB; raise it, or give a "
             "shorter path as results (a symbolic link)"
@@ -107,12 +163,54 @@ def section(stage):
 
 
 def of_chunks(pattern):
-    """Return the files that `pattern` (with {chunk}) names, one a chunk."""
+    """Return the files that `pattern` (with {chunk}) names, one per chunk."""
     return expand(f"{RESULTS}/{pattern}", chunk=CHUNKS)
 
 
+@functools.cache
+def initial_identity():
+    """Return what the encoder's first weights are: a tag, or the hashes of their files.
+
+    No input, since Snakemake compares the names of inputs too: the same weights may lie elsewhere.
+    """
+    if not INITIAL or not workflow.is_main_process:
+        return CONFIG.train.initial if not INITIAL else ""
+    seen = hashes_seen()
+    found = [seen.sha256(path, path.stat()) for path in INITIAL]
+    seen.keep()
+    return found
+
+
+def check_initial():
+    """Stop before any work if the encoder cannot be built or begun as the config says.
+
+    It takes seconds, since the libraries are imported: asked where the config names more than a
+    plain encoder, when a run starts that has not trained yet. A tag is fetched here, since compute
+    nodes may have no network.
+    """
+    if not CONFIG.train.is_plain() and not Path(f"{RESULTS}/train/encoder.safetensors").exists():
+        snakemake_process.check_train(CONFIG.train)
+
+
+def warn_of_little_room():
+    """Say before a first run if the disk seems too small: later some of it has been used."""
+    if not Path(f"{RESULTS}/images").exists():
+        # Not at the top: every job reads this file.
+        from mlcd.commands.doctor.here import disk_room
+
+        room = disk_room(CONFIG, CHUNKS.values())
+        if room.fix:
+            logger.warning(f"{room.seen}; {room.fix}")
+
+
 onstart:
-    head.announce(Path.cwd(), CONFIG.model_dump(mode="json"), files_beside_inputs())
+    snakemake_process.require_results(RESULTS)
+    warn_of_little_room()
+    check_initial()
+    list_counts.keep(Path(RESULTS, "state", "lists.json"))
+    snakemake_process.announce(
+        Path.cwd(), CONFIG.model_dump(mode="json"), files_beside_inputs()
+    )
 
 
 check_command_length()
@@ -124,15 +222,15 @@ def names_identity():
     return [file_identity(path) for path in prompts.check(CONFIG.evaluate)]
 
 
-def pictures_of(wildcards):
+def images_of(wildcards):
     """Return the path of a data set, if it lies on disk, as an input."""
     dataset = DATASETS[wildcards.dataset]
     # ancient: a copied data set has a new time; its identity tells whether it is another.
-    return [] if datasets.kind(dataset) == "digits" else [ancient(dataset.path)]
+    return [] if layout.kind(dataset) == "digits" else [ancient(dataset.path)]
 
 
 def encoder_files(wildcards):
-    """Return what the features of a model are computed from, beside the pictures."""
+    """Return what the features of a model are computed from, beside the images."""
     return {
         "trained": [f"{RESULTS}/train/encoder.safetensors", f"{RESULTS}/train/encoder.json"],
         "random": [f"{RESULTS}/train/encoder.json"],
@@ -155,50 +253,54 @@ def texts_files(wildcards):
     return expand(f"{RESULTS}/evaluate/texts/{{dataset}}.h5", dataset=asked)
 
 
-def features_section(wildcards):
-    """Return the keys that features depend on: another probe option leaves them alone."""
-    values = json.loads(CONFIG.evaluate.for_features())
-    values["datasets"] = [item for item in values["datasets"] if item["name"] == wildcards.dataset]
-    if wildcards.model != "pixels":
-        del values["pixel_side"]
-    return json.dumps(values, sort_keys=True)
-
-
-def embed_section():
-    """Return the keys of embed that decide features: how many failures are borne is none of them."""
-    return json.dumps(CONFIG.embed.model_dump(mode="json", exclude={"max_failed"}), sort_keys=True)
-
-
-def text_embed_section():
-    """Return the keys of embed that count where the trained encoder embeds, images alone."""
-    values = CONFIG.embed.model_dump(include={"batch_size", "precision", "max_pixels"})
-    return json.dumps({**values, "features": "image"}, sort_keys=True)
-
-
-def cluster_section(**changes):
-    """Return the keys of cluster, some changed, save where its initial centres lie."""
-    values = CONFIG.cluster.model_dump(mode="json", exclude={"initial"}) | changes
-    return json.dumps(values, sort_keys=True)
-
-
-def label_section(**changes):
-    """Return the keys of label that decide labels, some changed: least agreement is none of them."""
-    return CONFIG.label.model_copy(update=changes).for_labels()
-
-
-def download_patience():
-    """Return the keys of download that decide how long is tried, as options."""
-    keys = ("timeout", "transfer_timeout", "deadline", "passes", "backoff", "min_success")
-    return " ".join(f"--{key.replace('_', '-')} {getattr(CONFIG.download, key)}" for key in keys)
-
-
 def model_options(wildcards):
     """Return the option that says where a model of evaluate.models comes from."""
     if wildcards.model == "frozen":
-        return f"--embed-config {shlex.quote(embed_section())}"
+        return f"--embed-config {shlex.quote(CONFIG.embed.for_features())}"
     return f"--encoder {shlex.quote(f'{RESULTS}/train')}" if encoder_files(wildcards) else ""
 
 
-def as_options(files):
-    """Return '--name file file …' for each kind of input of a part."""
-    return " ".join(f"--{name} {shlex.join(paths)}" for name, paths in files.items())
+def as_options(values):
+    """Return '--name value' for each name, a list being '--name value value …'."""
+    words = []
+    for name, value in values.items():
+        listed = value if isinstance(value, (list, tuple)) else [value]
+        words += [f"--{name.replace('_', '-')}", *map(str, listed)]
+    return shlex.join(words)
+
+
+def options_of(given, *names):
+    """Return '--name path …' of those inputs of a rule that have files."""
+    return as_options({name: given.get(name) for name in names if given.get(name)})
+
+
+def own_options(shares):
+    """Return a function: wildcards → the options that say which own rows are a chunk's."""
+    # Keys of webdataset tars are unique in one set of tars only.
+    sets = {name.rpartition("-")[0] for name in CHUNKS}
+
+    def options(wildcards):
+        share = shares[wildcards.chunk]
+        if share.stop:
+            return f"--own-rows {share.start}:{share.stop}"
+        urls = f"--urls {shlex.quote(f'{RESULTS}/urls/{wildcards.chunk}.parquet')}"
+        return f"{urls} --tar-keys" if len(sets) == 1 else urls
+
+    return options
+
+
+def own_files(shares):
+    """Return a function: wildcards → the files of a chunk's own rows, as inputs."""
+    # ancient: a copy has a new time; the identity tells whether it is another.
+    return lambda wildcards: [ancient(path) for path in shares[wildcards.chunk].files]
+
+
+def own_keys(shares):
+    """Return a function: wildcards → the files that say what own rows are of, and the chunk's."""
+
+    def keys(wildcards):
+        share = shares[wildcards.chunk]
+        urls = [] if share.stop else [f"{RESULTS}/urls/{wildcards.chunk}.parquet"]
+        return [*(ancient(path) for path in share.keys), *urls]
+
+    return keys

@@ -7,29 +7,38 @@
 #                  results/evaluate/{model}.json                    scores of a model
 #                  results/evaluate/summary.csv, .md, .svg          all models side by side
 
+#: What a run leaves of the stage, each asked for by name in rule all.
+SCORES = [
+    *expand(
+        f"{RESULTS}/evaluate/features/{{model}}-{{dataset}}.h5",
+        model=CONFIG.evaluate.models,
+        dataset=DATASETS,
+    ),
+    *expand(f"{RESULTS}/evaluate/{{model}}.json", model=CONFIG.evaluate.models),
+    *expand(f"{RESULTS}/evaluate/summary.{{ending}}", ending=["csv", "md", "svg"]),
+]
+
 
 rule evaluate_features:
     """Compute the features of {wildcards.model} on {wildcards.dataset}."""
     input:
         encoder=encoder_files,
-        pictures=pictures_of,
+        images=images_of,
     output:
         features=f"{RESULTS}/evaluate/features/{{model}}-{{dataset}}.h5",
     log:
         f"{RESULTS}/logs/evaluate/features-{{model}}-{{dataset}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/features-{{model}}-{{dataset}}.tsv"
-    conda:
-        "../environment.yml"
     threads: 2
     resources:
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
-        runtime=240,
+        runtime=features_minutes,
     params:
-        cfg=features_section,
+        cfg=lambda wildcards: CONFIG.evaluate.for_features_of(wildcards.dataset, wildcards.model),
         code=code_hash("evaluate"),
         source=model_options,
-        identity=lambda wildcards: datasets.identity(DATASETS[wildcards.dataset]),
+        identity=lambda wildcards: layout.identity(DATASETS[wildcards.dataset]),
     shell:
         """
         mlcd evaluate --part features \
@@ -48,15 +57,13 @@ rule evaluate_texts:
     input:
         tower=f"{RESULTS}/text/text.safetensors",
         description=f"{RESULTS}/train/encoder.json",
-        pictures=pictures_of,
+        images=images_of,
     output:
         texts=f"{RESULTS}/evaluate/texts/{{dataset}}.h5",
     log:
         f"{RESULTS}/logs/evaluate/texts-{{dataset}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/texts-{{dataset}}.tsv"
-    conda:
-        "../environment.yml"
     threads: 2
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
@@ -64,7 +71,7 @@ rule evaluate_texts:
     params:
         cfg=lambda wildcards: CONFIG.evaluate.for_texts(wildcards.dataset),
         code=code_hash("evaluate"),
-        identity=lambda wildcards: datasets.identity(DATASETS[wildcards.dataset]),
+        identity=lambda wildcards: layout.identity(DATASETS[wildcards.dataset]),
         text=subpath(input.tower, parent=True),
         encoder=subpath(input.description, parent=True),
     shell:
@@ -94,8 +101,6 @@ rule evaluate:
         f"{RESULTS}/logs/evaluate/{{model}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/{{model}}.tsv"
-    conda:
-        "../environment.yml"
     threads: 1
     resources:
         mem_mb=scores_memory,
@@ -133,8 +138,6 @@ rule evaluate_summary:
         chart=f"{RESULTS}/evaluate/summary.svg",
     log:
         f"{RESULTS}/logs/evaluate/summary.log",
-    conda:
-        "../environment.yml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -144,7 +147,7 @@ rule evaluate_summary:
         # Which sets the means are over, and by which measure.
         registry=sha256_json(registry.registry()),
         # The paper's figures that stand beside this run's.
-        figures=json.dumps(published.figures(CONFIG), ensure_ascii=False),
+        figures=json.dumps(comparison.figures(CONFIG), ensure_ascii=False),
     shell:
         """
         mlcd evaluate --part summary \

@@ -11,7 +11,7 @@ rule export:
     input:
         weights=f"{RESULTS}/train/encoder.safetensors",
         description=f"{RESULTS}/train/encoder.json",
-        centroids=f"{RESULTS}/clusters/centroids.h5",
+        centroids=CENTROIDS,
         labels=of_chunks("labels/{chunk}.h5")[:1],
         summary=[f"{RESULTS}/evaluate/summary.csv"] if DATASETS else [],
     output:
@@ -20,27 +20,25 @@ rule export:
         f"{RESULTS}/logs/export/{{format}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/export/{{format}}.tsv"
-    conda:
-        "../environment.yml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=30,
     params:
-        cfg=lambda wildcards: json.dumps(
-            {**CONFIG.export.model_dump(mode="json"), "formats": [wildcards.format]}
-        ),
+        cfg=lambda wildcards: CONFIG.export.changed(formats=[wildcards.format]).to_json(),
         code=code_hash("export"),
         summary=lambda wildcards, input: as_options({"summary": input.summary} if DATASETS else {}),
+        centroids=lambda wildcards, input: options_of(input, "centroids"),
         lists=[Path(name).name for name in CONFIG.metadata],
         encoder=subpath(input.weights, parent=True),
         folder=subpath(output.check, ancestor=2),
+        # The folder's other files are no outputs of Snakemake's: a removed or edited one is found here.
+        made=lambda wildcards: makings(f"{RESULTS}/export/{wildcards.format}/check.json"),
     shell:
         """
         mlcd export \
             --encoder {params.encoder:q} \
-            --output {params.folder:q} \
-            --centroids {input.centroids:q} \
+            --output {params.folder:q} {params.centroids} \
             --labels {input.labels:q} \
             {params.summary} \
             --lists {params.lists:q} \

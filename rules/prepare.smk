@@ -1,12 +1,13 @@
-# prepare: cut the URL lists into chunks, one job a chunk.
+# prepare: cut the URL lists, and the images on disk, into chunks, one job per chunk.
 #
-# REQUIRED INPUTS  config metadata: the URL lists
-# OUTPUTS          results/urls/{chunk}.parquet   rows to fetch
+# REQUIRED INPUTS  config metadata: the URL lists, and images on disk, which were listed in
+#                  results/listings/{name}.parquet when the Snakefile was read
+# OUTPUTS          results/urls/{chunk}.parquet   rows to fetch, or where images on disk lie
 #                  results/urls/{chunk}.json      counts of rows kept and refused
 
 
 rule prepare:
-    """Cut rows of {wildcards.chunk} out of its URL list."""
+    """Cut rows of {wildcards.chunk} out of its list."""
     input:
         # ancient: a copied list has a new time; its identity below tells whether it is another.
         metadata=lambda wildcards: ancient(CHUNKS[wildcards.chunk].list),
@@ -17,18 +18,18 @@ rule prepare:
         f"{RESULTS}/logs/prepare/{{chunk}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/prepare/{{chunk}}.tsv"
-    conda:
-        "../environment.yml"
     threads: 1
     resources:
         # The URLs of the chunk, to find doubles.
         mem_mb=memory(1000, row_bytes=500),
-        runtime=minutes(15, rows_a_second=10_000),
+        runtime=minutes(15, rows_per_second=10_000),
     params:
-        cfg=section("prepare"),
+        cfg=CONFIG.prepare.for_chunks(),
         code=code_hash("prepare"),
-        part=lambda wildcards: CHUNKS[wildcards.chunk].index,
-        identity=lambda wildcards: file_identity(CHUNKS[wildcards.chunk].list),
+        part=lambda wildcards: CHUNKS[wildcards.chunk].part,
+        identity=lambda wildcards: (
+            CHUNKS[wildcards.chunk].identity or file_identity(CHUNKS[wildcards.chunk].list)
+        ),
     shell:
         """
         mlcd prepare \

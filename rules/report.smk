@@ -7,8 +7,6 @@
 #                  results/report/provenance.json   versions, revision and hashes
 #                  results/report/efficiency.csv    what each job took
 
-import yaml
-
 #: Part → category and title in the report, and the files it is drawn from.
 REPORT_PARTS = {
     "download": (
@@ -19,16 +17,16 @@ REPORT_PARTS = {
     "cluster": (
         "2 Clusters",
         "Objective and sizes",
-        {"centroids": [f"{RESULTS}/clusters/centroids.h5"]},
+        {"centroids": CENTROIDS},
     ),
     "montage": (
         "2 Clusters",
-        "Pictures nearest to a centre",
+        "Images nearest to a center",
         {
             "images": of_chunks("images/{chunk}/manifest.json"),
-            "embeddings": of_chunks("embeddings/{chunk}.h5"),
+            "embeddings": [] if OWN_LABELS else of_chunks("embeddings/{chunk}.h5"),
             "labels": of_chunks("labels/{chunk}.h5"),
-            "centroids": [f"{RESULTS}/clusters/centroids.h5"],
+            "centroids": CENTROIDS,
         },
     ),
     "label": (
@@ -38,10 +36,10 @@ REPORT_PARTS = {
     ),
     "examples": (
         "3 Labels",
-        "Pictures and their labels",
+        "Images and their labels",
         {
             "images": of_chunks("images/{chunk}/manifest.json"),
-            "embeddings": of_chunks("embeddings/{chunk}.h5"),
+            "embeddings": [] if OWN_LABELS else of_chunks("embeddings/{chunk}.h5"),
             "labels": of_chunks("labels/{chunk}.h5"),
         },
     ),
@@ -71,7 +69,7 @@ REPORT_PARTS = {
         {
             "resolved": [f"{RESULTS}/report/config.yaml"],
             "files": [
-                f"{RESULTS}/clusters/centroids.h5",
+                *CENTROIDS,
                 f"{RESULTS}/labels/summary.json",
                 f"{RESULTS}/train/encoder.safetensors",
                 f"{RESULTS}/train/metrics.jsonl",
@@ -80,6 +78,12 @@ REPORT_PARTS = {
         },
     ),
 }
+if not CENTROIDS:
+    del REPORT_PARTS["cluster"]
+if CONFIG.cluster.centers and not KEEPS_CENTERS:
+    REPORT_PARTS["provenance"][2]["files"].append(CONFIG.cluster.centers)
+if OWN_FILES:
+    REPORT_PARTS["provenance"][2]["own"] = [ancient(path) for path in OWN_FILES]
 if not DATASETS:
     # Nothing is evaluated: neither results nor their hash.
     del REPORT_PARTS["results"]
@@ -101,14 +105,12 @@ rule report_config:
     log:
         f"{RESULTS}/logs/report/config.log",
     localrule: True
-    conda:
-        "../environment.yml"
     threads: 1
     resources:
         mem_mb=500,
         runtime=5,
     params:
-        text=yaml.safe_dump(CONFIG.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        text=CONFIG.to_yaml(),
     shell:
         "printf %s {params.text:q} > {output:q} 2> {log:q}"
 
@@ -132,15 +134,13 @@ for part, (category, title, files) in REPORT_PARTS.items():
             [f"{ABLATE}/plot.svg"] if part == "ablate" else [],
         log:
             f"{RESULTS}/logs/report/{part}.log",
-        conda:
-            "../environment.yml"
         threads: 1
         resources:
             mem_mb=4000,
             runtime=60,
         params:
             part=f"--part {part}",
-            options=as_options(files),
+            options=as_options({name: paths for name, paths in files.items() if paths}),
             # The other parts depend on no key of the section.
             cfg=section("report") if part in ("montage", "examples") else "{}",
             code=code_hash("report"),
@@ -171,8 +171,6 @@ rule report_efficiency:
         f"{RESULTS}/logs/report/efficiency.log",
     # Snakemake's logs and Slurm's answers are where the run is steered from.
     localrule: True
-    conda:
-        "../environment.yml"
     threads: 1
     resources:
         mem_mb=1000,

@@ -1,12 +1,12 @@
 # What jobs ask of a cluster: memory and time as functions of the chunk's rows and of the attempt.
 #
 # A job that ran out of memory or time is tried again with more (profiles: retries); the profile's
-# `resources` cap both at what its partition offers. Every stage goes on from its saved state, so
+# `resources` cap both at what its partition offers. Every stage resumes from its saved state, so
 # that an attempt cut off by the time limit is not lost. None of this makes a result stale.
 
 
 def memory(fixed_mb, row_bytes=0, thread_mb=0):
-    """Return mem_mb: `fixed_mb`, bytes a row of the chunk, MB a thread; times the attempt."""
+    """Return mem_mb: `fixed_mb`, bytes per row of the chunk, MB per thread; times the attempt."""
 
     def needed(wildcards, attempt, threads):
         rows = CHUNKS[wildcards.chunk].rows
@@ -15,10 +15,10 @@ def memory(fixed_mb, row_bytes=0, thread_mb=0):
     return needed
 
 
-def memory_for_centres(stage_mb, kilobytes):
-    """Return mem_mb: `stage_mb` and so many kilobytes a centre; half as much more an attempt.
+def memory_for_centers(stage_mb, kilobytes):
+    """Return mem_mb: `stage_mb` and so many kilobytes per center; half as much more per attempt.
 
-    The centres are as many as the wildcard k says (in an ablation), else cluster.k.
+    The centers are as many as the wildcard k says (in an ablation), else cluster.k.
     """
 
     def needed(wildcards, attempt):
@@ -28,32 +28,41 @@ def memory_for_centres(stage_mb, kilobytes):
     return needed
 
 
-def minutes(fixed, rows_a_second, by_threads=False):
+def minutes(fixed, rows_per_second, by_threads=False):
     """Return runtime: `fixed` minutes and the chunk's rows at a rate, of one thread or of the job.
 
     Times the attempt; the rate is a slow one, since a time limit is no estimate.
     """
 
     def needed(wildcards, attempt, threads):
-        rate = rows_a_second * (threads if by_threads else 1)
+        rate = rows_per_second * (threads if by_threads else 1)
         return attempt * (fixed + math.ceil(CHUNKS[wildcards.chunk].rows / rate / 60))
 
     return needed
 
 
 def rows_to_score():
-    """Return the train and test pictures of each data set, 0 if the registry does not know it."""
+    """Return the train and test images of each data set, 0 if the registry does not know it."""
     entries = [registry.registry().get(name, {}) for name in DATASETS]
     return [entry.get("train", 0) + entry.get("test", 0) for entry in entries]
 
 
+def features_minutes(wildcards, attempt):
+    """Return runtime of a set's features: four hours, and a minute for each 6,000 images.
+
+    A job that is cut off resumes.
+    """
+    entry = registry.registry().get(wildcards.dataset, {})
+    return attempt * (240 + (entry.get("train", 0) + entry.get("test", 0)) // 6000)
+
+
 def scores_memory(wildcards, attempt):
-    """Return mem_mb of scoring: 8 GB, and four copies of the largest set, 2,048 floats a row."""
+    """Return mem_mb of scoring: 8 GB, and four copies of the largest set, 2,048 floats per row."""
     return attempt * (8000 + max(rows_to_score(), default=0) * 4 * 4 * 2048 // 1_000_000)
 
 
 def scores_minutes(wildcards, attempt):
-    """Return runtime of scoring all sets in turn: four hours, and a minute for each 2,000 pictures.
+    """Return runtime of scoring all sets in turn: four hours, and a minute for each 2,000 images.
 
     On a GPU: profiles without one set it.
     """

@@ -3,13 +3,13 @@
 #
 # REQUIRED INPUTS  results/images/{chunk}/manifest.json and rows.parquet, and the tars they name;
 #                  results/train/encoder.safetensors, encoder.json
-# OUTPUTS          results/text/embeddings/{chunk}.h5   pictures through the trained encoder
+# OUTPUTS          results/text/embeddings/{chunk}.h5   images through the trained encoder
 #                  results/text/captions/{chunk}.h5     tokens of their captions
 #                  results/text/text.safetensors, text.json, metrics.jsonl
 
 
 rule text_embed:
-    """Embed the pictures of {wildcards.chunk} with the trained encoder."""
+    """Embed the images of {wildcards.chunk} with the trained encoder."""
     input:
         manifest=f"{RESULTS}/images/{{chunk}}/manifest.json",
         table=f"{RESULTS}/images/{{chunk}}/rows.parquet",
@@ -21,15 +21,13 @@ rule text_embed:
         f"{RESULTS}/logs/text/embed-{{chunk}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/text/embed-{{chunk}}.tsv"
-    conda:
-        "../environment.yml"
     threads: 2
     resources:
         mem_mb=memory(5000, row_bytes=1000, thread_mb=500),
-        runtime=minutes(15, rows_a_second=100),
+        runtime=minutes(15, rows_per_second=100),
         max_failed=str(CONFIG.embed.max_failed),
     params:
-        cfg=text_embed_section(),
+        cfg=CONFIG.embed.for_trained_encoder(),
         code=code_hash("embed"),
         encoder=subpath(input.weights, parent=True),
     shell:
@@ -39,14 +37,13 @@ rule text_embed:
             --encoder {params.encoder:q} \
             --output {output.embeddings:q} \
             --threads {threads} \
-            --workers $((({threads} + 1) / 2)) \
             --config {params.cfg:q} --max-failed {resources.max_failed} \
             --log {log:q}
         """
 
 
 rule text_captions:
-    """Tokenise the captions of {wildcards.chunk}."""
+    """Tokenize the captions of {wildcards.chunk}."""
     input:
         manifest=f"{RESULTS}/images/{{chunk}}/manifest.json",
         table=f"{RESULTS}/images/{{chunk}}/rows.parquet",
@@ -57,15 +54,12 @@ rule text_captions:
         f"{RESULTS}/logs/text/captions-{{chunk}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/text/captions-{{chunk}}.tsv"
-    conda:
-        "../environment.yml"
     threads: 1
     resources:
         mem_mb=memory(2000, row_bytes=1000),
-        runtime=minutes(15, rows_a_second=1000),
+        runtime=minutes(15, rows_per_second=1000),
     params:
-        # Of the section, tokens depend on this key alone.
-        cfg=json.dumps({"context_length": CONFIG.text.context_length}),
+        cfg=CONFIG.text.for_captions(),
         code=code_hash("text"),
     shell:
         """
@@ -93,27 +87,16 @@ rule text:
         f"{RESULTS}/benchmarks/text.tsv"
     # On a cluster this rule waits on the login node while the gang of ranks works.
     localrule: True
-    conda:
-        "../environment.yml"
     threads: 2
     resources:
-        launcher="local",
-        nodes=1,
+        **GANG,
         ranks_per_node=2,
         threads_per_rank=lambda wildcards, threads: max(1, threads // 2),
         checkpoint_every=500,
-        # auto is judged on the machine that runs this rule: a login node may have no GPU.
-        device="auto",
-        # Of the Slurm job: memory a node, time limit, partition, account, starts after the first.
         mem_mb=8000,
-        runtime=1440,
-        slurm_partition="",
-        slurm_account="",
-        requeues=50,
-        # Further options of the launcher, such as --slurm-option constraint=a100.
-        launch_options="",
     params:
         cfg=section("text"),
+        gang=gang_options,
         code=code_hash("text"),
         folder=subpath(output.weights, parent=True),
     shell:
@@ -122,18 +105,8 @@ rule text:
             --embeddings {input.embeddings:q} \
             --captions {input.captions:q} \
             --output {params.folder:q} \
-            --launcher {resources.launcher} \
-            --nodes {resources.nodes} \
-            --ranks-per-node {resources.ranks_per_node} \
-            --threads {resources.threads_per_rank} \
             --checkpoint-every {resources.checkpoint_every} \
-            --device {resources.device} \
-            --mem-mb {resources.mem_mb} \
-            --timeout-min {resources.runtime} \
-            --requeues {resources.requeues} \
-            --partition={resources.slurm_partition:q} \
-            --account={resources.slurm_account:q} \
-            {resources.launch_options} \
+            {params.gang} \
             --config {params.cfg:q} \
             --log {log:q}
         """

@@ -1,14 +1,19 @@
-"""Settings of all tests: one thread a library, no network look-ups at import, a fresh logger."""
+"""Settings of all tests: one thread per library, no network look-ups at import, a fresh logger."""
 
 import os
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# This machine may be a cluster's. Its Slurm is not to be asked, but by the tests of a cluster of
+# their own (tests/slurm/cluster.py run).
+if "MLCD_SLURM_FOLDER" not in os.environ:
+    # An empty file is an error at once; for one that is missing the clients wait a minute.
+    os.environ["SLURM_CONF"] = os.devnull
 
 import pytest
 
-from mlcd.progress import LOGGER
+from mlcd.utils.logging import LOGGER
 
 
 @pytest.fixture(autouse=True)

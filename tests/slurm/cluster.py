@@ -42,7 +42,7 @@ _MARK = "mlcd-test-cluster"
 
 
 class Missing(Exception):
-    """What stands in the way of a cluster here, in one line, with the mend."""
+    """What stands in the way of a cluster here, in one line, with the fix."""
 
 
 def in_the_way() -> str:

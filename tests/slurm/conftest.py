@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from project import STAGES, Head, Project, scontrol, wait_for
+from project import STAGES, Project, SnakemakeRun, scontrol, wait_for
 
 HERE = Path(__file__).parent
 
@@ -32,7 +32,7 @@ def cluster():
 
 
 class Site:
-    """A web server of pictures that can be slow, or out of order."""
+    """A web server of images that can be slow, or out of order."""
 
     def __init__(self, folder: Path) -> None:
         self.delay = 0.0
@@ -78,7 +78,7 @@ def site(_site):
 def undisturbed(cluster, _site, tmp_path_factory):
     """A project that has run on this machine, without Slurm, up to training on two ranks."""
     project = Project(tmp_path_factory.mktemp("undisturbed") / "project")
-    project.write_pictures(_site.url, _site.folder)
+    project.write_images(_site.url, _site.folder)
     # As many threads as on the cluster: on a CPU they move the last bit of some features.
     threads = [f"{stage}=1" for stage in ("embed", "cluster", "label")]
     done = project.snakemake("--cores", "2", "--until", "train", "--set-threads", *threads)
@@ -94,17 +94,17 @@ def again(undisturbed, cluster, tmp_path, monkeypatch):
 
     When the test is over its heads and jobs are ended and all nodes work again.
     """
-    heads: list[Head] = []
+    runs: list[SnakemakeRun] = []
     start = Project.start
 
     def remembered(self, *options, **more):
-        heads.append(start(self, *options, **more))
-        return heads[-1]
+        runs.append(start(self, *options, **more))
+        return runs[-1]
 
     monkeypatch.setattr(Project, "start", remembered)
     yield lambda stage: undisturbed.copy(tmp_path / f"from-{stage}", stage)
-    for head in heads:
-        head.end()
+    for snakemake in runs:
+        snakemake.end()
     cluster.settle()
     wait_for(cluster.idle, "idle nodes", 60)
     assert scontrol("ping")

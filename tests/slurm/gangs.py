@@ -10,9 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from mlcd import notice
-from mlcd.distributed import all_sum, process_group
-from mlcd.launch import Resources
+from mlcd.launch import preemption
+from mlcd.launch.options import Resources
+from mlcd.launch.process_group import process_group
+from mlcd.training.collectives import all_sum
 
 HERE = Path(__file__).parent
 FOUR = Resources(launcher="slurm", nodes=2, ranks_per_node=2, mem_mb=1500, timeout_min=10)
@@ -41,7 +42,7 @@ def count(folder: str, steps: int, seconds: float, *, heeding: bool = True) -> d
                 handle.write(f"{step}\n")
         while step < steps:
             time.sleep(seconds)
-            asked = float(heeding and notice.stop_asked())
+            asked = float(heeding and preemption.stop_asked())
             (stop,) = all_sum([asked], place.device)
             step += 1
             if place.is_main:
@@ -52,7 +53,7 @@ def count(folder: str, steps: int, seconds: float, *, heeding: bool = True) -> d
                     temporary.rename(saved)
             if stop:
                 all_sum([0.0], place.device)
-                notice.saved()
+                preemption.saved()
         return {"steps": step}
 
 
@@ -63,11 +64,14 @@ def misbehave(how: str, folder: str) -> None:
             all_sum([1.0], place.device)
             time.sleep(0.1)
             Path(folder, f"rank-{place.rank}").write_text(str(os.getpid()))
+            if how == "stubborn":
+                # Heeds warnings, and never saves.
+                preemption.stop_asked()
             if place.rank != 1 or step < 5:
                 continue
             print("rank 1 is about to fail", flush=True)
             if how == "raise":
-                raise ValueError("the second rank cannot go on")
+                raise ValueError("the second rank cannot continue")
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "memory":
@@ -89,8 +93,9 @@ def start_driver(folder: Path, call: str, resources: str) -> subprocess.Popen:
     """Run `run_gang(CALL, folder/state, RESOURCES)` in its own process; it prints the result."""
     code = (
         "import logging, signal, sys; from pathlib import Path\n"
-        "import dataclasses; from gangs import *; from mlcd.launch import Resources, run_gang\n"
-        "from mlcd.progress import setup_logging; setup_logging(None, 'test')\n"
+        "import dataclasses; from gangs import *\n"
+        "from mlcd.launch.api import run_gang; from mlcd.launch.options import Resources\n"
+        "from mlcd.utils.logging import setup_logging; setup_logging(None, 'test')\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"print(run_gang({call}, Path({str(folder)!r}) / 'state', {resources}), flush=True)\n"
     )
@@ -106,7 +111,7 @@ def job_of(folder: Path) -> str:
     """Return the id of the job that the driver on `folder` has recorded."""
 
     def recorded():
-        path = folder / "state" / "gang" / "job.json"
+        path = folder / "state" / "job.json"
         return path.exists() and json.loads(path.read_text())["job_id"]
 
     return wait_for(recorded)
@@ -122,9 +127,9 @@ def with_a_wrong_clock() -> int:
     """Join a group in which the clock of rank 1 is an hour ahead."""
     from types import SimpleNamespace
 
-    from mlcd import startup
+    from mlcd.launch import consistency
 
     if os.environ["RANK"] == "1":
-        startup.time = SimpleNamespace(time=lambda: time.time() + 3600)
+        consistency.time = SimpleNamespace(time=lambda: time.time() + 3600)
     with process_group("cpu") as place:
         return place.world_size

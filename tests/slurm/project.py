@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from checkout import CONFIG, ROOT, Checkout
 
-from mlcd.files import sha256_file
+from helpers.checkout import CONFIG, ROOT, Checkout
+from mlcd.utils.files import sha256_file
 
 #: The users' profile, with the names and sizes of the test cluster.
 VARIABLES = {
@@ -115,11 +115,11 @@ class Project(Checkout):
             ROOT / "tests" / "slurm" / "profile", self.folder / "overlay", dirs_exist_ok=True
         )
 
-    def start(self, *options: str, program: str = "snakemake") -> Head:
+    def start(self, *options: str, program: str = "snakemake") -> SnakemakeRun:
         """Start snakemake, or ``mlcd run``, on the cluster; targets are files, or a rule."""
-        return Head(self, program, options)
+        return SnakemakeRun(self, program, options)
 
-    def run(self, *options: str, seconds: float = 480) -> Head:
+    def run(self, *options: str, seconds: float = 480) -> SnakemakeRun:
         """Run snakemake on the cluster to its end. Raises AssertionError if it fails."""
         return self.start(*options).finish(seconds)
 
@@ -179,13 +179,13 @@ class Project(Checkout):
         }
 
 
-class Head:
+class SnakemakeRun:
     """A started snakemake: the process on the login node that submits jobs and waits."""
 
     def __init__(self, project: Project, program: str, options: tuple[str, ...]) -> None:
         self.project = project
-        heads = len(list(project.folder.glob("head-*.log")))
-        self.log = project.folder / f"head-{heads + 1}.log"
+        runs = len(list(project.folder.glob("snakemake-*.log")))
+        self.log = project.folder / f"snakemake-{runs + 1}.log"
         environment = {
             **os.environ,
             "PYTHONPATH": str(project.folder / "src"),
@@ -213,7 +213,7 @@ class Head:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"not done after {seconds:.0f} s:\n{self.text[-6000:]}") from None
 
-    def finish(self, seconds: float = 480) -> Head:
+    def finish(self, seconds: float = 480) -> SnakemakeRun:
         """Wait for its end. Raises AssertionError with what it said if it failed."""
         code = self.wait(seconds)
         assert code == 0, self.text[-6000:]

@@ -79,5 +79,5 @@ def slurm_conf(folder: Path, nodes: int, accounting: bool) -> str:
 
 
 def gres_conf(folder: Path, nodes: int) -> str:
-    """Return gres.conf: two GPUs a node, by device files (a mere count makes nodes invalid)."""
+    """Return gres.conf: two GPUs per node, by device files (a mere count makes nodes invalid)."""
     return f"AutoDetect=off\nNodeName=node[1-{nodes}] Name=gpu File={folder}/dev/gpu[0-1]\n"

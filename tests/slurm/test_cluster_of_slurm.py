@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from cluster import missing
+
+pytestmark = pytest.mark.short
 
 TOOL = Path(__file__).parent / "cluster.py"
 

@@ -62,6 +62,7 @@ def doctor(profile: Path, config: Path, *options: str, before: str = "", python=
     return done.returncode, rows, done.stdout + done.stderr
 
 
+@pytest.mark.short
 def test_a_sound_cluster_passes(profile, config):
     code, rows, told = doctor(profile({}), config)
     assert code == 0, told
@@ -76,6 +77,16 @@ def test_a_sound_cluster_passes(profile, config):
     assert list((config.parent / "results").iterdir()) == []
 
 
+@pytest.mark.short
+def test_a_gang_on_two_nodes_adds_up_and_trains(profile, config):
+    code, rows, told = doctor(profile({}), config, "--nodes", "2")
+    assert code == 0, told
+    assert re.search(r"ok gang of 2 nodes 2 ranks add up 32 MB at \d", rows["gang of 2 nodes"])
+    assert re.search(r"ok training 20 steps of a small encoder, \d+ ms", rows["training"])
+    assert list((config.parent / "results").iterdir()) == []
+
+
+@pytest.mark.short
 def test_an_unknown_partition_names_the_known(profile, config):
     code, rows, told = doctor(profile({r"partition: main": "partition: mian"}), config)
     assert code == 2
@@ -114,10 +125,11 @@ def test_an_account_that_is_not_there(profile, config):
     if subprocess.run(["sacct", "--noheader"], capture_output=True).returncode == 0:
         assert "vision is not yours; root has: default" in rows["account"]
     else:
-        assert 'mend: account: "" in the profile' in rows["account"]
+        assert 'fix: account: "" in the profile' in rows["account"]
 
 
 @own_mounts
+@pytest.mark.short
 def test_a_folder_that_the_nodes_do_not_share(profile, config, tmp_path):
     """A disk of the login node's own: mounted where the nodes cannot see it."""
     private = f"mkdir -p {tmp_path}/results && mount -t tmpfs tmpfs {tmp_path}/results || exit 9"
@@ -129,7 +141,7 @@ def test_a_folder_that_the_nodes_do_not_share(profile, config, tmp_path):
     )  # fmt: skip
     assert code == 2, told
     assert re.search(r"FAIL shared disk node\d does not see .*/results/", rows["shared disk"])
-    assert "mend: set results" in rows["shared disk"]
+    assert "fix: set results" in rows["shared disk"]
     assert rows["environment"].startswith("ok")
 
 
@@ -157,7 +169,7 @@ def test_gpus_that_torch_does_not_see(profile, config):
     code, rows, told = doctor(profile(narrow, "slurm"), config)
     assert code == 2, told
     assert "was given CUDA_VISIBLE_DEVICES=0, but torch" in rows["gpu"]
-    assert "mend: install torch built for CUDA" in rows["gpu"]
+    assert "fix: install torch built for CUDA" in rows["gpu"]
 
 
 def test_a_busy_partition_is_no_fault(profile, config):

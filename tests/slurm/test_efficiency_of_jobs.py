@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mlcd.report.accounts import ask_slurm
-from mlcd.report.runlog import read_logs
+from mlcd.stages.report.accounts import ask_slurm
+from mlcd.stages.report.runlog import read_logs
 
 SNAKEFILE = """
 rule all:

@@ -28,10 +28,10 @@ def test_a_job_that_fails_is_tried_again(undisturbed, again, site):
     """The web server is out of order for the whole first attempt: the job exits 1."""
     project = again("download")
     site.broken = True
-    head = project.start(f"results/images/{CHUNK}/manifest.json")
+    snakemake = project.start(f"results/images/{CHUNK}/manifest.json")
     wait_for(lambda: "FAILED" in states(project, "download"), "a failed download")
     site.broken = False
-    head.finish()
+    snakemake.finish()
     assert states(project, "download") == ["FAILED", "COMPLETED"]
     # All is equal but that each row counts the pass in which it arrived.
     images = f"results/images/{CHUNK}"
@@ -45,15 +45,15 @@ def test_a_job_that_fails_is_tried_again(undisturbed, again, site):
     pd.testing.assert_frame_equal(got.drop(columns="passes"), expected.drop(columns="passes"))
 
 
-def test_a_cancelled_job_is_tried_again(undisturbed, again, site):
+def test_a_canceled_job_is_tried_again(undisturbed, again, site):
     project = again("download")
     site.delay = 2.0
-    head = project.start(f"results/images/{CHUNK}/manifest.json")
+    snakemake = project.start(f"results/images/{CHUNK}/manifest.json")
     job = project.running("download")
     wait_for(lambda: site.asked, "the first transfer")
     subprocess.run(["scancel", job["JobId"]], check=True)
     site.delay = 0.0
-    head.finish()
+    snakemake.finish()
     assert states(project, "download") == ["CANCELLED", "COMPLETED"]
     assert_equal_chunk("download", project, undisturbed)
 
@@ -74,10 +74,10 @@ def test_a_job_out_of_memory_is_tried_again_with_more(undisturbed, again):
 
 def test_a_node_goes_down_in_embed(undisturbed, again, cluster):
     project = again("embed")
-    head = project.start(f"results/embeddings/{CHUNK}.h5")
+    snakemake = project.start(f"results/embeddings/{CHUNK}.h5")
     job = project.running("embed")
     cluster.set_node(job["NodeList"], "down")
-    head.finish()
+    snakemake.finish()
     (mine,) = project.jobs("embed")
     assert mine["JobState"] == "COMPLETED"
     assert mine["Restarts"] == "1"

@@ -22,9 +22,9 @@ from gangs import (
     with_a_wrong_clock,
 )
 
-from mlcd.errors import UserError
-from mlcd.launch import run_gang
-from mlcd.slurm import Status, _from_database, ask
+from mlcd.launch.api import run_gang
+from mlcd.slurm.client import Status, _from_database, ask
+from mlcd.utils.errors import UserError
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -59,6 +59,7 @@ def gone(folder: Path, seconds: float = 15) -> bool:
     return bool(pids)
 
 
+@pytest.mark.short
 def test_two_nodes_of_two_ranks_meet_and_are_recorded(cluster, tmp_path):
     record = tmp_path / "logs" / "gang" / "test.jsonl"
     found, total = run_gang(places, {}, tmp_path, dataclasses.replace(FOUR, record=record))
@@ -77,11 +78,12 @@ def test_two_nodes_of_two_ranks_meet_and_are_recorded(cluster, tmp_path):
 @pytest.mark.parametrize(
     "how, expected",
     [
-        ("raise", r"rank 1 of 4 failed: ValueError: the second rank cannot go on"),
+        ("raise", r"rank 1 of 4 failed: ValueError: the second rank cannot continue"),
         ("killed", r"rank 1 of 4 was killed from outside on node1 \(Killed\)"),
         ("memory", r"ran out of memory .*raise --mem-mb"),
     ],
 )
+@pytest.mark.short
 def test_the_rank_that_failed_first_is_named_and_the_others_end(cluster, tmp_path, how, expected):
     work = {"how": how, "folder": str(tmp_path)}
     with pytest.raises(UserError, match=expected) as caught:
@@ -93,19 +95,32 @@ def test_the_rank_that_failed_first_is_named_and_the_others_end(cluster, tmp_pat
     assert time.time() - last < 60
 
 
-def test_a_cancelled_job_is_noticed_and_named(cluster, tmp_path):
+@pytest.mark.short
+def test_a_canceled_job_is_noticed_and_named(cluster, tmp_path):
     driver = start_driver(tmp_path, counting(tmp_path, 1000, 0.1), "TWO")
     wait_for(lambda: step_of(tmp_path) > 3)
     start = time.monotonic()
     slurm("scancel", job_of(tmp_path))
     told = ended(driver, tmp_path)
-    assert "was cancelled" in told
+    assert "was canceled" in told
     assert time.monotonic() - start < 60
 
 
-def test_an_interrupted_driver_cancels_its_job(cluster, tmp_path):
+def test_an_interrupted_driver_lets_its_job_save_and_ends_it(cluster, tmp_path):
     driver = start_driver(tmp_path, counting(tmp_path, 1000, 0.1), "TWO")
     wait_for(lambda: step_of(tmp_path) > 3)
+    driver.send_signal(signal.SIGINT)
+    assert "the ranks save what they have" in ended(driver, tmp_path)
+    assert state_of(job_of(tmp_path)) in ("FAILED", "CANCELLED")
+    assert json.loads((tmp_path / "saved.json").read_text())["step"] == step_of(tmp_path)
+
+
+def test_a_second_interrupt_cancels_the_job_at_once(cluster, tmp_path):
+    driver = start_driver(tmp_path, f"misbehave, dict(how='stubborn', folder={str(tmp_path)!r})",
+                          "TWO")  # fmt: skip
+    wait_for(lambda: len(list(tmp_path.glob("rank-?"))) == 2)
+    driver.send_signal(signal.SIGINT)
+    wait_for(lambda: "the ranks save" in (tmp_path / "err").read_text())
     driver.send_signal(signal.SIGINT)
     ended(driver, tmp_path)
     assert state_of(job_of(tmp_path)) == "CANCELLED"
@@ -132,7 +147,7 @@ def test_a_driver_killed_while_submitting_leaves_a_job_that_is_found(cluster, tm
     driver = start_driver(tmp_path, work, "TWO")
     job = job_of(tmp_path)
     driver.kill()
-    record = tmp_path / "state" / "gang" / "job.json"
+    record = tmp_path / "state" / "job.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "job_id": None}))
     told = ended(start_driver(tmp_path, work, "TWO"), tmp_path)
     assert f"job {job} of an earlier call" in told
@@ -144,13 +159,13 @@ def test_a_job_that_nobody_wants_any_more_ends_itself(cluster, tmp_path):
     wait_for(lambda: step_of(tmp_path) > 3)
     driver.kill()
     job = job_of(tmp_path)
-    record = tmp_path / "state" / "gang" / "job.json"
+    record = tmp_path / "state" / "job.json"
     other = {**json.loads(record.read_text()), "folder": str(tmp_path / "job-other")}
     record.write_text(json.dumps(other))
     wait_for(lambda: state_of(job) == "FAILED", 60)
 
 
-def test_the_time_limit_saves_requeues_and_goes_on(cluster, tmp_path):
+def test_the_time_limit_saves_requeues_and_resumes(cluster, tmp_path):
     limit = dataclasses.replace(TWO, timeout_min=2)
     told = ended(start_driver(tmp_path, counting(tmp_path, 260, 0.5), repr(limit)), tmp_path)
     assert "{'steps': 260}" in told
@@ -161,7 +176,7 @@ def test_the_time_limit_saves_requeues_and_goes_on(cluster, tmp_path):
     assert any(step % 10 for step in later) or len(later) == 1
 
 
-def test_preemption_with_grace_saves_and_goes_on(cluster, tmp_path):
+def test_preemption_with_grace_saves_and_resumes(cluster, tmp_path):
     options = "dataclasses.replace(TWO, partition='grace')"
     driver = start_driver(tmp_path, counting(tmp_path, 200, 0.2), options)
     wait_for(lambda: step_of(tmp_path) > 13)
@@ -174,7 +189,7 @@ def test_preemption_with_grace_saves_and_goes_on(cluster, tmp_path):
     assert starts(tmp_path)[1] > 10
 
 
-def test_a_requeued_job_goes_on_from_its_last_save(cluster, tmp_path):
+def test_a_requeued_job_resumes_from_its_last_save(cluster, tmp_path):
     driver = start_driver(tmp_path, counting(tmp_path, 150, 0.1), "TWO")
     wait_for(lambda: step_of(tmp_path) > 13)
     slurm("scontrol", "requeue", job_of(tmp_path))
@@ -184,7 +199,7 @@ def test_a_requeued_job_goes_on_from_its_last_save(cluster, tmp_path):
     assert starts(tmp_path)[1] >= 10
     sizes = [
         json.loads(path.read_text())["log_size"]
-        for path in sorted(tmp_path.glob("state/gang/job-*/try-*/rank-0.json"))
+        for path in sorted(tmp_path.glob("state/job-*/try-*/rank-0.json"))
     ]
     assert sizes[0] < sizes[1]
 

@@ -1,4 +1,4 @@
-"""Leases whose holder runs in a Slurm job elsewhere, and the jobs that a dead head left."""
+"""Leases whose holder runs in a Slurm job elsewhere, and the jobs that a killed Snakemake left."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from gangs import slurm, wait_for
 
-from mlcd import lease
-from mlcd.lease import Lease, this_process
-from mlcd.run import _deal_with_old_jobs
-from mlcd.slurm import ask
+from mlcd.commands.run import _settle_old_jobs
+from mlcd.launch import lease
+from mlcd.launch.lease import Lease
+from mlcd.slurm.client import ask
+from mlcd.utils.processes import this_process
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -56,7 +57,7 @@ def test_a_requeued_job_has_lost_its_lease(cluster, tmp_path, monkeypatch):
     slurm("scancel", job)
 
 
-def test_of_a_dead_heads_jobs_those_in_the_queue_are_cancelled_and_others_waited_for(
+def test_of_a_dead_heads_jobs_those_in_the_queue_are_canceled_and_others_waited_for(
     cluster, tmp_path
 ):
     comment = "--comment=rule_embed_wildcards_first-00000"
@@ -67,7 +68,7 @@ def test_of_a_dead_heads_jobs_those_in_the_queue_are_cancelled_and_others_waited
     others = [submit(tmp_path / "other", comment, "--hold"), submit(tmp_path, "--hold")]
     wait_for(lambda: ask(running).state == "RUNNING")
     begun = time.monotonic()
-    _deal_with_old_jobs(tmp_path)
+    _settle_old_jobs(tmp_path)
     assert time.monotonic() - begun > 5
     assert ask(waiting).state == "CANCELLED"
     assert ask(running).state == "COMPLETED"

@@ -6,12 +6,14 @@ from collections import Counter
 from itertools import pairwise
 
 import pandas as pd
+import pytest
 from project import STAGES
 
 #: Chunk stages run a job for each of the four chunks.
 CHUNK_STAGES = ["prepare", "download", "embed", "label"]
 
 
+@pytest.mark.short
 def test_everything_on_four_nodes_equals_one_machine(undisturbed, again, tmp_path):
     # One machine with as many ranks: the order of a sum over ranks decides the last bits.
     alone = undisturbed.copy(tmp_path / "alone", "train")

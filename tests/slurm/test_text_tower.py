@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from project import SMALL
 
-from mlcd.files import sha256_file
+from mlcd.utils.files import sha256_file
 
 TOWER = "results/text/text.safetensors"
 SECTION = {

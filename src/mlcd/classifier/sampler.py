@@ -1,4 +1,4 @@
-"""One uniform random subset of the classes a step, each rank drawing only its own part of it.
+"""One uniform random subset of the classes per step, each rank drawing only its own part of it.
 
 A permutation of K = 10 million classes on every rank is slow, and anything drawn per rank depends
 on the number of ranks. Here the classes are cut into fixed blocks of 4,096. How many of the M

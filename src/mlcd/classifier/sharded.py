@@ -1,22 +1,27 @@
-"""The classifier whose class centres are divided over the ranks."""
+"""The classifier whose class centers are divided over the ranks."""
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mlcd.classifier.exchange import Exchange
+from mlcd.classifier.collectives import Exchange
 from mlcd.classifier.gradient import RowGradient
 from mlcd.classifier.sampler import BLOCK, NegativeSampler, generator
-from mlcd.losses.head import Head
-from mlcd.losses.terms import Objective, unit_rows
+from mlcd.losses.objective import Objective, unit_rows
+from mlcd.losses.sharded_loss import ShardedLoss
 
 # The sums of exponentials of scaled similarities are held in float64, which ends near e^709.
 LARGEST_LOGIT = 600
+#: Bytes of a block of logits by default: a CPU's cache; what keeps a GPU busy.
+CPU_BLOCK, CUDA_BLOCK = 8 << 20, 256 << 20
+_DRAWING = ThreadPoolExecutor(1, "negatives")
 STATISTICS = ("positive_term", "negative_term", "positive_similarity", "negative_similarity")
 
 
@@ -25,16 +30,34 @@ def shard_bounds(num_classes: int, world: int, rank: int) -> tuple[int, int]:
     return num_classes * rank // world, num_classes * (rank + 1) // world
 
 
+def touched_rows(num_classes: int, local: int, sampled: int, positives: int) -> int:
+    """Return a bound on the rows with a gradient, of the `local` ones that a rank owns.
+
+    sampled: negatives drawn of all num_classes. positives: labels of the samples of all ranks.
+    """
+    return min(local, -(-sampled * local // num_classes) + positives)
+
+
+def step_memory(dim: int, touched: int, batch: int, world: int, labels: int, block: int) -> int:
+    """Return a bound in bytes on what forward and backward of [batch, dim] embeddings with [batch,
+    labels] labels take on each of `world` ranks, beyond its centers: the gradient of `touched`
+    rows, a block of logits, and copies of the embeddings of the local and of the global batch.
+    """
+    samples = batch * world
+    copies = dim * (20 * samples + 48 * batch) + samples * (160 * labels + 100)
+    return touched * (4 * dim + 24) + block + copies
+
+
 class ShardedClassifier(nn.Module):
-    """Class centres over W ranks and the loss of a global batch against them.
+    """Class centers over W ranks and the loss of a global batch against them.
 
     num_classes K and dim d: the whole matrix is [K, d]; this rank holds rows [start, stop) as the
     float32 parameter `weight`. kind, scale, margin, margin_type: see
     :func:`mlcd.losses.cluster_loss`. negative_ratio r: exactly round(r · K) classes are drawn as
     negatives at each step, one set for the whole batch, a function of (seed, step) alone.
-    group: a process group, or None for all ranks (or for one process, where none is initialised).
+    group: a process group, or None for all ranks (or for one process, where none is initialized).
 
-    memory_limit: bytes that a block of logits with its centres may take on this rank; None means
+    memory_limit: bytes that a block of logits with its centers may take on this rank; None means
     8 MiB on a CPU (its cache) and 256 MiB on a GPU. compute_dtype: of the matrix products and of
     the gathered embeddings; sums are in float32 or float64 always. None means bfloat16 where a
     CUDA device has it, else float32. encoder_gradients: `averaged` where the encoder's gradients
@@ -42,7 +65,7 @@ class ShardedClassifier(nn.Module):
     handed to the encoder is then multiplied by W, so that the average is the gradient of the loss.
     `summed` leaves it as it is.
 
-    The gradient of the centres goes to `gradient` (a :class:`RowGradient` of local rows, or None),
+    The gradient of the centers goes to `gradient` (a :class:`RowGradient` of local rows, or None),
     not to `weight.grad`, which would be dense; it grows over backward passes until
     :meth:`zero_grad`. :class:`~mlcd.classifier.RowSparseAdamW` takes it from there.
 
@@ -88,6 +111,9 @@ class ShardedClassifier(nn.Module):
         self.gradient: RowGradient | None = None
         self.statistics: dict[str, Tensor] = {}
         self._drawn: tuple[int, Tensor] | None = None
+        self._ahead: tuple[int, Future[np.ndarray]] | None = None
+        #: Whether the next step's negatives are drawn by a thread, beside a GPU's work.
+        self.draws_ahead = self.weight.is_cuda
         self.reset_parameters()
 
     def extra_repr(self) -> str:
@@ -116,26 +142,35 @@ class ShardedClassifier(nn.Module):
         """
         if tuple(source.shape) != (self.num_classes, self.dim):
             expected = (self.num_classes, self.dim)
-            raise ValueError(f"centres {tuple(source.shape)}: expected {expected}")
+            raise ValueError(f"centers {tuple(source.shape)}: expected {expected}")
         for first in range(self.start, self.stop, BLOCK):
             last = min(first + BLOCK, self.stop)
             part = torch.as_tensor(source[first:last]).to(self.weight)
             if not bool(part.isfinite().all()):
-                raise ValueError(f"centres: a value in rows {first} … {last - 1} is not finite")
+                raise ValueError(f"centers: a value in rows {first} … {last - 1} is not finite")
             self.weight[first - self.start : last - self.start] = part
 
     def sampled_rows(self, step: int) -> Tensor:
-        """Return the negatives of step `step` that this rank owns: local rows, int64, rising."""
+        """Return the negatives of step `step` that this rank owns: local rows, int64, rising.
+
+        On a GPU those of the step after are drawn meanwhile, by a thread.
+        """
         if self._drawn is None or self._drawn[0] != step:
-            classes = self.sampler.draw(step, self.start, self.stop) - self.start
+            ahead = self._ahead if self._ahead and self._ahead[0] == step else None
+            classes = ahead[1].result() if ahead else self._draw(step)
             self._drawn = step, torch.from_numpy(classes).to(self.weight.device)
+            if self.draws_ahead:
+                self._ahead = step + 1, _DRAWING.submit(self._draw, step + 1)
         return self._drawn[1].to(self.weight.device)
 
-    def block_size(self, samples: int) -> int:
-        """Return how many centres' logits against `samples` embeddings fit in `memory_limit`.
+    def _draw(self, step: int) -> np.ndarray:
+        return self.sampler.draw(step, self.start, self.stop) - self.start
 
-        A class takes `samples` float32 logits and some copies of its centre; see
-        docs/learning-core.md.
+    def block_size(self, samples: int) -> int:
+        """Return how many centers' logits against `samples` embeddings fit in `memory_limit`.
+
+        A class takes `samples` float32 logits and some copies of its center; see
+        docs/explanation/learning-core.md.
         """
         halves = self._product_dtype() == torch.bfloat16
         column = samples * (6 if halves else 4) + self.dim * (14 if halves else 12)
@@ -143,27 +178,29 @@ class ShardedClassifier(nn.Module):
 
     def peak_memory(self, batch: int, labels: int) -> int:
         """Return a bound in bytes on what forward and backward of [batch, d] embeddings with
-        [batch, labels] labels take on this rank, beyond its centres: the row gradient, a block,
+        [batch, labels] labels take on this rank, beyond its centers: the row gradient, a block,
         and copies of the embeddings of the local and of the global batch.
         """
-        samples, local = batch * self.exchange.world, self.stop - self.start
-        share = -(-self.sampler.count * local // self.num_classes)
-        touched = min(local, share + samples * labels)
-        copies = self.dim * (20 * samples + 48 * batch) + samples * (160 * labels + 100)
-        return touched * (4 * self.dim + 24) + self._block_bytes() + copies
+        local = self.stop - self.start
+        touched = touched_rows(
+            self.num_classes, local, self.sampler.count, batch * self.exchange.world * labels
+        )
+        return step_memory(
+            self.dim, touched, batch, self.exchange.world, labels, self._block_bytes()
+        )
 
     def _block_bytes(self) -> int:
         if self.memory_limit is not None:
             return self.memory_limit
-        return 256 << 20 if self.weight.is_cuda else 8 << 20
+        return CUDA_BLOCK if self.weight.is_cuda else CPU_BLOCK
 
     def forward(self, embedding: Tensor, labels: Tensor, step: int) -> Tensor:
         """Return the mean loss over the global batch, float32, the same value on every rank.
 
-        embedding: float [B, d], this rank's, normalised inside; labels: integers [B, l], global
+        embedding: float [B, d], this rank's, normalized inside; labels: integers [B, l], global
         class ids, −1 pads; both of the same shape on every rank. step: chooses the negatives, so
-        the micro-batches of one optimiser step pass the same number. Every rank must also call
-        backward, once; the centres must not change between the two.
+        the micro-batches of one optimizer step pass the same number. Every rank must also call
+        backward, once; the centers must not change between the two.
 
         Sets `statistics`: positive_term and negative_term, the two terms of Eq. 5 averaged over
         samples, and positive_similarity and negative_similarity, mean cosines (NaN where there
@@ -175,7 +212,11 @@ class ShardedClassifier(nn.Module):
             raise ValueError(f"labels: {len(labels)} rows for {len(embedding)} embeddings")
         positives = self.objective.distinct(labels, self.num_classes).to(embedding.device)
         unit = unit_rows(embedding.double()).float()
-        return _ShardedLoss.apply(unit, self.weight, self, positives, step)
+        # torch leaves Function.apply untyped.
+        loss: Tensor = _ShardedLoss.apply(  # type: ignore[no-untyped-call]
+            unit, self.weight, self, positives, step
+        )
+        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradient of the rows."""
@@ -205,7 +246,7 @@ class _ShardedLoss(torch.autograd.Function):
         everyone = exchange.gather(unit.to(classifier._product_dtype()))
         positives = exchange.gather(positives)
         mine = (positives >= classifier.start) & (positives < classifier.stop)
-        head = Head(
+        sharded = ShardedLoss(
             classifier.objective,
             everyone,
             weight,
@@ -213,20 +254,20 @@ class _ShardedLoss(torch.autograd.Function):
             (positives - classifier.start).where(mine, -1),
             classifier.block_size(len(everyone)),
         )
-        loss = head.evaluate(
+        loss = sharded.evaluate(
             want_embedding_gradient=ctx.needs_input_grad[0],
             reduce=exchange.add if exchange.world > 1 else None,
         )
-        positive, positives_seen, negative, negatives_seen = head.statistics
+        positive, positives_seen, negative, negatives_seen = sharded.statistics
         values = (
-            head.positive_term,
-            head.negative_term,
+            sharded.positive_term,
+            sharded.negative_term,
             positive / positives_seen,
             negative / negatives_seen,
         )
         classifier.statistics = dict(zip(STATISTICS, values, strict=True))
-        ctx.head, ctx.classifier = head, classifier
-        # Kept by autograd so that a centre changed in between is noticed.
+        ctx.sharded, ctx.classifier = sharded, classifier
+        # Kept by autograd so that a center changed in between is noticed.
         ctx.save_for_backward(weight)
         return loss.float()
 
@@ -236,16 +277,16 @@ class _ShardedLoss(torch.autograd.Function):
         (_,) = ctx.saved_tensors
         classifier, exchange = ctx.classifier, ctx.classifier.exchange
         # Given up here: the caller may hold the loss, and with it this object, for long.
-        head, ctx.head = ctx.head, None
-        if head is None:
+        sharded, ctx.sharded = ctx.sharded, None
+        if sharded is None:
             raise RuntimeError("ShardedClassifier: one backward pass for each forward pass")
         finish = None
         if ctx.needs_input_grad[0]:
             copies = exchange.world if classifier.encoder_gradients == "averaged" else 1
-            finish = exchange.scatter_sum(head.embedding_gradient * (upstream * copies))
+            finish = exchange.scatter_sum(sharded.embedding_gradient * (upstream * copies))
         if ctx.needs_input_grad[1]:
             # The exchange of embedding gradients is under way meanwhile.
-            rows, values = head.row_gradient(upstream)
+            rows, values = sharded.row_gradient(upstream)
             if classifier.gradient is None:
                 classifier.gradient = RowGradient(rows, values)
             else:

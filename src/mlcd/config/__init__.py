@@ -1,4 +1,4 @@
-"""The configuration: one model a stage, from which config.yaml, schema and docs are generated.
+"""The configuration: one model per stage, from which config.yaml, schema and docs are generated.
 
 Only science stands here. Where and how wide a stage runs (nodes, ranks, threads, memory) belongs
 to the Snakemake profile, so that moving a run to another machine makes nothing stale.
@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from mlcd.config import files
 from mlcd.config.ablate import Ablate, Cell
 from mlcd.config.base import Section, validate
 from mlcd.config.cluster import Cluster
 from mlcd.config.download import Download
 from mlcd.config.embed import Embed
+from mlcd.config.encoders import PACKAGED
 from mlcd.config.evaluate import TOWER_TASKS, Evaluate
 from mlcd.config.export import Export
 from mlcd.config.label import Label
@@ -25,12 +27,12 @@ from mlcd.config.prepare import Prepare
 from mlcd.config.report import Report
 from mlcd.config.text import Text
 from mlcd.config.train import Train
-from mlcd.errors import UserError
+from mlcd.utils.errors import UserError
 
 __all__ = [
     "SECTIONS", "Ablate", "Cell", "Cluster", "Config", "Download", "Embed", "Evaluate", "Export",
-    "Label", "Prepare", "Report", "Section", "Text", "Train", "load", "parse_section",
-    "validate",
+    "Label", "Prepare", "Report", "Section", "Text", "Train", "check_shape", "load",
+    "parse_section", "validate",
 ]  # fmt: skip
 
 
@@ -43,14 +45,16 @@ _FORMATS = {
 
 
 class Config(Section):
-    """A whole run: the lists of URLs, the results folder, and one section a stage."""
+    """A whole run: the images or lists of URLs, the results folder, and one section per stage."""
 
     metadata: list[str] = Field(
         ["demo/metadata/openclipart-a.parquet", "demo/metadata/openclipart-b.parquet"],
         min_length=1,
-        description="URL lists: parquet, csv or tsv with a column of URLs (and captions), or txt "
-        "with one URL a line. Paths are relative to the working directory; patterns such as "
-        "lists/*.parquet are expanded. More lists add chunks and leave those of the others alone.",
+        description="Images on disk: folders (loose images at any depth, tars, zips, parquets with "
+        "a column of images), or such files themselves. Or URL lists: parquet, csv or tsv with a "
+        "column of URLs (and captions), or txt with one URL per line. Or both. Paths are relative "
+        "to the working directory; patterns such as lists/*.parquet are expanded. More entries add "
+        "chunks and leave those of the others alone.",
     )
     results: str = Field(
         "results", min_length=1, description="Folder that all stages write to, created if missing."
@@ -67,11 +71,31 @@ class Config(Section):
     ablate: Ablate = Ablate()
     report: Report = Report()
 
+    @field_validator("results")
+    @classmethod
+    def _results_is_a_plain_path(cls, path: str) -> str:
+        # Rules put it into patterns, whose braces name wildcards.
+        if not path.isprintable() or set(path) & set("{}"):
+            raise ValueError("expected a path without braces and line breaks")
+        if path.startswith("~"):
+            raise ValueError(f"{files.shown(path)}: ~ is not expanded here; write the path in full")
+        return path
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        """Take metadata=FOLDER, as a command line gives it, for a list of one."""
+        return [value] if isinstance(value, str) else value
+
     @property
     def own_cell(self) -> Cell:
         """What the run itself trains, as a cell of the ablation."""
         l = 1 if self.train.loss == "single" else self.train.positives or self.label.top
         return Cell(self.train.loss, l, self.train.negative_ratio, self.cluster.k)
+
+    def to_yaml(self) -> str:
+        """Return the resolved config, defaults included, as YAML in the order of the models."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
@@ -83,15 +107,21 @@ class Config(Section):
             )
         if (self.train.positives or 0) > self.label.top:
             raise ValueError(
-                f"train.positives: {self.train.positives} of {self.label.top} labels a picture; "
+                f"train.positives: {self.train.positives} of {self.label.top} labels per image; "
                 "lower it or raise label.top"
             )
+        self._own_fits()
         if self.ablate.grids and not self.evaluate.datasets:
             raise ValueError("ablate.grids: nothing to compare by; give evaluate.datasets")
         for cell, _ in self.ablate.runs(self.own_cell):
             if cell.l > cell.k:
                 raise ValueError(
                     f"ablate.grids: l = {cell.l} labels of {cell.k} clusters; lower l or raise k"
+                )
+            if cell.k < self.cluster.groups:
+                raise ValueError(
+                    f"ablate.grids: K = {cell.k} is less than cluster.groups, "
+                    f"{self.cluster.groups}; set cluster.groups to 0 or raise K"
                 )
         for dataset in self.evaluate.datasets:
             task = next((task for task in dataset.tasks if task in TOWER_TASKS), None)
@@ -116,6 +146,39 @@ class Config(Section):
                 )
         return self
 
+    def _own_fits(self) -> None:
+        """Find what does not go with own embeddings, centers or labels."""
+        if self.label.labels is not None:
+            if self.embed.embeddings is not None:
+                raise ValueError(
+                    "embed.embeddings: nothing reads them with label.labels; give one of the two"
+                )
+            if self.train.center_init == "centroids" and self.cluster.centers is None:
+                raise ValueError(
+                    "train.center_init: own labels come without centers; set it to random, or give "
+                    "them as cluster.centers"
+                )
+        frozen = bool(self.evaluate.datasets) and "frozen" in self.evaluate.models
+        frozen = frozen or (bool(self.ablate.grids) and "frozen" in self.ablate.baselines)
+        if frozen and self.embed.embeddings and self.embed.model == PACKAGED:
+            raise ValueError(
+                f"embed.model: {PACKAGED} is not what made your embeddings; name the encoder that "
+                "did, or take frozen out of evaluate.models and ablate.baselines"
+            )
+        fixed = "cluster.centers" if self.cluster.centers else "label.labels"
+        if self.cluster.centers is None and self.label.labels is None:
+            return
+        for cell, _ in self.ablate.runs(self.own_cell):
+            if cell.k != self.cluster.k:
+                raise ValueError(
+                    f"ablate.grids: K = {cell.k}, but {fixed} are of {self.cluster.k}; leave k out"
+                )
+            if self.label.labels is not None and cell.l > self.label.top:
+                raise ValueError(
+                    f"ablate.grids: l = {cell.l}, but label.top takes {self.label.top} of your "
+                    "labels; raise it"
+                )
+
 
 #: Section name → model, in the order of the data.
 SECTIONS: dict[str, type[Section]] = {
@@ -125,17 +188,31 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
+def check_shape(path: str | Path) -> None:
+    """Read a config file that Snakemake is going to merge with others, which it cannot do with any.
+
+    Raises :class:`UserError` as :func:`mlcd.config.files.read`, and for keys in a value's place or
+    a value in a section's.
+    """
+    for name, value in files.read(path).items():
+        inner = {name: value}
+        if name in SECTIONS and isinstance(value, dict):
+            inner = {f"{name}.{files.shown(key)}": item for key, item in value.items()}
+        for key, item in inner.items():
+            if isinstance(item, dict):
+                keys = files.shown(", ".join(map(files.shown, item)))
+                raise UserError(
+                    f"{path}: {files.shown(key)}: expected one value, got keys ({keys})"
+                )
+            if key in SECTIONS:
+                raise UserError(
+                    f"{path}: {key}: expected keys, each with its value, got {files.quoted(item)}"
+                )
+
+
 def load(path: str | Path) -> Config:
-    """Read and validate a config file. Raises :class:`UserError`, one line a mistake."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected keys such as 'cluster:', got {type(values).__name__}")
-    return validate(Config, values, str(path))
+    """Read and validate a config file. Raises :class:`UserError`, one line per mistake."""
+    return validate(Config, files.read(path), str(path))
 
 
 def parse_section(stage: str, text: str, overrides: dict[str, Any]) -> Section:

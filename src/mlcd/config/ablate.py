@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from pydantic import Field, field_validator
 
-from mlcd.config.base import Section
+from mlcd.config.base import MOST_SEED, Section
+from mlcd.config.train import Train
 
 Loss = Literal["mlcd", "mlc", "single"]
 
 
 class Cell(NamedTuple):
-    """One setting of the grid, whatever its seeds: loss, labels a picture, share, clusters."""
+    """One setting of the grid, whatever its seeds: loss, labels per image, share, clusters."""
 
-    loss: str
+    loss: Loss
     l: int
     r: float
     k: int
@@ -25,6 +26,10 @@ class Cell(NamedTuple):
         """The cell's folder: loss, l, r and K, such as mlcd-l8-r0.1-k256."""
         return f"{self.loss}-l{self.l}-r{self.r:g}-k{self.k}"
 
+    def train(self, section: Train, seed: int) -> Train:
+        """Return the section `train` of a run, with this cell's values and `seed` in it."""
+        return section.changed(loss=self.loss, positives=self.l, negative_ratio=self.r, seed=seed)
+
     @classmethod
     def parse(cls, name: str) -> Cell:
         """Return the cell called `name`. Raises ValueError for anything else."""
@@ -32,7 +37,7 @@ class Cell(NamedTuple):
         if not found:
             raise ValueError(f"{name!r} names no cell")
         loss, l, r, k = re.split(r"-[lrk](?=\d)", name)
-        return cls(loss, int(l), float(r), int(k))
+        return cls(cast(Loss, loss), int(l), float(r), int(k))
 
 
 #: What :attr:`Cell.name` looks like.
@@ -40,7 +45,7 @@ CELL_PATTERN = r"(?:mlcd|mlc|single)-l\d+-r\d[0-9.e-]*-k\d+"
 
 
 class Grid(Section):
-    """Every combination of the values below, once a seed; null takes the run's own value."""
+    """Every combination of the values below, once per seed; null takes the run's own value."""
 
     loss: list[Loss] | None = Field(
         None, min_length=1, description="Values of train.loss; null: the run's own."
@@ -48,8 +53,8 @@ class Grid(Section):
     l: list[int] | None = Field(
         None,
         min_length=1,
-        description="Labels a picture; null: label.top. Values up to label.top read the first l of "
-        "the run's labels, larger ones are labelled once more. single has l = 1.",
+        description="Labels per image; null: label.top. Values up to label.top read the first l of "
+        "the run's labels, larger ones are labeled once more. single has l = 1.",
     )
     r: list[float] | None = Field(
         None, min_length=1, description="Values of train.negative_ratio; null: the run's own."
@@ -57,7 +62,7 @@ class Grid(Section):
     k: list[int] | None = Field(
         None,
         min_length=1,
-        description="Numbers of clusters; null: cluster.k. Another K is clustered and labelled "
+        description="Numbers of clusters; null: cluster.k. Another K is clustered and labeled "
         "once, for all cells that have it.",
     )
     seeds: list[int] = Field(
@@ -69,7 +74,7 @@ class Grid(Section):
 
     @field_validator("loss", "l", "r", "k", "seeds")
     @classmethod
-    def _distinct(cls, values: list | None) -> list | None:
+    def _distinct(cls, values: list[object] | None) -> list[object] | None:
         if values is not None and len(set(values)) < len(values):
             raise ValueError(f"a value stands twice in {values}; expected each once")
         return values
@@ -91,8 +96,8 @@ class Grid(Section):
     @field_validator("seeds")
     @classmethod
     def _seeds(cls, values: list[int]) -> list[int]:
-        if min(values) < 0:
-            raise ValueError(f"expected seeds of at least 0, got {min(values)}")
+        if min(values) < 0 or max(values) > MOST_SEED:
+            raise ValueError(f"expected seeds of at least 0 and at most {MOST_SEED}, got {values}")
         return values
 
     def cells(self, own: Cell) -> list[Cell]:
@@ -125,7 +130,7 @@ class Ablate(Section):
     baselines: list[Literal["pixels", "random", "frozen"]] = Field(
         ["pixels", "random"],
         description="Features without training that the table holds beside the cells: raw pixels, "
-        "the encoder at random weights (both once a seed), the frozen encoder of the stage embed "
+        "the encoder at random weights (both once per seed), the frozen encoder of the stage embed "
         "(once, with evaluate.seed).",
     )
 

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import difflib
 import json
-from typing import Any, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from mlcd.errors import UserError
+from mlcd.config.files import Origins, key_of, quoted, shown
+from mlcd.utils.errors import UserError
 
+#: No whole number is larger: beyond it neither JSON nor a float holds them all.
+MOST = 2**53
+#: No image has more pixels on a side, in any stage.
+MOST_SIDE = 4096
+#: No learning rate is larger: float32 and AdamW give nothing but noise by then.
+MOST_RATE = 10.0
+#: No seed is larger, since some libraries take 32 bits.
+MOST_SEED = 2**32 - 1
+#: Characters of a validator's message that are shown.
+_LONGEST = 600
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -19,6 +31,9 @@ class Section(BaseModel):
 
     Numbers are finite, and no truth value is taken for one; "3" is 3, as the command line gives it.
     """
+
+    #: Keys of earlier releases → their present names, for the message that refuses them.
+    renamed: ClassVar[dict[str, str]] = {}
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
@@ -35,23 +50,53 @@ class Section(BaseModel):
                     raise PydanticCustomError("bool_for_number", "a number")
         return value
 
+    @field_validator("*")
+    @classmethod
+    def _no_number_beyond_all_use(cls, value: Any) -> Any:
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, int) and abs(item) > MOST:
+                raise PydanticCustomError("too_large", f"a number of at most {MOST}")
+        return value
+
     def to_json(self) -> str:
         """Return the section as one line of JSON with sorted keys, equal for equal values."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return as_json(self.model_dump(mode="json"))
+
+    def changed(self, **changes: Any) -> Self:
+        """Return a copy with other values of some keys, validated as a whole.
+
+        Raises :class:`pydantic.ValidationError`, a ValueError, if they do not fit the others.
+        """
+        return type(self).model_validate({**self.model_dump(mode="json"), **changes})
 
 
-def validate(model: type[Model], values: dict[str, Any], source: str, prefix: str = "") -> Model:
+def as_json(values: Mapping[str, Any]) -> str:
+    """Return some keys of a section as one line of JSON, as :meth:`Section.to_json` does all.
+
+    Rules carry it as a parameter and pass it to `mlcd STAGE --config`: keys that are not in it make
+    no result of the stage stale.
+    """
+    return json.dumps(values, sort_keys=True)
+
+
+def validate(
+    model: type[Model], values: dict[str, Any], source: str | Origins, prefix: str = ""
+) -> Model:
     """Validate `values` as `model`.
 
-    `source` names the file or command line and `prefix` the section, for messages. Raises
-    :class:`UserError` with one line a mistake: the key's path, what was expected, the nearest key.
+    `source` names the file or command line, for each key its own if it is an :class:`Origins`, and
+    `prefix` the section, for messages. Raises :class:`UserError` with one line per mistake: the
+    key's path, what was expected, the nearest key.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(
-            "\n".join(f"{source}: {_explain(model, item, prefix)}" for item in error.errors())
-        ) from None
+        lines = []
+        for item in error.errors():
+            line = _explain(model, item, prefix)
+            path = _path(item) or key_of(line)
+            lines.append(f"{source if isinstance(source, str) else source(path)}: {line}")
+        raise UserError("\n".join(lines)) from None
 
 
 def _leaves(annotation: Any) -> set[type]:
@@ -62,10 +107,15 @@ def _leaves(annotation: Any) -> set[type]:
     return set().union(*map(_leaves, inner))
 
 
+def _path(item: Any) -> list[Any]:
+    """Return the keys that lead to what a pydantic error is about."""
+    return [part for part in item["loc"] if not str(part).startswith("function-")]
+
+
 def _explain(model: type[BaseModel], item: Any, prefix: str) -> str:
-    """Turn one pydantic error into a sentence that names the key and the mend."""
-    path = [part for part in item["loc"] if not str(part).startswith("function-")]
-    name = ".".join([prefix, *map(str, path)] if prefix else map(str, path)) or "config"
+    """Turn one pydantic error into a sentence that names the key and the fix."""
+    path = _path(item)
+    name = ".".join([prefix, *map(shown, path)] if prefix else map(shown, path)) or "config"
     kind, context, value = item["type"], item.get("ctx", {}), item.get("input")
     if kind == "extra_forbidden":
         return f"{name}: unknown key{_nearest(model, path)}"
@@ -79,21 +129,29 @@ def _explain(model: type[BaseModel], item: Any, prefix: str) -> str:
     }
     if kind in limits:
         key, words = limits[kind]
-        return f"{name}: expected {words} {context[key]}, got {value!r}"
+        return f"{name}: expected {words} {context[key]}, got {quoted(value)}"
     if kind == "literal_error":
-        close = difflib.get_close_matches(str(value), _choices(model, path), n=1)
+        close = difflib.get_close_matches(shown(value)[:100], _choices(model, path), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{name}: expected {context['expected']}, got {value!r}{hint}"
+        return f"{name}: expected {context['expected']}, got {quoted(value)}{hint}"
+    if kind == "model_type":
+        return f"{name}: expected keys, each with its value, got {quoted(value)}"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    # A validator's own words may quote what was given.
+    message = shown(message) if "\n" in message or len(message) > _LONGEST else message
     if kind == "value_error":
         return f"{name}: {message}" if path or prefix else message
-    return f"{name}: expected {message}, got {value!r}"
+    if isinstance(value, dict):
+        return f"{name}: expected one value, got keys ({shown(', '.join(map(shown, value)))})"
+    return f"{name}: expected {message}, got {quoted(value)}"
 
 
 def _nearest(model: type[BaseModel], path: list[Any]) -> str:
     """Return '; did you mean …?' for an unknown key, looked for in its place, then everywhere."""
     here = _descend(model, path[:-1])
-    unknown = str(path[-1])
+    unknown = str(path[-1])[:100]
+    if new := getattr(here, "renamed", {}).get(unknown):
+        return f"; it is now called {new}"
     found = difflib.get_close_matches(unknown, list(here.model_fields), n=1, cutoff=0.6)
     if found:
         return f"; did you mean {'.'.join([*map(str, path[:-1]), found[0]])}?"

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mlcd.config import published, registry
-from mlcd.config.base import Section
+from mlcd.config.base import MOST_SEED, Section, as_json
 
-#: Measures of one class a picture, and of several tags a picture.
+#: Measures of one class per image, and of several tags per image.
 CLASS_METRICS = ("accuracy", "mean_per_class", "roc_auc", "mean_top1_top5")
 TAG_METRICS = ("map", "map_11_point")
 #: The task that judges captions, and all that rest on the text tower, of model trained alone.
@@ -19,7 +19,7 @@ TOWER_TASKS = ("zero_shot", IMAGE_TEXT)
 
 
 class Dataset(Section):
-    """One labelled data set. What is left out is taken from the registry if it knows the name."""
+    """One labeled data set. What is left out is taken from the registry if it knows the name."""
 
     name: str = Field(
         description="Name in tables and file names. A name of src/mlcd/config/datasets.yaml "
@@ -30,16 +30,16 @@ class Dataset(Section):
         min_length=1,
         description="A webdataset tar, a parquet, a folder of either, a folder of class folders "
         "(train/CLASS/…, test/CLASS/…), a folder of MNIST's idx files, or sklearn:digits. See "
-        "docs/evaluation.md.",
+        "docs/how-to/evaluate.md.",
     )
     tasks: list[
         Literal["knn", "linear_probe", "retrieval", "zero_shot", "image_text_retrieval"]
     ] = Field(
         ["knn", "linear_probe"],
         min_length=1,
-        description="How classes are judged: k-NN, linear probe, retrieval among the test pictures "
-        "(which needs no train pictures), zero_shot by the text tower (section text; of tags where "
-        "the metric is theirs). Tags always by the probe. image_text_retrieval: do test pictures "
+        description="How classes are judged: k-NN, linear probe, retrieval among the test images "
+        "(which needs no train images), zero_shot by the text tower (section text; of tags where "
+        "the metric is theirs). Tags always by the probe. image_text_retrieval: do test images "
         "and their captions (caption_field) find one another by the encoder and the text tower? It "
         "needs no classes.",
     )
@@ -63,22 +63,22 @@ class Dataset(Section):
     split_field: str = Field(
         "split",
         description="JSON field or parquet column that says train, validation or test (for "
-        "retrieval also query or gallery). Without test pictures, validation is test.",
+        "retrieval also query or gallery). Without test images, validation is test.",
     )
     group_field: str | None = Field(
         None,
         description="JSON field or parquet column that near-duplicates share (a title, say): "
-        "pictures with equal values stay on one side when a validation split is cut from train, "
+        "images with equal values stay on one side when a validation split is cut from train, "
         "and do not find one another in retrieval. null: each by itself.",
     )
     caption_field: str | None = Field(
         None,
-        description="JSON field or parquet column with what a picture shows, in words: a text or a "
+        description="JSON field or parquet column with what an image shows, in words: a text or a "
         "list of texts, for image_text_retrieval. null: none.",
     )
     image_field: str = Field(
         "image",
-        description="Parquet column with the picture: its bytes, or its path below the parquet's "
+        description="Parquet column with the image: its bytes, or its path below the parquet's "
         "folder.",
     )
     class_names: str | None = Field(
@@ -92,7 +92,7 @@ class Dataset(Section):
         "from set to set. null: those of evaluate.templates.",
     )
     min_tag_count: int = Field(
-        20, gt=0, description="Tags on fewer pictures than this are left out of the mAP."
+        20, gt=0, description="Tags on fewer images than this are left out of the mAP."
     )
 
     @model_validator(mode="before")
@@ -100,7 +100,7 @@ class Dataset(Section):
     def _from_registry(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        name = values.get("name")
+        name: Any = values.get("name")
         filled = {**registry.defaults(name), **values}
         if "path" not in filled and filled.keys() != values.keys():
             source = registry.registry()[name]["source"]
@@ -151,7 +151,7 @@ class Evaluate(Section):
                 group_field="title",
             )
         ],
-        description="Labelled data sets, none of whose test pictures may be in the URL lists; an "
+        description="Labeled data sets, none of whose test images may be in the URL lists; an "
         "empty list leaves evaluation out.",
     )
     models: list[Literal["pixels", "random", "trained", "frozen"]] = Field(
@@ -163,13 +163,14 @@ class Evaluate(Section):
     pixel_side: int = Field(
         16,
         gt=0,
-        description="Side in pixels of the RGB picture that is the feature of `pixels`: 768 "
+        le=256,
+        description="Side in pixels of the RGB image that is the feature of `pixels`: 768 "
         "numbers at 16, and 3,072 for the probe to fit at 32.",
     )
     max_pixels: int = Field(
         50_000_000,
         gt=0,
-        description="Pictures with more pixels in their header are counted as failed, not decoded.",
+        description="Images with more pixels in their header are counted as failed, not decoded.",
     )
     max_failed: float = Field(
         0.01, ge=0, le=1, description="Largest share of a data set that may fail to decode."
@@ -177,8 +178,8 @@ class Evaluate(Section):
     knn_k: list[int] = Field(
         [10, 20, 100, 200],
         min_length=1,
-        description="Neighbours of the weighted k-NN vote, each a row of the results. The usual: "
-        "10, 20, 100, 200. Those of more than a set's train pictures are left out there.",
+        description="Neighbors of the weighted k-NN vote, each a row of the results. The usual: "
+        "10, 20, 100, 200. Those of more than a set's train images are left out there.",
     )
     knn_temperature: float = Field(
         0.07, gt=0, description="Temperature of the vote: weight exp(cosine / temperature)."
@@ -213,8 +214,8 @@ class Evaluate(Section):
     )
     templates: str = Field(
         "general",
-        description="Prompts of zero_shot: a set of src/mlcd/evaluate/templates.yaml (general: 80 "
-        "prompts, clipart, name), or the path of a YAML of that form.",
+        description="Prompts of zero_shot: a set of src/mlcd/data/labeled/templates.yaml (general: "
+        "80 prompts, clipart, name), or the path of a YAML of that form.",
     )
     published: str | None = Field(
         None,
@@ -222,7 +223,9 @@ class Evaluate(Section):
         "src/mlcd/config/published.yaml: its figures stand beside ours where data set, metric and "
         "the keys that it names are the same (K, l, r, epochs, loss, encoder). null: none.",
     )
-    seed: int = Field(0, ge=0, description="Seed of random weights and of the validation split.")
+    seed: int = Field(
+        0, ge=0, le=MOST_SEED, description="Seed of random weights and of the validation split."
+    )
 
     @field_validator("datasets")
     @classmethod
@@ -235,14 +238,14 @@ class Evaluate(Section):
 
     @field_validator("models", "knn_k", "retrieval_k")
     @classmethod
-    def _distinct(cls, values: list) -> list:
+    def _distinct(cls, values: list[object]) -> list[object]:
         if len(set(values)) < len(values):
             raise ValueError(f"a value stands twice in {values}; expected each once")
         return values
 
     @field_validator("knn_k", "retrieval_k")
     @classmethod
-    def _positive(cls, values: list) -> list:
+    def _positive(cls, values: list[int]) -> list[int]:
         if min(values) <= 0:
             raise ValueError(f"expected values of more than 0, got {min(values)}")
         return values
@@ -278,11 +281,22 @@ class Evaluate(Section):
         for dataset in values["datasets"]:
             for key in _OF_SCORES:
                 del dataset[key]
-        return json.dumps(values, sort_keys=True)
+        return as_json(values)
+
+    def for_features_of(self, dataset: str, model: str) -> str:
+        """Return what the features of one model on one data set depend on, as one line of JSON.
+
+        Raises ValueError if no data set is called `dataset`.
+        """
+        values = json.loads(self.for_features())
+        (kept,) = (item for item in values["datasets"] if item["name"] == dataset)
+        if model != "pixels":
+            del values["pixel_side"]
+        return as_json({**values, "datasets": [kept]})
 
     def for_texts(self, name: str) -> str:
         """Return what the captions of data set `name` depend on as one line of JSON."""
         values = json.loads(self.for_features())["datasets"]
         (kept,) = (item for item in values if item["name"] == name)
         (field,) = (item.caption_field for item in self.datasets if item.name == name)
-        return json.dumps({"datasets": [{**kept, "caption_field": field}]}, sort_keys=True)
+        return as_json({"datasets": [{**kept, "caption_field": field}]})

@@ -22,7 +22,7 @@ class Export(Section):
     license: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$",
-        description="Licence under which the weights are given on, as model hubs spell it "
+        description="License under which the weights are given on, as model hubs spell it "
         "(apache-2.0, cc-by-4.0, other). null: the model card says that none was chosen.",
     )
     tolerance: float = Field(

@@ -1,6 +1,6 @@
-"""Generate config.yaml, its JSON schema and the table in docs from the models.
+"""Generate config.yaml, the config of a new project, the JSON schema and the table in docs.
 
-python -m mlcd.config.generate            write the three files
+python -m mlcd.config.generate            write the files
 python -m mlcd.config.generate --check    exit 1 and name the first that differs
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,34 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mlcd.config import SECTIONS, Config
-from mlcd.files import write_text
+from mlcd.utils.files import write_text
 
 _WIDTH = 96
 PIPE = r"\|"
+#: What the config of a new project says, section → key → value: what is most often set, for a
+#: small run on photographs. Every other key keeps its default, which is the demo's.
+_PROJECT: dict[str, dict[str, Any]] = {
+    "prepare": {
+        "chunk_rows": 100_000, "url_column": "url", "caption_column": None, "hash_column": None,
+    },
+    "download": {"image_size": None},
+    "embed": {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"},
+    "cluster": {"k": 1000},
+    "label": {"top": 8},
+    "train": {
+        "model": "open_clip:ViT-B-32", "embedding_dim": 512, "image_size": 224, "epochs": 20,
+        "batch_size": 256,
+    },
+    "evaluate": {"datasets": []},
+    "export": {"formats": ["open_clip"]},
+}  # fmt: skip
 
 
 def config_yaml() -> str:
     """Return config.yaml: every key with its default under a comment of unit and reason."""
     lines = [
         "# yaml-language-server: $schema=workflow/config.schema.json",
-        "# The laptop default: the demo's pictures, two cores, minutes. Presets for LAION-400M,",
+        "# The laptop default: the demo's images, two cores, minutes. Presets for LAION-400M,",
         "# COYO-700M and ImageNet are in workflow/presets. Leave a key out to take its default.",
         "# Generated from src/mlcd/config by `python -m mlcd.config.generate`.",
     ]
@@ -47,6 +65,23 @@ def config_yaml() -> str:
     return "\n".join(lines) + "\n"
 
 
+def project_yaml(metadata: Sequence[str] = ("lists/*.parquet",)) -> str:
+    """Return config.yaml of a new project, whose images are those of `metadata`."""
+    lines = [
+        "# A run of mlcd: the keys that are most often set. Every other key keeps its default:",
+        "# mlcd STAGE --help lists all of a section. Paths are relative to the working directory.",
+    ]
+    for name, value in {"metadata": list(metadata), "results": Config().results}.items():
+        lines += ["", *_comment(Config.model_fields[name].description or "", "")]
+        lines += _item(name, value, "")
+    for name, keys in _PROJECT.items():
+        lines += ["", *_comment((SECTIONS[name].__doc__ or "").split("\n\n")[0], ""), f"{name}:"]
+        for key, value in keys.items():
+            lines += _comment(SECTIONS[name].model_fields[key].description or "", "  ")
+            lines += _item(key, value, "  ")
+    return "\n".join(lines) + "\n"
+
+
 def json_schema() -> str:
     """Return the JSON schema, for completion and checks in editors."""
     schema = Config.model_json_schema()
@@ -55,7 +90,7 @@ def json_schema() -> str:
 
 
 def docs_table() -> str:
-    """Return docs/config.md: one table a section."""
+    """Return docs/reference/config.md: one table per section."""
     lines = [
         "# Configuration",
         "",
@@ -111,7 +146,7 @@ def _comment(text: str, indent: str) -> list[str]:
 
 
 def _item(key: str, value: Any, indent: str) -> list[str]:
-    """Return 'key: value' lines; lists of words or models one item a line."""
+    """Return 'key: value' lines; lists of words or models one item per line."""
     block = bool(value) and isinstance(value, list) and not isinstance(value[0], int | float)
     if block:
         text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=_WIDTH)
@@ -121,10 +156,11 @@ def _item(key: str, value: Any, indent: str) -> list[str]:
 
 
 #: File → function that returns its text.
-GENERATED = {
+GENERATED: dict[str, Callable[[], str]] = {
     "config.yaml": config_yaml,
+    "config/config.yaml": project_yaml,
     "workflow/config.schema.json": json_schema,
-    "docs/config.md": docs_table,
+    "docs/reference/config.md": docs_table,
 }
 
 

@@ -1,54 +1,17 @@
-"""The paper's figures (published.yaml), and which of them a config may be compared with."""
+"""The paper's figures: published.yaml."""
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
-
-if TYPE_CHECKING:
-    from mlcd.config import Config
 
 
 @functools.cache
 def runs() -> dict[str, dict[str, Any]]:
     """Return name → run: title, config (key → value) and figures."""
     text = Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
-
-
-def figures(config: Config) -> list[dict[str, Any]]:
-    """Return the figures beside which the run of `config` may stand.
-
-    Each is {dataset, metric, value (a share of 1), source}: of the run that `evaluate.published`
-    names, those whose keys have the values of `config`.
-    """
-    if config.evaluate.published is None:
-        return []
-    run = runs()[config.evaluate.published]
-    return [
-        {
-            "dataset": figure["dataset"],
-            "metric": figure["metric"],
-            "value": round(figure["value"] / 100, 6),
-            "source": f"{run['title']} ({figure['source']})",
-        }
-        for figure in run["figures"]
-        if not differences(config, {**run.get("config", {}), **figure.get("config", {})})
-    ]
-
-
-def differences(config: Config, wanted: dict[str, Any]) -> list[str]:
-    """Return the keys ('section.key') of `wanted` whose value in `config` is another.
-
-    `label.top` stands for l, the labels that training takes (train.positives, 1 of single).
-    """
-    found = []
-    for key, value in wanted.items():
-        section, _, name = key.partition(".")
-        ours = config.own_cell.l if key == "label.top" else getattr(getattr(config, section), name)
-        if ours != value:
-            found.append(key)
-    return found
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return entries

@@ -1,4 +1,4 @@
-"""The registry of labelled data sets (datasets.yaml): what a name alone says about a set."""
+"""The registry of labeled data sets (datasets.yaml): what a name alone says about a set."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import yaml
 def registry() -> dict[str, dict[str, Any]]:
     """Return name → entry: title, source, and where known metric, classes, train, test, path."""
     text = Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return entries
 
 
 def defaults(name: Any) -> dict[str, Any]:
     """Return the keys of `evaluate.datasets` that the registry knows for a data set's name."""
     entry = registry().get(name, {}) if isinstance(name, str) else {}
-    found = {key: entry[key] for key in ("metric", "path", "tasks") if key in entry}
+    found: dict[str, Any] = {key: entry[key] for key in ("metric", "path", "tasks") if key in entry}
     if entry and entry.get("metric") == "map_11_point":
         found["tags_field"] = "tags"
     elif entry:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mlcd.config.base import Section
+from mlcd.config.base import MOST_RATE, MOST_SEED, Section, as_json
 
 
 class Text(Section):
@@ -18,11 +18,14 @@ class Text(Section):
         "retrieval. Off here: it adds minutes to the demo, whose captions teach few words.",
     )
     width: int = Field(
-        128, gt=0, description="Width of the tower's layers. The paper: 512 (ViT-B), 768 (ViT-L)."
+        128,
+        gt=0,
+        le=16384,
+        description="Width of the tower's layers. The paper: 512 (ViT-B), 768 (ViT-L).",
     )
-    layers: int = Field(3, gt=0, description="Layers of the tower. The paper: 12.")
+    layers: int = Field(3, gt=0, le=256, description="Layers of the tower. The paper: 12.")
     heads: int = Field(
-        2, gt=0, description="Attention heads a layer; they divide width. CLIP: width / 64."
+        2, gt=0, description="Attention heads per layer; they divide width. CLIP: width / 64."
     )
     context_length: int = Field(
         32, ge=3, le=512, description="Tokens of a caption; longer ones are cut. CLIP: 77."
@@ -31,10 +34,10 @@ class Text(Section):
     batch_size: int = Field(
         256,
         gt=1,
-        description="Pairs a step over all ranks. Each pair is told apart from all others of the "
+        description="Pairs per step over all ranks. Each pair is told apart from all others of the "
         "step, so the loss depends on it. LiT: 16,384 and more.",
     )
-    lr: float = Field(1e-3, gt=0, description="Peak learning rate (AdamW).")
+    lr: float = Field(1e-3, gt=0, le=MOST_RATE, description="Peak learning rate (AdamW).")
     weight_decay: float = Field(
         0.2, ge=0, description="Weight decay of matrices; biases, norms and the scale have none."
     )
@@ -55,14 +58,18 @@ class Text(Section):
     shuffle_block: int = Field(
         512,
         gt=0,
-        description="Captions that are neighbours in a file and are shuffled as one block, so that "
+        description="Captions that are neighbors in a file and are shuffled as one block, so that "
         "reading is sequential.",
     )
     shuffle_window: int = Field(
         65536, gt=0, description="Captions shuffled singly; held in memory over all ranks together."
     )
     log_every: int = Field(10, gt=0, description="Steps between lines of metrics.jsonl.")
-    seed: int = Field(0, ge=0, description="Seed of weights and data order.")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="Seed of weights and data order.")
+
+    def for_captions(self) -> str:
+        """Return the one key that tokens of captions depend on, as one line of JSON."""
+        return as_json({"context_length": self.context_length})
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Text:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mlcd.config.base import Section
+from mlcd.config.base import MOST_RATE, MOST_SEED, MOST_SIDE, Section, as_json
 
 
 class Train(Section):
@@ -22,28 +22,53 @@ class Train(Section):
     embedding_dim: int = Field(
         128,
         gt=0,
-        description="Dimension d of the trained embedding and of the class centres. "
+        le=16384,
+        description="Dimension d of the trained embedding and of the class centers. "
         "The paper: 512 (ViT-B), 768 (ViT-L). At the width of an mlcd_vit_* (192, 768, 768, 1024, "
         "1664) the projection is left out.",
     )
-    image_size: int = Field(64, gt=0, description="Side of the training crop in pixels.")
+    image_size: int = Field(
+        64, gt=0, le=MOST_SIDE, description="Side of the training crop in pixels."
+    )
     drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth rate, where offered.")
+    initial: str | None = Field(
+        None,
+        min_length=1,
+        description="First weights of the encoder. A tag of pretrained weights of `model` (timm: "
+        "a1_in1k; open_clip: laion2b_s34b_b79k; tf_efficientnet_lite0 also takes "
+        "efficientnet_lite0, those of its package), a file (safetensors; or of torch, read without "
+        "pickle's code), a folder of transformers, timm or open_clip, or results/train of an "
+        "earlier run. Position embeddings are interpolated to image_size. null: random.",
+    )
+    layer_decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Factor on the encoder's learning rate per layer before the last: the first "
+        "layers of pretrained weights then move least. 0.65 to 0.9 are usual. null: one rate.",
+    )
+    freeze_layers: int = Field(
+        0,
+        ge=0,
+        description="First layers of the encoder that are not trained, the stem (patches, position "
+        "embeddings) being the first; their batch norms keep their statistics.",
+    )
     loss: Literal["mlcd", "mlc", "single"] = Field(
         "mlcd",
         description="mlcd: Eq. 5, positives and negatives in separate terms. mlc: Eq. 4. "
-        "single: softmax of the nearest centre against the negatives.",
+        "single: softmax of the nearest center against the negatives.",
     )
     positives: int | None = Field(
         None,
         gt=0,
-        description="Labels of each picture that are its positives, the nearest first; null: all "
+        description="Labels of each image that are its positives, the nearest first; null: all "
         "that the stage label gave. Ablations share the labels of the largest l by it.",
     )
     scale: float = Field(
         16.0,
         gt=0,
         description="Factor on cosine similarities. Not printed in MLCD; RICE: 64. On a few "
-        "thousand pictures 64 pulls all features together (metrics.jsonl: feature_cosine near 1).",
+        "thousand images 64 pulls all features together (metrics.jsonl: feature_cosine near 1).",
     )
     margin: float = Field(0.3, ge=0, description="Margin on the positives. The paper: 0.3.")
     margin_type: Literal["cosface", "arcface", "none"] = Field(
@@ -59,38 +84,45 @@ class Train(Section):
     )
     center_init: Literal["centroids", "random"] = Field(
         "centroids",
-        description="Initial class centres: the k-means centroids (projected to embedding_dim by "
+        description="Initial class centers: the k-means centroids (projected to embedding_dim by "
         "PCA where the dimensions differ) or random unit vectors.",
     )
-    epochs: int = Field(20, gt=0, description="Passes over the labelled pictures. The paper: 32.")
+    epochs: int = Field(20, gt=0, description="Passes over the labeled images. The paper: 32.")
     high_res_image_size: int | None = Field(
         None,
         gt=0,
+        le=MOST_SIDE,
         description="Side of the crop in pixels in a second phase of the run, after `epochs` at "
-        "image_size; position embeddings are interpolated, centres and moments go on. null: none. "
+        "image_size; position embeddings are interpolated, centers and moments kept. null: none. "
         "The paper: 336 after 224.",
     )
     high_res_epochs: int = Field(
-        1, gt=0, description="Passes over the pictures in the high-resolution phase. The paper: 1."
+        1, gt=0, description="Passes over the images in the high-resolution phase. The paper: 1."
     )
     high_res_lr: float = Field(
         2e-4,
         gt=0,
+        le=MOST_RATE,
         description="Peak learning rate of the encoder in the high-resolution phase, which has its "
-        "own warm-up and decay; that of the centres is scaled alike. Not stated in the paper.",
+        "own warm-up and decay; that of the centers is scaled alike. Not stated in the paper.",
     )
     batch_size: int = Field(
-        64, gt=0, description="Pictures a step over all ranks. The paper: 32,800."
+        64, gt=0, description="Images per step over all ranks. The paper: 32,800."
     )
-    lr: float = Field(2e-3, gt=0, description="Peak learning rate of the encoder (AdamW).")
+    lr: float = Field(
+        2e-3, gt=0, le=MOST_RATE, description="Peak learning rate of the encoder (AdamW)."
+    )
     classifier_lr: float = Field(
-        1e-3, gt=0, description="Peak learning rate of the class centres (row-sparse AdamW)."
+        1e-3,
+        gt=0,
+        le=MOST_RATE,
+        description="Peak learning rate of the class centers (row-sparse AdamW).",
     )
     weight_decay: float = Field(
         0.2, ge=0, description="Weight decay of the encoder's matrices; biases and norms have none."
     )
     classifier_weight_decay: float = Field(
-        0.0, ge=0, description="Weight decay of the class centres that a step touches."
+        0.0, ge=0, description="Weight decay of the class centers that a step touches."
     )
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's β₁. Not stated in the paper.")
     beta2: float = Field(0.98, ge=0, lt=1, description="AdamW's β₂. Not stated in the paper.")
@@ -99,12 +131,18 @@ class Train(Section):
         "cosine", description="Decay of the learning rates to zero after warm-up."
     )
     clip_norm: float = Field(
-        1.0, ge=0, description="Largest gradient norm, of encoder and centres each; 0: no clipping."
+        1.0, ge=0, description="Largest gradient norm, of encoder and centers each; 0: no clipping."
     )
     crop_min_area: float = Field(
-        0.5, gt=0, le=1, description="Least share of the picture that a random crop keeps."
+        0.5, gt=0, le=1, description="Least share of the image that a random crop keeps."
     )
-    flip: bool = Field(True, description="Mirror pictures at random.")
+    crop_pixels: Literal["exact", "fast"] = Field(
+        "exact",
+        description="exact: crops by Pillow's bicubic filter. fast: the same crops, within one of "
+        "256 levels on average, in less CPU time: by torch's filter, and JPEGs of which a crop has "
+        "four times the wanted pixels per side are decoded at half the size.",
+    )
+    flip: bool = Field(True, description="Mirror images at random.")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="Precision of the encoder's forward and backward pass and of the classifier's "
@@ -112,7 +150,7 @@ class Train(Section):
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         1,
-        description="DeepSpeed ZeRO stage of the encoder: 0 none, 1 optimiser, 2 + gradients, "
+        description="DeepSpeed ZeRO stage of the encoder: 0 none, 1 optimizer, 2 + gradients, "
         "3 + parameters divided over the ranks.",
     )
     activation_checkpointing: bool = Field(
@@ -120,25 +158,55 @@ class Train(Section):
         description="Recompute the encoder's activations in the backward pass: a third more "
         "arithmetic for a fraction of the memory. Same losses.",
     )
-    compile: bool = Field(
-        False,
+    compile: bool | None = Field(
+        None,
         description="Compile the encoder with torch.compile: same losses to rounding, a first step "
-        "that takes minutes. Needs Triton on GPUs, a C++ compiler on CPUs; not with zero_stage 3.",
+        "that takes minutes. null: on GPUs, where Triton and a C compiler are there, and not with "
+        "zero_stage 3. On CPUs true needs a C++ compiler.",
     )
     shuffle_block: int = Field(
         64,
         gt=0,
-        description="Pictures that are neighbours in a tar and are shuffled as one block over all "
+        description="Images that are neighbors in a tar and are shuffled as one block over all "
         "chunks, so that reading is sequential. At scale 256 or more.",
     )
     shuffle_window: int = Field(
         8192,
         gt=0,
-        description="Pictures shuffled singly: an epoch's sequence of blocks is cut into windows "
+        description="Images shuffled singly: an epoch's sequence of blocks is cut into windows "
         "of this many, and each is shuffled.",
     )
+    shares_by_place: bool = Field(
+        False,
+        description="Sort the images of a step by their place on disk before ranks take their "
+        "shares: each node then reads its own part of the blocks. The batch is the same; which "
+        "rank sees which image is not. For runs on several nodes.",
+    )
     log_every: int = Field(5, gt=0, description="Steps between lines of metrics.jsonl.")
-    seed: int = Field(0, ge=0, description="Seed of weights, data order, crops and negatives.")
+    seed: int = Field(
+        0, ge=0, le=MOST_SEED, description="Seed of weights, data order, crops and negatives."
+    )
+
+    def for_encoder(self) -> str:
+        """Return the keys that decide the encoder, as one line of JSON.
+
+        `initial` is not among them: what that file holds decides, not where it lies.
+        """
+        return as_json(self.model_dump(mode="json", exclude={"initial"}))
+
+    def is_plain(self) -> bool:
+        """True if names and sizes alone say that the encoder can be built and begun."""
+        if self.initial or self.layer_decay or self.freeze_layers:
+            return False
+        # Of timm's models some take one size, or have no stochastic depth; the default is known.
+        of_timm = not self.model.startswith(("open_clip:", "mlcd_vit_"))
+        known = (self.model, self.high_res_image_size, self.drop_path) == ("resnet10t", None, 0)
+        return known or not of_timm
+
+    def for_architecture(self) -> str:
+        """Return the keys that random weights depend on beside the seed, as one line of JSON."""
+        keys = {"model", "embedding_dim", "image_size", "high_res_image_size"}
+        return self.model_dump_json(include=keys)
 
     @model_validator(mode="after")
     def _sums_of_exponentials_stay_finite(self) -> Train:

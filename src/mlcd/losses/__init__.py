@@ -1,6 +1,6 @@
 """The cluster-discrimination losses: `mlcd` (Eq. 5), `mlc` (Eq. 4) and `single`."""
 
-from mlcd.losses.cluster import cluster_loss
-from mlcd.losses.terms import Objective
+from mlcd.losses.objective import Objective
+from mlcd.losses.single_process import cluster_loss
 
 __all__ = ["Objective", "cluster_loss"]

@@ -8,64 +8,64 @@ can take up again.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-from mlcd.distributed import Place
+from mlcd.config.text import Text
+from mlcd.config.train import Train
+from mlcd.launch.process_group import RankPlace, share_timeout
+from mlcd.training.communication import Communication
+from mlcd.training.tensors import cpu_copy
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Options(Protocol):
-    """The keys of a config section (`train`, `text`) that decide how its network is trained."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    weight_decay: float
-    clip_norm: float
-    batch_size: int
-    precision: str
-    zero_stage: int
-
-
 class ZeroEngine:
-    """Forward, backward and optimiser step of `network` on every rank.
+    """Forward, backward and optimizer step of `network` on every rank, as `section` says.
 
-    `micro_batch` is the number of samples a rank takes at once; the global batch over ranks times
-    micro-batch is the number of accumulation steps. Gradients are averaged over ranks by DeepSpeed
-    and over accumulation steps by :meth:`backward`. `compiled`: through torch.compile.
+    `micro_batch` is the number of samples that a rank takes at once; the global batch over ranks
+    times micro-batch is the number of accumulation steps. Gradients are averaged over ranks by
+    DeepSpeed and over accumulation steps by :meth:`backward`. `compiled`: through torch.compile.
+    `lr_scales`: factor on the learning rate of each weight, by name. Weights without gradients
+    are not trained, and have no moments.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        options: Options,
-        place: Place,
+        section: Train | Text,
+        place: RankPlace,
         micro_batch: int,
         *,
         compiled: bool = False,
+        lr_scales: dict[str, float] | None = None,
     ) -> None:
         self.network = network
         self.place = place
-        self._stage = options.zero_stage
-        module: nn.Module = _Forward(network.to(place.device), options.precision == "bf16")
+        self._stage = section.zero_stage
+        self._communication = Communication(section, place.device)
+        self._communication.mark(network)
+        module: nn.Module = _Forward(network.to(place.device), section.precision == "bf16")
         optimizer = torch.optim.AdamW(
-            parameter_groups(network, options.weight_decay),
-            lr=options.lr,
-            betas=(options.beta1, options.beta2),
+            parameter_groups(network, section.weight_decay, lr_scales),
+            lr=section.lr,
+            betas=(section.beta1, section.beta2),
             fused=place.device.type == "cuda",
         )
-        self._engine = _initialize(
-            module, optimizer, _deepspeed_config(options, place, micro_batch)
-        )
+        weights = sum(weight.numel() for weight in _trained(network).values())
+        config = _deepspeed_config(section, place, micro_batch)
+        config.update(self._communication.settings(weights))
+        self._engine = _initialize(module, optimizer, config)
+        share_timeout(place)
         if compiled:
             self._engine.compile(backend="inductor")
         self._states = self._make_moments()
+        self._communication.round(self._engine)
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         """Run the network; parts of one precision leave as the network gives them."""
@@ -73,24 +73,29 @@ class ZeroEngine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of `loss` divided by the number of accumulation steps."""
-        self._engine.backward(loss)
+        last = self._engine.is_gradient_accumulation_boundary()
+        with self._communication.keeping(self._engine, last):
+            self._engine.backward(loss)
 
     def step(self, lr: float) -> float | None:
         """After each micro-batch: at the last one of a step, update the weights.
 
-        Returns the norm of the gradient before clipping at an update, else None.
+        Returns the norm of the gradient before clipping at an update, else None; NaN if a gradient
+        is not finite and DeepSpeed has said so by a negative norm.
         """
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
             return None
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
-        norm = None
+            group["lr"] = lr * group["lr_scale"]
+        total = None
         if self._stage == 0:
             gradients = [w.grad for w in self.network.parameters() if w.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-        self._engine.step()
-        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+            total = torch.nn.utils.get_total_norm(gradients)
+        with self._communication.gathering(self._engine):
+            self._engine.step()
+        norm = float(self._engine.get_global_grad_norm() if total is None else total)
+        return norm if norm >= 0 else math.nan
 
     def state(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Iterate over ``weight/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME``, whole and float32.
@@ -100,7 +105,9 @@ class ZeroEngine:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         for name, weight in self.network.named_parameters():
-            if self._stage == 0:
+            if not weight.requires_grad:
+                yield f"weight/{name}", self._whole(weight)
+            elif self._stage == 0:
                 yield f"weight/{name}", weight.detach()
                 for moment in MOMENTS:
                     yield f"{moment}/{name}", self._engine.optimizer.state[weight][moment]
@@ -108,6 +115,14 @@ class ZeroEngine:
                 yield f"weight/{name}", safe_get_full_fp32_param(weight)
                 for moment in MOMENTS:
                     yield f"{moment}/{name}", safe_get_full_optimizer_state(weight, moment)
+
+    def copy_state(self) -> dict[str, torch.Tensor] | None:
+        """Return copies in main memory of :meth:`state` on rank 0, None elsewhere; collective."""
+        tensors: dict[str, torch.Tensor] | None = {} if self.place.is_main else None
+        for name, tensor in self.state():
+            if tensors is not None:
+                tensors[name] = cpu_copy(tensor)
+        return tensors
 
     def restore(self, tensors: dict[str, torch.Tensor], step: int) -> None:
         """Set weights and moments, as :meth:`state` gave them, and AdamW's step count.
@@ -118,13 +133,22 @@ class ZeroEngine:
 
         for state in self._states:
             state["step"].fill_(step)
-        for name, weight in self.network.named_parameters():
+        for name, weight in _trained(self.network).items():
             for moment in MOMENTS:
                 value = tensors[f"{moment}/{name}"].to(self.place.device)
                 if self._stage == 0:
                     self._engine.optimizer.state[weight][moment].copy_(value)
                 else:
                     safe_set_full_optimizer_state(weight, value, moment)
+
+    def _whole(self, weight: nn.Parameter) -> torch.Tensor:
+        """Return a weight that is not trained; a collective call where it is divided."""
+        if self._stage < 3:
+            return weight.detach()
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([weight]):
+            return weight.detach().clone()
 
     def destroy(self) -> None:
         """Give up DeepSpeed's hooks and buffers; the engine cannot be used any more."""
@@ -140,7 +164,7 @@ class ZeroEngine:
         inner = optimizer if self._stage == 0 else optimizer.optimizer
         flats: Any
         if self._stage == 0:
-            flats = list(self.network.parameters())
+            flats = list(_trained(self.network).values())
         elif self._stage == 3:
             flats = optimizer.fp32_partitioned_groups_flat
         else:
@@ -167,26 +191,37 @@ class _Forward(nn.Module):
             return self.network(*inputs)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups: matrices and kernels, decayed; vectors and scalars, not decayed.
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights that are trained, by name."""
+    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
-    Biases, norms' gains and class tokens shaped as vectors are not decayed, as in CLIP.
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, lr_scales: dict[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Return groups of the trained weights: matrices and kernels, decayed; vectors and scalars.
+
+    The latter are not decayed: biases, norms' gains and class tokens shaped as vectors, as in CLIP.
+    `lr_scales` (factors by name) divides both further; a group's factor is its `lr_scale`.
     """
-    weights = [weight for weight in module.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+    found: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for decayed in (True, False):
+        for name, weight in _trained(module).items():
+            if (weight.ndim >= 2) == decayed:
+                scale = lr_scales[name] if lr_scales else 1.0
+                found.setdefault((scale, decayed), []).append(weight)
+    return [
+        {"params": weights, "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale}
+        for (scale, decayed), weights in found.items()
     ]
-    return [group for group in groups if group["params"]]
 
 
-def _deepspeed_config(options: Options, place: Place, micro_batch: int) -> dict[str, Any]:
+def _deepspeed_config(section: Train | Text, place: RankPlace, micro_batch: int) -> dict[str, Any]:
     return {
-        "train_batch_size": options.batch_size,
+        "train_batch_size": section.batch_size,
         "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": options.batch_size // (place.world_size * micro_batch),
-        "gradient_clipping": options.clip_norm,
-        "zero_optimization": {"stage": options.zero_stage},
+        "gradient_accumulation_steps": section.batch_size // (place.world_size * micro_batch),
+        "gradient_clipping": section.clip_norm,
         # torch's AdamW, fused on GPUs, needs no compiler; DeepSpeed has only not listed it.
         "zero_allow_untested_optimizer": True,
     }

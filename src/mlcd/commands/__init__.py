@@ -1,0 +1,1 @@
+"""Programs beside the stages: `mlcd doctor`, `run`, `encode`, `search`, `checkpoint`."""

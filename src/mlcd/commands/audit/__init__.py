@@ -1,0 +1,181 @@
+"""`mlcd audit ACTION RESULTS`: prove what a run is, verify it, repeat it, compare it, explain it.
+
+    seal      write audit/lock.json: every file by hash, and the run's identity (rule audit)
+    verify    is everything as it was sealed? --bytes hashes all of it, --numbers recomputes
+    replay    make one file again, from what was recorded, and compare
+    diff      where do two runs part, and why?
+    explain   where does a file, an image or a cluster come from?
+
+verify, replay and diff end with 0 if it holds, 1 if it differs, and 2 if it cannot be told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mlcd.utils.errors import UserError
+
+#: One line of a verdict for each level.
+_HOLDS = {
+    "chain": "every file says what was sealed",
+    "bytes": "every byte is what was written",
+    "numbers": "numbers follow from their files",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the five actions."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, about: str) -> argparse.ArgumentParser:
+        one = actions.add_parser(name, help=about, description=about)
+        one.add_argument("results", metavar="RESULTS", help="folder of a run's results")
+        return one
+
+    seal = action("seal", "write the lock of a finished run and print the run's identity")
+    seal.add_argument("--stages", default="{}", metavar="JSON",
+                      help="stage → section and code")  # fmt: skip
+    seal.add_argument("--inputs", nargs="*", default=[], metavar="FILE",
+                      help="URL lists and other files from outside")  # fmt: skip
+    seal.add_argument("--log", default=None, help="also append log lines to this file")
+    verify = action("verify", "tell whether everything is as it was sealed")
+    verify.add_argument("--identity", metavar="HEX", help="the run's identity, as you know it")
+    verify.add_argument("--bytes", action="store_true", help="hash all files again")
+    verify.add_argument("--sample", type=float, default=1.0, metavar="SHARE",
+                        help="with --bytes: share of the files [1.0]")  # fmt: skip
+    verify.add_argument("--numbers", action="store_true",
+                        help="compute a sample of labels, scores and outputs again")  # fmt: skip
+    verify.add_argument("--rows", type=int, default=1000, metavar="N",
+                        help="with --numbers: rows in all chunks [1000]")  # fmt: skip
+    verify.add_argument("--seed", type=int, default=0, help="of the samples [0]")
+    verify.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    replay = action("replay", "make files again from what was recorded, and compare them")
+    replay.add_argument("paths", nargs="+", metavar="PATH",
+                        help="below RESULTS, as labels/NAME.h5")  # fmt: skip
+    diff = action("diff", "tell where two runs part, and why")
+    diff.add_argument("other", metavar="OTHER", help="folder of another run's results")
+    explain = action("explain", "tell where a file, an image or a cluster comes from")
+    explain.add_argument("what", metavar="WHAT",
+                         help="a file below RESULTS, image:CHUNK/KEY, or cluster:N")  # fmt: skip
+
+
+def run(arguments: argparse.Namespace, section: object = None) -> None:
+    """Do what the command line asks. Raises :class:`UserError`, and SystemExit(1) if it differs."""
+    results = Path(arguments.results)
+    work = {
+        "seal": _seal, "verify": _verify, "replay": _replay, "diff": _diff, "explain": _explain,
+    }  # fmt: skip
+    if not work[arguments.action](results, arguments):
+        raise SystemExit(1)
+
+
+def _seal(results: Path, arguments: argparse.Namespace) -> bool:
+    from mlcd.commands.audit import lock, system
+
+    try:
+        stages: dict[str, Any] = json.loads(arguments.stages)
+        codes = [one["code"] for one in stages.values()]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError("--stages: expected JSON, stage → section and code") from None
+    if not all(isinstance(code, str) for code in codes):
+        raise UserError("--stages: the code of a stage is a hash")
+    value = lock.build(results, stages, arguments.inputs)
+    lock.write(results, value, system.describe(), system.difference())
+    print(f"identity of this run: {value['root']}")
+    return True
+
+
+def _verify(results: Path, arguments: argparse.Namespace) -> bool:
+    from mlcd.commands.audit import integrity, lock, numbers
+
+    if not 0 < arguments.sample <= 1:
+        raise UserError("--sample: expected a share above 0, at most 1")
+    if arguments.rows < 1:
+        raise UserError("--rows: expected at least 1")
+    sealed = lock.read(results)
+    levels = {"chain": integrity.chain(results, sealed, arguments.identity)}
+    told: list[str] = []
+    if arguments.bytes:
+        levels["bytes"], line = integrity.contents(
+            results, sealed, arguments.sample, arguments.seed
+        )
+        told.append(line)
+    skipped: list[str] = []
+    if arguments.numbers:
+        levels["numbers"], run = numbers.check(results, sealed, arguments.rows, arguments.seed)
+        told += run.told
+        skipped += run.skipped
+    if arguments.json:
+        found = {
+            level: [{"path": one.path, "what": one.what} for one in findings]
+            for level, findings in levels.items()
+        }
+        print(json.dumps({"identity": sealed["root"], "findings": found, "compared": told,
+                          "not_compared": skipped}, indent=1))  # fmt: skip
+        return not any(levels.values())
+    print(f"identity: {sealed['root']}, {len(sealed['files'])} files")
+    for level, findings in levels.items():
+        print(f"{level}: {f'{len(findings)} differ' if findings else f'holds, {_HOLDS[level]}'}")
+        for one in findings[:20]:
+            print(f"  {one.path}: {one.what}")
+        if len(findings) > 20:
+            print(f"  and {len(findings) - 20} more")
+    for line in told:
+        print(f"  compared: {line}")
+    for line in skipped:
+        print(f"  not compared: {line}")
+    return not any(levels.values())
+
+
+def _replay(results: Path, arguments: argparse.Namespace) -> bool:
+    from mlcd.commands.audit import lock, replay
+
+    sealed = lock.read(results)
+    lock.nodes_of(sealed)  # no path of it leads out of the scratch folder
+    outcomes = []
+    with tempfile.TemporaryDirectory(prefix="mlcd-replay-") as scratch:
+        for path in arguments.paths:
+            if path not in sealed["files"]:
+                raise UserError(f"{results / path}: no file of this run's lock")
+            one = replay.replay(results, sealed, path, Path(scratch))
+            outcomes.append(one)
+            print(f"{one.path}: {one.verdict}: {one.what}")
+    if any(one.verdict == "different" for one in outcomes):
+        return False
+    if any(one.verdict == "unknown" for one in outcomes):
+        raise SystemExit(2)
+    return True
+
+
+def _diff(results: Path, arguments: argparse.Namespace) -> bool:
+    from mlcd.commands.audit import compare
+
+    equal, lines = compare.difference(results, Path(arguments.other))
+    print("\n".join(lines))
+    return equal
+
+
+def _explain(results: Path, arguments: argparse.Namespace) -> bool:
+    from mlcd.commands.audit import explain, lock
+
+    what: str = arguments.what
+    sealed = lock.read(results)
+    if what.startswith("image:"):
+        chunk, _, key = what.removeprefix("image:").partition("/")
+        lines = explain.image(results, Path(chunk).name, key)
+    elif what.startswith("cluster:"):
+        number = what.removeprefix("cluster:")
+        if not number.isdecimal():
+            raise UserError(f"{what}: expected cluster:N, a number")
+        lines = explain.cluster(results, int(number))
+    else:
+        name = Path(what)
+        if name.is_relative_to(results):
+            name = name.relative_to(results)
+        lines = explain.lineage(results, sealed, name.as_posix())
+    print("\n".join(lines))
+    return True

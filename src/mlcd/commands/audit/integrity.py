@@ -1,0 +1,114 @@
+"""Are the files still what the lock says? The chain in seconds, and all bytes where asked.
+
+Chain: every file is there, says of itself what the lock says, and names only inputs of this run.
+Bytes: what a file says of itself is also true. Every dataset, tar and table is hashed again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlcd.commands.audit import lock as locks
+from mlcd.commands.audit.nodes import SEALED, Finding, Node, collect
+from mlcd.data import hdf5
+from mlcd.utils.errors import UserError
+from mlcd.utils.files import sha256_file
+from mlcd.utils.logging import progress
+
+
+def chain(results: Path, lock: dict[str, Any], root: str | None = None) -> list[Finding]:
+    """Compare what the files of `results` say with the lock; `root` is the identity expected."""
+    found: list[Finding] = []
+    name = locks.LOCK.as_posix()
+    if lock["root"] != locks.root_of(lock):
+        found.append(Finding(name, "its root hash is not of its entries: the lock was edited"))
+    if root is not None and lock["root"] != root:
+        found.append(Finding(name, f"is of the run {lock['root']}, not of {root}"))
+    found += _beside(results, lock)
+    locked = locks.nodes_of(lock)
+    nodes, problems, others = collect(results)
+    found += problems
+    damaged = {problem.path for problem in problems}
+    for path, node in locked.items():
+        found += _compared(results, path, node, nodes.get(path), path in damaged)
+    known = {*locked, *lock["not_locked"], *damaged}
+    for path in sorted({*nodes, *others} - known):
+        found.append(Finding(path, "added since the run was sealed"))
+    found += [
+        Finding(path, f"made from a file of hash {word[:16]}… that is not of this run")
+        for path, word in locks.crossings(locked)
+    ]
+    return found
+
+
+def _beside(results: Path, lock: dict[str, Any]) -> Iterator[Finding]:
+    for name, digest in lock["beside"].items():
+        path = results / locks.LOCK.parent / Path(name).name
+        where = path.relative_to(results).as_posix()
+        if not path.is_file():
+            yield Finding(where, "missing")
+        elif sha256_file(path) != digest:
+            yield Finding(where, "not what was sealed")
+
+
+def _compared(
+    results: Path, path: str, locked: Node, node: Node | None, damaged: bool
+) -> Iterator[Finding]:
+    file = results / path
+    if not file.is_file():
+        yield Finding(path, "missing")
+    elif node is None:
+        if not damaged:
+            yield Finding(path, "no record tells of it any more: the one beside it is damaged")
+    elif node.hash != locked.hash:
+        yield Finding(path, f"says {node.hash[:16]}…, and was sealed as {locked.hash[:16]}…")
+    elif node.inputs != locked.inputs:
+        yield Finding(path, "names other inputs than when it was sealed")
+    elif file.stat().st_size != locked.size:
+        yield Finding(path, f"has {file.stat().st_size} bytes, and was sealed with {locked.size}")
+    elif locked.sealed and file.suffix != ".h5" and sha256_file(file) != locked.sealed:
+        yield Finding(path, "its bytes are not those that were sealed")
+
+
+def contents(
+    results: Path, lock: dict[str, Any], share: float, seed: int
+) -> tuple[list[Finding], str]:
+    """Hash a share of the files again; return what differs, and how much that was in words."""
+    nodes = locks.nodes_of(lock)
+    # Pages and logs were hashed by the chain already.
+    files = [node for node in nodes.values() if node.of != SEALED]
+    chosen = files
+    if share < 1:
+        count = max(1, round(share * len(files)))
+        chosen = sorted(random.Random(seed).sample(files, count), key=lambda node: node.path)
+    found: list[Finding] = []
+    for node in progress(chosen, total=len(chosen), label="bytes", unit="file"):
+        found += bytes_of(results, node)
+    told = f"{len(chosen)} of {len(files)} files hashed"
+    if len(chosen) < len(files):
+        missed = 1 - len(chosen) / len(files)
+        told += f": one altered file would be missed with probability {missed:.3f}"
+    return found, told
+
+
+def bytes_of(results: Path, node: Node) -> Iterator[Finding]:
+    """Iterate over what is wrong with the bytes of a file: at most one finding."""
+    path = results / node.path
+    try:
+        digest = node.hash
+        if path.suffix == ".h5":
+            digest = hdf5.verified_fingerprint(path)
+            # Between its datasets lie bytes that no content is in.
+            if node.sealed and sha256_file(path) != node.sealed:
+                digest = ""
+        elif path.suffix not in (".json", ".csv") or node.of == "bytes":
+            # Those were read whole, with their checksum, by the chain.
+            digest = sha256_file(path)
+    except (UserError, OSError) as error:
+        yield Finding(node.path, " ".join(str(error).replace(f"{results}/", "").split()))
+        return
+    if digest != node.hash:
+        yield Finding(node.path, "its bytes are not those that were written")

@@ -1,0 +1,1 @@
+"""Files that stages exchange, and images: how they are written, read and decoded."""

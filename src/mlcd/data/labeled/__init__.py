@@ -1,0 +1,1 @@
+"""Labeled data sets of many forms, read as samples."""

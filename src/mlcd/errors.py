@@ -1,9 +1,0 @@
-"""The one exception that users see: a single line that names the file or key and how to mend it."""
-
-
-class UserError(Exception):
-    """A mistake or a condition that the user can mend; printed as one line, without a traceback.
-
-    Raise it with a sentence that names the file, row or config key first and the mend last.
-    The command line turns it into exit status 2 (see :mod:`mlcd.cli`).
-    """

@@ -1,0 +1,1 @@
+"""Run one function on N ranks: options, driver, ranks, jobs, leases."""

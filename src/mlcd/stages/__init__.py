@@ -1,0 +1,1 @@
+"""One package per stage, of the same name; stages meet in files and never import one another."""

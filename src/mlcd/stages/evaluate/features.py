@@ -1,0 +1,237 @@
+"""Features of one data set through one model, computed once and kept in HDF5."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlcd.config import Evaluate
+from mlcd.config.evaluate import Dataset
+from mlcd.data import hdf5
+from mlcd.data.decode import BadImage, decode
+from mlcd.data.labeled import layout
+from mlcd.data.labeled.sample import Sample
+from mlcd.data.labeled.samples import samples
+from mlcd.stages.evaluate.feature_models import FeatureModel
+from mlcd.utils.errors import UserError
+from mlcd.utils.files import sha256_json, state_dir
+from mlcd.utils.fingerprint import code_hash
+from mlcd.utils.logging import LOGGER, progress
+
+#: Kind of the file, and what the numbers of its column `split` mean.
+KIND = "features"
+SPLITS = layout.SPLITS
+#: Images of a part, which is what a job that is cut off loses at most; their files are in memory.
+PART = 2048
+_PART_KIND = "features of a part"
+_COLUMNS = ("feature", "trunk")
+
+
+def identity(section: Evaluate, dataset: Dataset, model: FeatureModel) -> str:
+    """Return a hash of all that the features depend on: settings, model, the data set's file."""
+    settings = json.loads(section.for_features())
+    kept = (item for item in settings["datasets"] if item["name"] == dataset.name)
+    del settings["pixel_side"]  # which the model's identity has, if it counts
+    settings["datasets"] = [{key: item[key] for key in item if key != "path"} for item in kept]
+    data = layout.identity(dataset)
+    return sha256_json([code_hash("evaluate"), settings, model.identity, data])
+
+
+def extract(
+    section: Evaluate,
+    dataset: Dataset,
+    name: str,
+    model: FeatureModel,
+    output: str | os.PathLike[str],
+    *,
+    batch_size: int,
+    workers: int,
+) -> None:
+    """Write features of `dataset` through `model` (called `name`) to `output`, as formats.md says.
+
+    Cut off at any moment, the same call continues after the last whole part of :data:`PART` images.
+    Images that cannot be decoded are counted by reason. Raises :class:`UserError` if their share
+    exceeds `max_failed`, if there are no images, or if a feature is not finite.
+    """
+    attributes: dict[str, Any] = {
+        "model": name,
+        "dataset": dataset.name,
+        "seed": model.seed,
+        "identity": identity(section, dataset, model),
+    }
+    if model.encoder_sha256 is not None:
+        attributes["encoder_sha256"] = model.encoder_sha256
+    state = state_dir(output, attributes)
+    table = _Table()
+    parts: list[Path] = []
+    found = iter(progress(samples(dataset), label=f"features of {dataset.name}", unit="images"))
+    while block := list(itertools.islice(found, PART)):
+        parts.append(state / f"{len(parts):05d}.h5")
+        if not parts[-1].exists():
+            _write_part(parts[-1], block, section, name, model, batch_size, workers)
+        with hdf5.reading(parts[-1], _PART_KIND) as file:
+            reasons = hdf5.whole(file, "reason")
+        if len(reasons) != len(block):
+            raise UserError(f"{parts[-1]}: of other images; remove {state} and rerun")
+        for sample, reason in zip(block, reasons, strict=True):
+            table.add(sample, reason.decode())
+    table.check(section, dataset)
+    with hdf5.writing(output, KIND, attributes) as writer:
+        for part in parts:
+            with hdf5.reading(part, _PART_KIND) as file:
+                for column in _COLUMNS:
+                    if column in file:
+                        writer.append(column, hdf5.whole(file, column))
+        for column, values in table.columns().items():
+            writer.append(column, values)
+    shutil.rmtree(state)
+
+
+def _write_part(
+    path: Path,
+    block: list[Sample],
+    section: Evaluate,
+    name: str,
+    model: FeatureModel,
+    batch_size: int,
+    workers: int,
+) -> None:
+    """Write the features of `block`, and the reason of each image that has none."""
+    reasons: list[str] = []
+    with hdf5.writing(path, _PART_KIND, {}) as writer:
+        for batch in _batches(section, block, model, batch_size, workers, reasons):
+            for column, rows in zip(_COLUMNS, model.encode(batch), strict=True):
+                if rows is None:
+                    continue
+                if not np.isfinite(rows).all():
+                    raise UserError(
+                        f"{name}: features that are not finite; look at the encoder's weights, or "
+                        "train again with a lower train.lr"
+                    )
+                writer.append(column, rows.astype(np.float32))
+        writer.append("reason", _bytes(reasons))
+
+
+class _Table:
+    """What is known about the images, in their order; failed ones apart."""
+
+    def __init__(self) -> None:
+        self.kept: list[Sample] = []
+        self.failed: list[tuple[str, str]] = []
+
+    def add(self, sample: Sample, reason: str) -> None:
+        """Note an image, and why it could not be decoded: '' if it was."""
+        if reason:
+            self.failed.append((sample.key, reason))
+        else:
+            # Without its bytes: the table of a large data set must stay small.
+            self.kept.append(replace(sample, data=b"", captions=[]))
+
+    def check(self, section: Evaluate, dataset: Dataset) -> None:
+        total = len(self.kept) + len(self.failed)
+        if not total:
+            raise UserError(f"{dataset.path}: no images; docs/how-to/evaluate.md says what is read")
+        if self.failed:
+            self._check_failures(section, dataset, total)
+        keys = Counter(sample.key for sample in self.kept)
+        if keys and max(keys.values()) > 1:
+            key = keys.most_common(1)[0][0]
+            raise UserError(f"{dataset.path}: {keys[key]} images are called {key}; rename them")
+        for option in ("label", "tags", "group"):
+            name = getattr(dataset, f"{option}_field")
+            if name is not None and not any(getattr(sample, option) for sample in self.kept):
+                raise UserError(
+                    f"{dataset.path}: no image has a field {name!r}, which evaluate.datasets."
+                    f"{option}_field of {dataset.name} names; correct it, or set it to null"
+                )
+
+    def _check_failures(self, section: Evaluate, dataset: Dataset, total: int) -> None:
+        reasons = Counter(reason for _, reason in self.failed)
+        words = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+        if len(self.failed) > section.max_failed * total:
+            raise UserError(
+                f"{dataset.path}: {len(self.failed)} of {total} images failed ({words}), the "
+                f"first {self.failed[0][0]}; fix them or raise evaluate.max_failed"
+            )
+        LOGGER.warning("%s: %d of %d images failed: %s", dataset.name, len(self.failed), total,
+                       words)  # fmt: skip
+
+    def columns(self) -> dict[str, np.ndarray]:
+        label, class_name = _numbered([sample.label for sample in self.kept])
+        group, group_name = _numbered([sample.group for sample in self.kept])
+        tag_name = sorted({tag for sample in self.kept for tag in sample.tags})
+        number = {tag: index for index, tag in enumerate(tag_name)}
+        pairs = [(row, number[t]) for row, sample in enumerate(self.kept) for t in sample.tags]
+        return {
+            "key": _bytes([sample.key for sample in self.kept]),
+            "split": np.array([SPLITS.index(sample.split) for sample in self.kept], np.int8),
+            "label": label,
+            "class_name": _bytes(class_name),
+            "tag": np.array(pairs, np.int32).reshape(-1, 2),
+            "tag_name": _bytes(tag_name),
+            "group": group,
+            "group_name": _bytes(group_name),
+            "failed_key": _bytes([key for key, _ in self.failed]),
+            "failed_reason": _bytes([reason for _, reason in self.failed]),
+        }
+
+
+def _batches(
+    section: Evaluate,
+    block: list[Sample],
+    model: FeatureModel,
+    size: int,
+    workers: int,
+    reasons: list[str],
+) -> Iterator[np.ndarray]:
+    """Yield uint8 batches in the order of `block`; the next is decoded while one is encoded.
+
+    To `reasons` goes why each image is in none, '' for those that are.
+    """
+
+    def prepare(sample: Sample) -> np.ndarray | BadImage:
+        try:
+            return model.prepare(decode(sample.data, max_pixels=section.max_pixels))
+        except BadImage as error:
+            return error
+
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: list[Future[np.ndarray | BadImage]] = []
+        for start in range(0, len(block) + size, size):
+            following = [pool.submit(prepare, one) for one in block[start : start + size]]
+            done = [future.result() for future in waiting]
+            reasons += [item.reason if isinstance(item, BadImage) else "" for item in done]
+            pixels = [item for item in done if not isinstance(item, BadImage)]
+            if pixels:
+                yield np.stack(pixels)
+            waiting = following
+
+
+def _numbered(values: list[str | None]) -> tuple[np.ndarray, list[str]]:
+    """Return int32 [n] places in the sorted distinct values (−1 where None), and those values."""
+    names = sorted({value for value in values if value is not None})
+    number = {name: index for index, name in enumerate(names)}
+    places = [-1 if value is None else number[value] for value in values]
+    return np.array(places, np.int32), names
+
+
+def _bytes(words: list[str]) -> np.ndarray:
+    return np.array([to_bytes(word) for word in words], dtype="S")
+
+
+def to_bytes(word: str) -> bytes:
+    """Return a key or name as UTF-8; bytes of a file's name that are none as they are."""
+    try:
+        return word.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # JSON may hold half a surrogate pair
+        return word.encode(errors="replace")

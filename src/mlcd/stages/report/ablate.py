@@ -1,0 +1,186 @@
+"""Part `ablate`: every cell of the grid with its interval, from the stage ablate's tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mlcd.config import Report
+from mlcd.stages.report.page import Drawing, sections, table
+from mlcd.utils import charts
+from mlcd.utils.errors import UserError
+from mlcd.utils.records import read_csv
+
+_TABLE = [
+    "name", "loss", "l", "r", "K", "dataset", "metric", "seeds", "mean", "half_width", "reference",
+    "difference", "difference_half_width",
+]  # fmt: skip
+_ORDERS = [
+    "first", "second", "dataset", "metric", "difference", "half_width", "paired_seeds", "verdict",
+    "paper_first", "paper_second",
+]  # fmt: skip
+_COLORS = {"mlcd": charts.BLUE, "mlc": charts.GREEN, "single": charts.ORANGE}
+_BASELINES = {"pixels": "raw pixels", "random": "random weights", "frozen": "frozen encoder"}
+_VERDICTS = {"above": "first is better", "below": "second is better", "open": "open"}
+
+
+def draw(section: Report, ablation: str, orders: str) -> Drawing:
+    """Draw table and chart, from `ablation` (table.csv) and `orders` (orders.csv)."""
+    frame, pairs = _read(ablation, _TABLE), _read(orders, _ORDERS)
+    if frame.empty:
+        raise UserError(f"{ablation}: holds no cell; rerun ablate")
+    shown = []
+    for dataset in dict.fromkeys(frame["dataset"]):
+        shown.append((dataset, _cells(frame[frame["dataset"] == dataset])))
+        here = pairs[pairs["dataset"] == dataset]
+        if len(here):
+            shown.append((f"{dataset}: does the paper's order hold?", _pairs(here)))
+    seeds = frame[frame["loss"] != ""]["seeds"]
+    low, high = int(seeds.min()), int(seeds.max())
+    several = low if low == high else f"{low} to {high}"
+    lead = (
+        f"Means over {several} seeds ± half of the 95 % interval "
+        "(Student's t). Differences are taken seed by seed; an interval that holds zero leaves the "
+        "order open. Intervals are about seeds, not about other test images, and are not "
+        "corrected for their number."
+    )
+    with charts.style():
+        chart = _chart(frame)
+    return Drawing(_finding(pairs), lead, sections(*shown), chart)
+
+
+def _read(path: str, columns: Sequence[str]) -> pd.DataFrame:
+    words = ("name", "loss", "first", "second", "dataset", "metric", "verdict", "reference")
+    rows = read_csv(path, "ablate")
+    if missing := [column for column in columns if rows and column not in rows[0]]:
+        raise UserError(f"{path}: lacks the column {missing[0]}; rerun ablate")
+    frame = pd.DataFrame(rows, columns=list(columns))
+    for column in columns:
+        if column not in words:
+            frame[column] = pd.to_numeric(frame[column], errors="coerce")
+    return frame
+
+
+def _finding(pairs: pd.DataFrame) -> str:
+    """Say how many of the paper's orders the run decides, and how."""
+    known = pairs.dropna(subset=["paper_first", "paper_second"])
+    if known.empty:
+        return "Trainings that differ in one thing, over seeds"
+    sign = (known["paper_first"] > known["paper_second"]).map({True: "above", False: "below"})
+    decided = known["verdict"] != "open"
+    holds, against = decided & (known["verdict"] == sign), decided & (known["verdict"] != sign)
+    return (
+        f"Of {len(known)} orders that the paper reports, {holds.sum()} hold here, "
+        f"{against.sum()} are reversed, {(~decided).sum()} stay open"
+    )
+
+
+def _pm(mean: float, half: float, sign: str = "") -> str:
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:{sign}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
+def _label(row: pd.Series, several_k: bool) -> str:
+    """Return what people read: the cell's values, or the baseline's name."""
+    if not row["loss"]:
+        name: str = row["name"]
+        return _BASELINES.get(name, name)
+    label = f"{row['loss']}, l = {row['l']:.0f}, r = {row['r']:g}"
+    return f"{label}, K = {row['K']:.0f}" if several_k else label
+
+
+def _cells(frame: pd.DataFrame) -> Markup:
+    """Return the table of one data set: a row per cell, a column per metric, the best in bold."""
+    metrics = list(dict.fromkeys(frame["metric"]))
+    several_k = frame["K"].nunique() > 1
+    top = frame[frame["loss"] != ""].groupby("metric")["mean"].max()
+    rows: list[list[str | int]] = []
+    best: list[tuple[int, int]] = []
+    for name in dict.fromkeys(frame["name"]):
+        of = frame[frame["name"] == name].set_index("metric")
+        row: list[str | int] = [_label(of.iloc[0], several_k), int(of["seeds"].max())]
+        for metric in metrics:
+            if metric not in of.index:
+                row.append("–")
+                continue
+            row.append(_pm(of.loc[metric, "mean"], of.loc[metric, "half_width"]))
+            if of.loc[metric, "loss"] and of.loc[metric, "mean"] == top[metric]:
+                best.append((len(rows), len(row) - 1))
+        rows.append(row)
+    columns = ["", "seeds", *metrics]
+    return table(columns, rows, numbers=tuple(range(1, len(columns))), best=tuple(best))
+
+
+def _pairs(frame: pd.DataFrame) -> Markup:
+    """Return the table of one data set's pairs: difference and verdict per metric."""
+    metrics = list(dict.fromkeys(frame["metric"]))
+    rows = []
+    for first, second in dict.fromkeys(zip(frame["first"], frame["second"], strict=True)):
+        of = frame[(frame["first"] == first) & (frame["second"] == second)].set_index("metric")
+        about = of.iloc[0]
+        gap = about["paper_first"] - about["paper_second"]
+        row = [f"{first} − {second}", int(about["paired_seeds"])]
+        row.append("–" if math.isnan(gap) else f"{gap:+.1f} points")
+        for metric in metrics:
+            if metric in of.index:
+                one = of.loc[metric]
+                verdict = _VERDICTS.get(one["verdict"], one["verdict"])
+                row.append(f"{_pm(one['difference'], one['half_width'], '+')}: {verdict}")
+            else:
+                row.append("–")
+        rows.append(row)
+    return table(["first − second", "seeds", "paper", *metrics], rows, numbers=(1, 2))
+
+
+def _chart(frame: pd.DataFrame) -> Figure:
+    """Draw a panel per data set and metric: a dot with interval per cell, lines for baselines."""
+    panels = list(dict.fromkeys(zip(frame["dataset"], frame["metric"], strict=True)))
+    trained = frame[frame["loss"] != ""]
+    names = list(dict.fromkeys(trained["name"]))
+    across = min(3, len(panels))
+    down = math.ceil(len(panels) / across)
+    chart = charts.figure(height=down * (1.5 + 0.27 * len(names)))
+    grid = chart.subplots(down, across, squeeze=False, sharey=True).ravel()
+    several_k = trained["K"].nunique() > 1
+    about = trained.drop_duplicates("name").set_index("name", drop=False)
+    labels = [_label(about.loc[name], several_k) for name in names]
+    several = frame["dataset"].nunique() > 1
+    for axes, (dataset, metric) in zip(grid, panels, strict=False):
+        here = frame[(frame["dataset"] == dataset) & (frame["metric"] == metric)]
+        _panel(axes, here.set_index("name", drop=False), names)
+        axes.set_title(f"{dataset}: {metric}" if several else metric)
+        axes.set_yticks(range(len(names)), labels)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    handles, words = grid[0].get_legend_handles_labels()
+    if handles:
+        chart.legend(handles, words, loc="outside lower center", ncols=len(handles))
+    return chart
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
+    for place, name in enumerate(names):
+        if name not in rows.index:
+            continue
+        row = rows.loc[name]
+        half = 0.0 if math.isnan(row["half_width"]) else row["half_width"]
+        axes.errorbar(
+            row["mean"], place, xerr=half, fmt="o", markersize=5, capsize=3,
+            color=_COLORS.get(row["loss"], charts.RED),
+        )  # fmt: skip
+    for (name, row), dashes in zip(
+        rows[rows["loss"] == ""].iterrows(), ((4, 3), (1, 2), (6, 2, 1, 2)), strict=False
+    ):
+        axes.axvline(
+            row["mean"], color=charts.MUTED, linewidth=1.2, dashes=dashes,
+            label=_BASELINES.get(name, name),
+        )  # fmt: skip
+    axes.locator_params(axis="x", nbins=5)
+    charts.grid_only(axes, "x")

@@ -1,0 +1,53 @@
+"""What the driver of stage `train` tells every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from mlcd.config.train import Train
+from mlcd.training.arguments import RankArguments
+from mlcd.utils.records import read_record
+
+
+class TrainArguments(RankArguments):
+    """One rank's arguments.
+
+    `centroids`: file of the centers behind the labels, None where own labels came without.
+    `num_classes`: K. `micro_batch`: images that a rank takes at
+    once, 0 for its whole share of the batch, ``auto`` for what fits; `high_res_micro_batch`: the
+    same in the high-resolution phase. `memory_limit`: bytes that a block of the classifier's logits
+    may take, None for its default. `workers`: processes that read images, 0 for the rank itself.
+    """
+
+    stage: ClassVar[str] = "train"
+
+    section: Train
+    centroids: Path | None
+    num_classes: int
+    micro_batch: int | Literal["auto"]
+    high_res_micro_batch: int | Literal["auto"]
+    memory_limit: int | None
+    workers: int
+
+    @property
+    def index(self) -> Path:
+        """Folder of the join of labels and images."""
+        return self.state / "index"
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what is known of the first weights, {} where they are random."""
+        if not self.section.initial:
+            return {}
+        from mlcd.models import initial
+
+        return {"initial": initial.record(self.state)}
+
+    def inputs(self) -> list[str]:
+        """Return the files that every rank reads: centroids, index, first weights and tars."""
+        own = [*([self.centroids] if self.centroids else []), *sorted(self.index.iterdir())]
+        if self.section.initial:
+            from mlcd.models import initial
+
+            own += [self.state / initial.WEIGHTS, self.state / initial.RECORD]
+        return [*map(str, own), *read_record(self.index / "tars.json", "train")["tars"]]

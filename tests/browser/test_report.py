@@ -1,0 +1,144 @@
+"""Snakemake's HTML report, built by the real rule and captions, seen in a headless Chromium.
+
+MLCD_REPORT=results/report.html pytest tests/browser/test_report.py    another report as well
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from helpers import browser
+from helpers.paths import ROOT
+from helpers.report_stores import N, Stores
+from mlcd.stages.report import PARTS
+
+pytestmark = [
+    pytest.mark.workflow,
+    pytest.mark.skipif(bool(browser.missing()), reason=browser.missing()),
+]
+
+#: The rule of the report alone: its inputs lie there already, and no other rule makes them.
+SNAKEFILE = f"""
+configfile: "config.yaml"
+report: "{ROOT}/workflow/report/workflow.rst"
+include: "{ROOT}/rules/common.smk"
+include: "{ROOT}/rules/ablate_inputs.smk"
+include: "{ROOT}/rules/report.smk"
+rule all:
+    default_target: True
+    input: REPORT_FILES
+"""
+
+
+def snakemake(folder: Path, *words: str) -> str:
+    """Run snakemake in `folder`; return what it said."""
+    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with stores, lists of the same chunks, and the report's pages drawn by Snakemake."""
+    folder = tmp_path_factory.mktemp("report")
+    Stores(folder / "results")
+    for name, rows in (("first", 2 * N), ("second", N)):
+        urls = [f"http://127.0.0.1/{i}.jpg" for i in range(rows)]
+        pd.DataFrame({"url": urls, "caption": ""}).to_parquet(folder / f"{name}.parquet")
+    (folder / "few.tar").write_bytes(b"")
+    config = {
+        "metadata": ["first.parquet", "second.parquet"],
+        "prepare": {"chunk_rows": N, "hash_column": None},
+        "evaluate": {"datasets": [{"name": "few", "path": "few.tar", "label_field": "top"}]},
+        "ablate": {"grids": [{}]},
+        # The lists have 3 * N rows.
+        "cluster": {"k": 8},
+        "train": {"batch_size": 8},
+        "text": {"enabled": True, "batch_size": 8},
+        "report": {"montage_clusters": 4, "montage_images": 5, "label_examples": 3},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "Snakefile").write_text(SNAKEFILE)
+    # What stages that are not drawn from here would have left.
+    (folder / "results" / "train" / "encoder.safetensors").write_bytes(b"weights")
+    (folder / "results" / "text" / "text.safetensors").write_bytes(b"weights")
+    (folder / "results" / "export" / "timm").mkdir(parents=True)
+    (folder / "results" / "export" / "timm" / "check.json").write_text("{}")
+    snakemake(folder, "--cores", "2")
+    snakemake(folder, "--report", "report.html")
+    return folder
+
+
+def test_every_figure_of_the_report_shows(folder):
+    figures, problems = browser.check_report(folder / "report.html", folder / "shots")
+    assert problems == []
+    assert {Path(figure.path).stem for figure in figures} == set(PARTS)
+    images = {Path(figure.path).stem: figure.images for figure in figures}
+    assert images["montage"] >= 10 and images["examples"] >= 10
+    assert all(
+        images[part] == 1
+        for part in ("download", "cluster", "label", "train", "text", "results", "ablate")
+    )
+    assert all(figure.words > 20 for figure in figures)
+    assert (folder / "report.html").stat().st_size < 5_000_000
+    assert len(list((folder / "shots").glob("*.png"))) == len(PARTS) + 1
+
+
+def test_a_broken_report_is_noticed(folder):
+    """The check can fail: a lost image, an empty page, a foreign address, a broken caption."""
+    broken = folder / "broken"
+    broken.mkdir()
+    pages = {
+        "lost": '<p>word</p><img src="data:image/png;base64,AAAA">',
+        "empty": "<p></p>",
+        "foreign": '<p>word</p><img src="http://example.org/pixel.png">',
+        "huge": f"<p>word</p><!--{'x' * 1_600_000}-->",
+        "good": "<p>word</p>",
+    }
+    rules = 'report: "about.rst"\n'
+    (broken / "about.rst").write_text("About\n")
+    for name, text in pages.items():
+        (broken / f"{name}.in").write_text(f"<!doctype html><body>{text}</body>")
+        caption = 'caption="about.rst", ' if name != "good" else ""
+        rules += (
+            f'rule {name}:\n    input: "{name}.in"\n    output: report("{name}.html", {caption}'
+            f'category="{name}")\n    shell: "cp {{input}} {{output}}"\n'
+        )
+    wanted = ", ".join(f'"{name}.html"' for name in pages)
+    rules += f"rule all:\n    default_target: True\n    input: {wanted}\n"
+    (broken / "Snakefile").write_text(rules)
+    snakemake(broken, "--cores", "1")
+    snakemake(broken, "--report", "report.html")
+    figures, problems = browser.check_report(broken / "report.html")
+    assert len(figures) == len(pages)
+    found = "\n".join(problems)
+    assert "lost.html: 1 images do not show" in found
+    assert "empty.html: the page is empty" in found
+    assert "huge.html: the page is empty" in found
+    assert "foreign.html: 1 images do not show" in found
+    assert "asked the network for http://example.org/pixel.png" in found
+    assert "good.html: has no caption" in found
+
+
+@pytest.mark.skipif("MLCD_REPORT" not in os.environ, reason="MLCD_REPORT names no report")
+def test_the_report_named_by_the_environment_shows():
+    figures, problems = browser.check_report(Path(os.environ["MLCD_REPORT"]))
+    assert problems == []
+    # A run without ablate.grids has no such page.
+    assert set(PARTS) - {Path(figure.path).stem for figure in figures} <= {"ablate", "text"}

@@ -1,0 +1,20 @@
+"""Scripts of benchmarks/, loaded as modules."""
+
+import importlib.util
+import sys
+from types import ModuleType
+
+from helpers.paths import ROOT
+
+
+def load(name: str) -> ModuleType:
+    """Run benchmarks/`name`.py as a module that others can import by its name."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+plan_scale = load("plan_scale")

@@ -1,0 +1,49 @@
+"""Checkpoints of three ranks with known rows."""
+
+import threading
+
+import torch
+
+from mlcd.data.checkpoints import CheckpointWriter, Snapshot
+
+ROWS = {
+    "weight": torch.arange(50 * 4, dtype=torch.float32).view(50, 4),
+    "row_step": torch.arange(50),
+}
+
+
+def bounds(world_size, rank):
+    return 50 * rank // world_size, 50 * (rank + 1) // world_size
+
+
+def snapshot(step, world_size, rank):
+    start, stop = bounds(world_size, rank)
+    return Snapshot(
+        step,
+        start,
+        {name: (rows[start:stop] + step).clone() for name, rows in ROWS.items()},
+        {"mean": torch.full((3,), float(rank)), "count": torch.tensor(7)},
+        {"weight/a": torch.ones(2, 3), "exp_avg/a": torch.zeros(2, 3)} if rank == 0 else None,
+        64,
+    )
+
+
+def write(folder, saved, world_size=3, *, keep=9, resumed=0):
+    """Write checkpoints as `world_size` ranks (threads here) do."""
+    writers = [
+        CheckpointWriter(
+            folder, "run", {"seed": 5}, rank=rank, world_size=world_size, keep=keep, resumed=resumed
+        )
+        for rank in range(world_size)
+    ]
+    for step in saved:
+        threads = [
+            threading.Thread(target=writer.save, args=(snapshot(step, world_size, rank),))
+            for rank, writer in enumerate(writers)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for writer in writers:
+            writer.wait()

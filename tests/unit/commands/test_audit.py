@@ -1,0 +1,119 @@
+"""`mlcd audit` on a few stores: the chain, the seal, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.refusals import refused
+from helpers.report_stores import CHUNKS, Stores
+from mlcd import cli
+from mlcd.commands.audit import compare, lock
+from mlcd.commands.audit.nodes import collect
+from mlcd.utils.records import read_record, write_record
+
+STAGES = {
+    "label": {"section": {"top": 3}, "code": "a" * 16, "how": {}},
+    "train": {"section": {"lr": 0.1, "seed": 0}, "code": "b" * 16, "how": {"nodes": 1}},
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "results"
+    Stores(folder)
+    # Pages and tables that these stores write by hand.
+    for name in (".snakemake", "ablate", "report"):
+        (folder / name).rename(folder.parent / name)
+    return folder
+
+
+def seal(results: Path, stages: dict | None = None) -> str:
+    assert cli.main(["audit", "seal", str(results), "--stages", json.dumps(stages or STAGES)]) == 0
+    return read_record(results / lock.LOCK, "audit")["root"]
+
+
+def test_every_file_names_what_it_was_made_from(results):
+    nodes, problems, others = collect(results)
+    assert (problems, others) == ([], [])
+    chunk = CHUNKS[0]
+    images = nodes[f"images/{chunk}/manifest.json"]
+    vectors = nodes[f"embeddings/{chunk}.h5"]
+    labels = nodes[f"labels/{chunk}.h5"]
+    assert images.hash in vectors.inputs
+    assert set(labels.inputs) == {vectors.hash, nodes["clusters/centroids.h5"].hash}
+    assert labels.hash in nodes["labels/summary.json"].inputs
+    assert nodes[f"images/{chunk}/00000.tar"].hash in images.inputs
+    assert not nodes["train/metrics.jsonl"].repeats
+
+
+def test_the_identity_is_of_content_sections_and_code_alone(results, tmp_path):
+    first = seal(results)
+    (results / "train" / "metrics.jsonl").touch()
+    assert seal(results) == first
+    other = {**STAGES, "train": {**STAGES["train"], "code": "c" * 16}}
+    assert seal(results, other) != first
+    other = {**STAGES, "label": {**STAGES["label"], "section": {"top": 4}}}
+    assert seal(results, other) != first
+    assert seal(results) == first
+
+
+def test_no_run_is_sealed_that_is_not_whole(results, tmp_path, capsys):
+    capsys.readouterr()
+    path = results / "labels" / f"{CHUNKS[0]}.h5"
+    away = path.rename(tmp_path / "away.h5")
+    assert cli.main(["audit", "seal", str(results)]) == 2
+    refused(capsys, "labels/summary.json: made from a file of hash")
+    away.rename(path)
+    tar = results / "images" / CHUNKS[0] / "00000.tar"
+    away = tar.rename(tmp_path / "away.tar")
+    assert cli.main(["audit", "seal", str(results)]) == 2
+    refused(capsys, "00000.tar: missing")
+    away.rename(tar)
+
+
+def test_what_cannot_be_told_is_not_called_different(results, tmp_path, capsys):
+    assert cli.main(["audit", "verify", str(tmp_path)]) == 2
+    refused(capsys, "lock.json: no such file")
+    seal(results)
+    capsys.readouterr()
+    assert cli.main(["audit", "verify", str(results), "--sample", "2"]) == 2
+    refused(capsys, "--sample")
+    assert cli.main(["audit", "explain", str(results), "labels/none.h5"]) == 2
+    refused(capsys, "no file of this run's lock")
+    assert cli.main(["audit", "explain", str(results), "cluster:none"]) == 2
+    assert cli.main(["audit", "replay", str(results), "../outside.h5"]) == 2
+
+
+def test_a_lock_that_was_edited_with_its_checksum_is_found(results, capsys):
+    seal(results)
+    path = results / lock.LOCK
+    kept = path.read_bytes()
+    value = read_record(path, "audit")
+    value["files"].pop(f"labels/{CHUNKS[1]}.h5")
+    write_record(path, value)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["audit", "verify", str(results)])
+    assert end.value.code == 1
+    said = capsys.readouterr().out
+    assert "the lock was edited" in said
+    assert f"labels/{CHUNKS[1]}.h5: added since the run was sealed" in said
+    path.write_bytes(kept)
+    assert cli.main(["audit", "verify", str(results)]) == 0
+
+
+def test_two_runs_are_compared_key_by_key(results, tmp_path, capsys):
+    other = tmp_path / "results"
+    Stores(other)
+    for name in (".snakemake", "ablate", "report"):
+        (other / name).rename(tmp_path / name)
+    seal(results)
+    seal(other, {**STAGES, "train": {**STAGES["train"], "section": {"lr": 0.2, "seed": 0}}})
+    equal, lines = compare.difference(results, other)
+    assert not equal
+    assert "cause: train.lr: 0.1 in A, 0.2 in B" in lines
+    assert not any("train.seed" in line or "label." in line for line in lines)
+    seal(other)
+    assert compare.difference(results, other)[0]

@@ -1,0 +1,166 @@
+"""The store of checkpoints: atomic, verified, and readable at any number of ranks."""
+
+import json
+import logging
+import time
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import mlcd.utils.files
+from helpers.checkpoints import ROWS, bounds, snapshot, write
+from mlcd.data import checkpoints
+from mlcd.data.checkpoints import Checkpoint, CheckpointWriter, newest, steps
+from mlcd.utils.errors import UserError
+from mlcd.utils.logging import LOGGER
+
+
+@pytest.mark.parametrize("written", [1, 2, 3, 5])
+@pytest.mark.parametrize("read", [1, 2, 3, 4, 60])
+def test_rows_come_back_at_any_number_of_ranks(tmp_path, written, read):
+    write(tmp_path, [10], written)
+    checkpoint = Checkpoint(tmp_path / "step_00000010", "run")
+    assert checkpoint.step == 10 and checkpoint.num_classes == 50
+    for name, expected in ROWS.items():
+        parts = [checkpoint.rows(*bounds(read, rank))[name] for rank in range(read)]
+        assert torch.equal(torch.cat(parts), expected + 10)
+        assert {part.dtype for part in parts} == {expected.dtype}
+
+
+def test_buffers_are_each_ranks_own_or_the_mean(tmp_path):
+    write(tmp_path, [10], 3)
+    checkpoint = Checkpoint(tmp_path / "step_00000010")
+    assert [float(checkpoint.buffers(rank, 3)["mean"][0]) for rank in range(3)] == [0, 1, 2]
+    assert [float(checkpoint.buffers(rank, 2)["mean"][0]) for rank in range(2)] == [1, 1]
+    assert int(checkpoint.buffers(0, 2)["count"]) == 7
+
+
+def test_encoder_tensors_by_prefix(tmp_path):
+    write(tmp_path, [10])
+    checkpoint = Checkpoint(tmp_path / "step_00000010")
+    assert set(checkpoint.encoder()) == {"weight/a", "exp_avg/a"}
+    assert set(checkpoint.encoder("exp_avg/")) == {"exp_avg/a"}
+
+
+def test_the_newest_are_kept(tmp_path):
+    write(tmp_path, [10, 20, 30, 40], keep=2)
+    assert [path.name for path in steps(tmp_path)] == ["step_00000030", "step_00000040"]
+    assert {path.name for path in tmp_path.iterdir()} == {"step_00000030", "step_00000040"}
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "record", "piece", "empty record"])
+def test_a_broken_newest_is_skipped_with_a_warning(tmp_path, caplog, harm):
+    write(tmp_path, [10, 20])
+    broken = tmp_path / "step_00000020"
+    piece = broken / "rank_00002.safetensors"
+    if harm == "truncate":
+        piece.write_bytes(piece.read_bytes()[:-10])
+    elif harm == "flip":
+        data = bytearray(piece.read_bytes())
+        data[-1] ^= 1
+        piece.write_bytes(data)
+    elif harm == "record":
+        (broken / "complete.json").unlink()
+    elif harm == "piece":
+        piece.unlink()
+    else:
+        (broken / "complete.json").write_text("{}")
+    LOGGER.propagate = True
+    with caplog.at_level(logging.WARNING, "mlcd"):
+        assert newest(tmp_path, "run").step == 10
+    assert "step_00000020" in caplog.text and "the checkpoint before" in caplog.text
+    # A run that resumes from step 10 writes step 20 anew.
+    write(tmp_path, [20], resumed=10)
+    assert newest(tmp_path, "run").step == 20
+
+
+def test_a_slow_rank_does_not_look_for_the_folder_once_it_is_renamed(tmp_path, monkeypatch):
+    """Rank 0 renames it as soon as the others have spoken."""
+
+    def slow(folder, sync=mlcd.utils.files.fsync_directory):
+        if not (folder / "complete.json").exists():  # rank 0, which ends the checkpoint, is fast
+            time.sleep(0.3)
+        sync(folder)
+
+    monkeypatch.setattr(mlcd.utils.files, "fsync_directory", slow)
+    write(tmp_path, [10, 20], 3)
+    assert newest(tmp_path, "run").step == 20
+
+
+def test_what_a_killed_run_left_is_not_seen_and_is_cleared(tmp_path):
+    write(tmp_path, [10])
+    (tmp_path / ".step_00000020").mkdir()
+    (tmp_path / ".step_00000020" / "1.json").write_text("{}")
+    assert newest(tmp_path, "run").step == 10
+    write(tmp_path, [20], resumed=10)
+    assert newest(tmp_path, "run").step == 20 and not list(tmp_path.glob(".step*"))
+
+
+def test_another_runs_checkpoint_is_not_taken(tmp_path):
+    write(tmp_path, [10])
+    assert newest(tmp_path, "another run") is None
+    with pytest.raises(UserError, match="another config"):
+        Checkpoint(tmp_path / "step_00000010", "another run")
+    assert newest(tmp_path / "nowhere", "run") is None
+
+
+def test_equal_states_give_equal_bytes(tmp_path):
+    for folder in ("a", "b"):
+        write(tmp_path / folder, [10])
+    for path in (tmp_path / "a" / "step_00000010").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / "step_00000010" / path.name).read_bytes()
+    record = json.loads((tmp_path / "a" / "step_00000010" / "complete.json").read_text())
+    assert len(record["files"]) == 4
+
+
+def test_an_error_in_writing_reaches_the_training_loop(tmp_path):
+    writer = CheckpointWriter(tmp_path / "c", "run", {}, rank=0, world_size=1, keep=1, resumed=0)
+    (tmp_path / "c").rmdir()
+    writer.save(snapshot(10, 1, 0))
+    with pytest.raises(FileNotFoundError):
+        writer.wait()
+
+
+class _Counting:
+    """safe_open that counts the bytes of what is taken out."""
+
+    taken = 0
+
+    def __init__(self, *arguments):
+        self._file = safe_open(*arguments)
+
+    def __enter__(self):
+        self._inner = self._file.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self._file.__exit__(*error)
+
+    def keys(self):
+        return self._inner.keys()
+
+    def get_tensor(self, name):
+        return self._count(self._inner.get_tensor(name))
+
+    def get_slice(self, name):
+        part = self._inner.get_slice(name)
+        return type("Slice", (), {"__getitem__": lambda _, key: self._count(part[key])})()
+
+    def _count(self, tensor):
+        _Counting.taken += tensor.nbytes
+        return tensor
+
+
+def test_a_rank_reads_its_own_rows_alone(tmp_path, monkeypatch):
+    """64 ranks wrote, 80 read: together the rows once, and of every piece the few buffers."""
+    write(tmp_path, [1], 64)
+    checkpoint = Checkpoint(tmp_path / "step_00000001")
+    monkeypatch.setattr(checkpoints, "safe_open", _Counting)
+    monkeypatch.setattr(_Counting, "taken", 0)
+    for rank in range(80):
+        checkpoint.rows(*bounds(80, rank))
+    assert _Counting.taken == sum(rows.nbytes for rows in ROWS.values())
+    _Counting.taken = 0
+    found = checkpoint.buffers(0, 80)
+    assert _Counting.taken == 64 * sum(value.nbytes for value in found.values())

@@ -1,0 +1,9 @@
+"""Tests of the stage evaluate compute on one thread."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)

@@ -1,0 +1,32 @@
+"""Captions of Snakemake's report."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from helpers.paths import ROOT
+from mlcd.config import Config
+
+
+def caption(name: str, config: dict) -> str:
+    """A caption as Snakemake renders it."""
+    docutils, jinja2 = pytest.importorskip("docutils.core"), pytest.importorskip("jinja2")
+    source = (ROOT / "workflow" / "report" / f"{name}.rst").read_text()
+    text = jinja2.Template(source, undefined=jinja2.StrictUndefined).render(
+        snakemake=SimpleNamespace(config=config), categories=[]
+    )
+    settings = {"halt_level": 2, "report_level": 2}
+    parts = docutils.publish_parts(text, writer_name="html", settings_overrides=settings)
+    return parts["body"]
+
+
+def test_captions_name_the_models_and_lists_of_the_config():
+    values = Config(metadata=["lists/*.parquet", "more.csv"]).model_dump(mode="json")
+    values["evaluate"]["models"] = ["random", "trained"]
+    about = caption("results", values)
+    assert ">random<" in about and ">trained<" in about and ">frozen<" not in about
+    assert "ln(256)" in caption("text", values)
+    about = caption("workflow", values)
+    assert ">lists/*.parquet<" in about and ">more.csv<" in about
