@@ -7,35 +7,6 @@
 #                  results/audit/source.diff   the source tree against its revision
 
 
-def sealed_stages():
-    """Return section and code of all stages, as `mlcd audit seal` takes them."""
-    stages = {}
-    for stage in SECTIONS:
-        if stage == "ablate":  # of its cells, and not of this run
-            continue
-        stages[stage] = {
-            "section": getattr(CONFIG, stage).model_dump(mode="json"),
-            "code": code_hash(stage),
-        }
-    return json.dumps(stages, sort_keys=True)
-
-
-def identity_of_run():
-    """Return the identity of the run that is sealed, for the report's first page; '' if none is."""
-    try:
-        # It comes first: the lock of many tars has megabytes.
-        with Path(RESULTS, "audit", "lock.json").open(encoding="utf-8") as lock:
-            found = re.search(r'"root": "([0-9a-f]{64})"', lock.read(200))
-    except (OSError, ValueError):
-        return ""
-    return found[1] if found else ""
-
-
-if workflow.is_main_process:
-    # Read by workflow/report/workflow.rst, which Snakemake renders after the run.
-    config["run_identity"] = identity_of_run()
-
-
 rule audit:
     """Seal the run: all files by hash, and its identity."""
     input:
