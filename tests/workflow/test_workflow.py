@@ -13,6 +13,7 @@ import pytest
 from helpers import audit_changes
 from helpers.audit_changes import audit, found
 from helpers.checkout import CONFIG, ROOT, ROWS, Checkout, serving
+from mlcd import cli
 from mlcd.utils.files import sha256_file
 from mlcd.utils.records import read_record
 
@@ -78,6 +79,17 @@ def test_every_stage_leaves_its_results(finished):
     assert cost[cost.rule == "train"].run.item() > 1
     steps = [json.loads(line) for line in (results / "train" / "metrics.jsonl").open()]
     assert [step["step"] for step in steps] == list(range(1, 2 * (4 * ROWS // 16) + 1))
+
+
+def test_a_whole_run_is_told_as_complete(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished.folder)
+    capsys.readouterr()
+    assert cli.main(["status", "--json"]) == 0
+    look = json.loads(capsys.readouterr().out)
+    assert (look["state"], look["failures"]) == ("complete", [])
+    stages = {stage["name"]: stage for stage in look["stages"]}
+    assert (stages["embed"]["finished"], stages["embed"]["jobs"]) == (4, 4)
+    assert {stage["state"] for stage in stages.values()} == {"done"}
 
 
 def test_a_second_run_does_nothing(finished):

@@ -170,7 +170,7 @@ def _list(
 
     path.with_suffix(".json").unlink(missing_ok=True)
     with atomic_path(path) as temporary:
-        write(temporary, progress(noted(), label=f"list {source.name}", unit="files"))
+        write(temporary, progress(noted(), label=f"list {source.name}", unit="file"))
         if images == 0:
             raise UserError(_nothing(source, walk.left_out[LINKS]))
     # Times that could be those of a later change too are not trusted.

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
+from mlcd.utils.units import duration
+
+#: Seconds between two lines of progress.
+_TELL_EVERY = 10.0
 Item = TypeVar("Item")
 LOGGER = logging.getLogger("mlcd")
 
@@ -69,35 +74,46 @@ def progress(
     total: int | None = None,
     initial: int = 0,
     label: str,
-    unit: str = "it",
+    unit: str = "step",
+    size: Callable[[Item], int] | None = None,
 ) -> Iterator[Item]:
     """Iterate with a bar on a terminal, or with a log line every 10 s elsewhere; rank 0 only.
 
-    `initial`: how many items were done before, in a run that this one resumes; `total`, by default
-    those and `items`, counts them too.
+    `initial`: how many units were done before, in a run that this one resumes; `total`, by default
+    those and the number of `items`, counts them too. `size` says how many units an item is, one by
+    default; `unit` is the word for one.
     """
     if not is_main_rank():
         yield from items
         return
-    if total is None and isinstance(items, Sized):
+    if total is None and size is None and isinstance(items, Sized):
         total = initial + len(items)
     has_log_file = any(isinstance(handler, logging.FileHandler) for handler in LOGGER.handlers)
     if sys.stderr.isatty() and not has_log_file:
-        yield from tqdm(items, total=total, initial=initial, desc=label, unit=unit)
+        with tqdm(total=total, initial=initial, desc=label, unit=unit) as bar:
+            for item in items:
+                yield item
+                bar.update(size(item) if size else 1)
         return
     start = last = time.monotonic()
-    for count, item in enumerate(items, start=1):
+    count = 0
+    for item in items:
         yield item
+        count += size(item) if size else 1
         now = time.monotonic()
-        if now - last >= 10:
-            of = f" of {total}" if total else ""
-            LOGGER.info(
-                "%s: %d%s %s, %.1f %s/s",
-                label,
-                initial + count,
-                of,
-                unit,
-                count / (now - start),
-                unit,
-            )
+        if now - last >= _TELL_EVERY:
+            LOGGER.info("%s", _line(label, unit, initial + count, total, count / (now - start)))
             last = now
+
+
+def _line(label: str, unit: str, done: int, total: int | None, speed: float) -> str:
+    """Return a line of progress; `mlcd status` reads it (:data:`PROGRESS`)."""
+    of = left = ""
+    if total:
+        of = f" of {total}"
+        left = f", {duration(max(0, total - done) / speed)} left" if speed > 0 else ""
+    return f"{label}: {done}{of} {unit}s, {speed:.3g} {unit}s/s{left}"
+
+
+#: What :func:`progress` writes into a log: label, done, total, unit, speed in units per second.
+PROGRESS = re.compile(r"(.+): (\d+)(?: of (\d+))? (.+)s, ([\d.e+-]+) \4s/s(?:, .* left)?$")

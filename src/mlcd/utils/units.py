@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write and read them: pydantic's ByteSize behind all of it."""
+"""Sizes in bytes and times as people write and read them: pydantic's ByteSize behind the sizes."""
 
 from __future__ import annotations
 
@@ -38,3 +38,12 @@ def binary_size(count: float) -> str:
 def whole_mebibytes(count: float) -> str:
     """Return a number of bytes rounded up to whole MiB, as a least size: 513 MiB."""
     return f"{-int(-count // ByteSize.byte_sizes['mib'])} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Return 4.2 s, 42 s, 7 min 5 s or 3 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:,.0f} h {seconds % 3600 // 60:.0f} min"

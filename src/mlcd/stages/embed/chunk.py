@@ -141,8 +141,10 @@ def _embed(
     ring = (section.batch_size, *encoder.pixels.size)
     with DecodePool(decoder, workers, ring=ring) as pool:
         stream = progress(
-            _decoded(source, pending, section.batch_size, pool), label="embed", unit="batch"
-        )
+            _decoded(source, pending, section.batch_size, pool),
+            total=source.total, initial=failures.embedded + failures.failed, label="embed",
+            unit="image", size=lambda item: item[0].stop - item[0].start,
+        )  # fmt: skip
         for tar, batches in itertools.groupby(stream, key=lambda item: item[0].tar):
             count += _write_part(parts[tar], batches, encoder, with_text=with_text)
             failures.add(parts[tar])

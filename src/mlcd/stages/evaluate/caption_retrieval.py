@@ -28,7 +28,7 @@ def texts_part(dataset: Dataset, tower: towers.TextTower, output: str | os.PathL
     if dataset.caption_field is None:
         raise UserError(f"evaluate.datasets: {dataset.name} has no captions; set caption_field")
     splits, known, captions = [], [], []
-    for sample in progress(samples(dataset), label=f"texts of {dataset.name}", unit="images"):
+    for sample in progress(samples(dataset), label=f"texts of {dataset.name}", unit="image"):
         if sample.split != "train":
             splits.append(sample.split)
             known.append(sample.label is not None or bool(sample.tags))

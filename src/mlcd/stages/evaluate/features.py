@@ -74,7 +74,7 @@ def extract(
     state = state_dir(output, attributes)
     table = _Table()
     parts: list[Path] = []
-    found = iter(progress(samples(dataset), label=f"features of {dataset.name}", unit="images"))
+    found = iter(progress(samples(dataset), label=f"features of {dataset.name}", unit="image"))
     while block := list(itertools.islice(found, PART)):
         parts.append(state / f"{len(parts):05d}.h5")
         if not parts[-1].exists():

@@ -19,7 +19,7 @@ from mlcd.stages.report.accounts import ask_slurm, gang_jobs
 from mlcd.stages.report.page import Drawing, table
 from mlcd.stages.report.runlog import Job, read_logs
 from mlcd.utils import charts
-from mlcd.utils.units import decimal_size
+from mlcd.utils.units import decimal_size, duration
 
 #: Columns of the CSV, one row per job: attributes of :class:`Job`.
 COLUMNS = ("rule", "wildcards", "slurm_id", "state", "queue", "run", "cpu", "threads", "memory",
@@ -95,10 +95,10 @@ def _row(rule: str, jobs: list[Job]) -> list[str]:
         f"{len(jobs):,}",
         f"{sum(job.state == 'failed' for job in jobs):,}",
         _nodes(jobs),
-        _time(statistics.median(queues)) if queues else "–",
-        _time(max(queues)) if queues else "–",
-        _time(statistics.median(runs)) if runs else "–",
-        _time(max(runs)) if runs else "–",
+        duration(statistics.median(queues)) if queues else "–",
+        duration(max(queues)) if queues else "–",
+        duration(statistics.median(runs)) if runs else "–",
+        duration(max(runs)) if runs else "–",
         f"{_hours(jobs)[1]:,.2f}",
         _share(*_hours(known)) if known else "–",
         decimal_size((largest.memory or 0.0) * 1e6) if largest else "–",
@@ -130,15 +130,6 @@ def _share(part: float, whole: float) -> str:
 
 def _core_hours(hours: float) -> str:
     return f"{hours:,.0f} core hours" if hours >= 10 else f"{hours * 60:,.0f} core minutes"
-
-
-def _time(seconds: float) -> str:
-    """Return 42 s, 7 min 5 s or 3 h 10 min."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
 def _chart(rules: Sequence[tuple[str, float, float]]) -> Figure:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import re
 import time
 from collections.abc import Iterable
@@ -35,6 +36,7 @@ class Job:
     wildcards: str = ""
     outputs: str = ""
     benchmark: str = ""
+    log: str = ""
     slurm_id: str = ""
     slurm_name: str = ""
     state: str = "unknown"
@@ -80,6 +82,18 @@ def read_logs(paths: Iterable[Path], results: str) -> list[Job]:
         if job.run is None and job.started is not None and job.ended is not None:
             job.run = max(0.0, job.ended - job.started)
     return jobs
+
+
+def planned(path: Path) -> dict[str, int]:
+    """Return how many jobs of each rule the run with this log (Snakemake's) began with."""
+    found: dict[str, int] = {}
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in itertools.dropwhile(lambda line: line != "Job stats:\n", lines):
+            if count := re.fullmatch(r"(\w+) +(\d+)\n", line):
+                found[count[1]] = int(count[2])
+            elif line.startswith("total"):
+                break
+    return {rule: count for rule, count in found.items() if rule not in ("total", "all")}
 
 
 def _taken_over(jobs: list[Job]) -> list[Job]:
@@ -150,6 +164,8 @@ def _describe(job: Job, key: str, value: str) -> None:
         job.outputs = value
     elif key == "benchmark":
         job.benchmark = value
+    elif key == "log":
+        job.log = value.partition(" (check log")[0].split(", ")[0]
     elif key == "threads" and value.isdigit():
         job.threads = int(value)
     elif key == "resources":
