@@ -5,6 +5,7 @@
 # make test-slurm   the tests on a real Slurm cluster of four nodes on this machine (root, Debian)
 # make wheel  sdist and wheel into dist/, installed and tried away from this folder
 # make test-gpu  acceptance on one GPU in under ten minutes; GPU=--tiny: small, on a CPU
+# make bench  our speed beside that of peers, each row with its goal; BENCH="--only sampler": a part
 # make test-hard  kills, damaged files, full disks, hostile servers at random, in 40 minutes
 # All make their own environment in .venv from Python 3.11 or 3.12; nothing else is needed.
 
@@ -25,6 +26,9 @@ SLURM_OPTIONS ?=
 # Options of `make test-gpu`, such as --tiny or --only search.
 GPU ?=
 
+# Options of `make bench`, such as --only labels.
+BENCH ?=
+
 # Options of `make test-hard`, such as --seed 7 --minutes 20.
 HARD ?=
 
@@ -34,7 +38,7 @@ SNAKEMAKE = mlcd run --profile profiles/local --cores $(CORES) $(OPTIONS)
 export PATH := $(BIN):$(PATH)
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo install report check test test-long test-slurm test-gpu test-hard wheel lint types docs config
+.PHONY: demo install report check test test-long test-slurm test-gpu test-hard bench wheel lint types docs config
 
 install: $(STAMP)
 
@@ -82,6 +86,9 @@ wheel: $(STAMP)
 # The seed is printed; a fault comes with the command that repeats it. HARD=--short takes a minute.
 test-hard: $(STAMP)
 	python tests/hard/campaign.py $(HARD)
+
+bench: $(STAMP)
+	python benchmarks/bench.py $(BENCH)
 
 check: lint docs test
 

@@ -1,0 +1,43 @@
+"""A row of the table of `make bench`: our figures beside those of the best peer, and the goal.
+
+A benchmark calls :func:`state` for each row after it has measured all contenders in turn.
+benchmarks/bench.py collects the lines.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+MARK = "goal: "
+
+
+def state(
+    row: str,
+    ours: Sequence[float],
+    peers: Mapping[str, Sequence[float]],
+    limit: float,
+    *,
+    unit: str = "CPU s",
+    more_is_better: bool = False,
+) -> bool:
+    """Print a row and return whether the goal is met.
+
+    `ours` and each of `peers` are the measurements of all repeats, in `unit`. The figure is our
+    median over the best peer's median. The goal: at most `limit`; at least `limit` where more is
+    better.
+    """
+    medians = {name: statistics.median(values) for name, values in peers.items()}
+    best = (max if more_is_better else min)(medians, key=lambda name: medians[name])
+    ratio = statistics.median(ours) / medians[best]
+    met = ratio >= limit if more_is_better else ratio <= limit
+    goal = f"{'≥' if more_is_better else '≤'} {limit:.2f} ×"
+    cells = [row, unit, _spread(ours), best, _spread(peers[best]), f"{ratio:.2f} ×", goal,
+             "met" if met else "**short**"]  # fmt: skip
+    print(f"{MARK}{' | '.join(cells)}", flush=True)
+    return met
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Return median, minimum and maximum with three digits."""
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"

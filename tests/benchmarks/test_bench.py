@@ -1,0 +1,47 @@
+"""`make bench`: its rows say whether a goal is met, and its scripts are there."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from helpers.benchmark_scripts import load
+from helpers.paths import ROOT
+
+goals = load("goals")
+bench = load("bench")
+
+
+@pytest.mark.parametrize(
+    ("ours", "more", "word"),
+    [([1.0, 2.0, 9.0], False, "met"), ([4.0], False, "**short**"), ([4.0], True, "met"),
+     ([2.0], True, "**short**")],
+)  # fmt: skip
+def test_a_row_compares_with_the_best_peer(capsys, ours, more, word):
+    peers = {"slow": [8.0, 1.0, 9.0], "quick": [3.0, 2.0, 30.0]}
+    if more:
+        peers = {"slow": [1.0], "quick": [3.0]}
+    assert goals.state("row", ours, peers, 1.0, more_is_better=more) is (word == "met")
+    line = capsys.readouterr().out
+    assert line.startswith(goals.MARK)
+    assert "| quick | 3" in line
+    assert line.rstrip().endswith(word)
+
+
+def test_rows_are_collected_and_a_failure_is_told(capfd):
+    program = "print('goal: a | b'); print('other'); raise SystemExit(3)"
+    assert bench.run([sys.executable, "-c", program]) == (["a | b"], 3)
+    assert "other" in capfd.readouterr().out
+
+
+def test_every_benchmark_is_a_script_of_the_folder():
+    for name, (script, *_) in bench.BENCHMARKS.items():
+        assert (ROOT / "benchmarks" / script).is_file(), name
+
+
+def test_the_machine_is_named():
+    lines = bench.machine()
+    assert lines[0].startswith("processor: ")
+    assert "BLAS: " in lines[1]
+    assert "torch" in lines[2]
