@@ -5,7 +5,7 @@
 Runs the benchmarks one after the other, each as a program of its own, and prints one table: our
 median, least and greatest figure, those of the best peer of the same run, their ratio, the goal.
 Names the machine first: figures of one say little about another. A benchmark that fails is said to
-have failed, and the rest goes on.
+have failed, and the rest continues.
 """
 
 from __future__ import annotations
