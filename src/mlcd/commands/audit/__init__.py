@@ -1,6 +1,7 @@
 """`mlcd audit ACTION RESULTS`: prove what a run is, verify it, repeat it, compare it, explain it.
 
     seal      write audit/lock.json: every file by hash, and the run's identity (rule audit)
+    bundle    write audit/bundle/: the run in the forms that others' tools read (rule audit)
     verify    is everything as it was sealed? --bytes hashes all of it, --numbers recomputes
     replay    make one file again, from what was recorded, and compare
     diff      where do two runs part, and why?
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcd.utils.errors import UserError
+from mlcd.utils.logging import LOGGER
 
 #: One line of a verdict for each level.
 _HOLDS = {
@@ -28,7 +30,7 @@ _HOLDS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the five actions."""
+    """Add the six actions."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     def action(name: str, about: str) -> argparse.ArgumentParser:
@@ -42,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     seal.add_argument("--inputs", nargs="*", default=[], metavar="FILE",
                       help="URL lists and other files from outside")  # fmt: skip
     seal.add_argument("--log", default=None, help="also append log lines to this file")
+    bundle = action("bundle", "write a sealed run in the forms that others' tools read")
+    bundle.add_argument("--key", default=None, metavar="FILE",
+                        help="sign with this private key (PEM, elliptic curve)")  # fmt: skip
+    bundle.add_argument("--log", default=None, help="also append log lines to this file")
     verify = action("verify", "tell whether everything is as it was sealed")
     verify.add_argument("--identity", metavar="HEX", help="the run's identity, as you know it")
     verify.add_argument("--bytes", action="store_true", help="hash all files again")
@@ -67,7 +73,8 @@ def run(arguments: argparse.Namespace, section: object = None) -> None:
     """Do what the command line asks. Raises :class:`UserError`, and SystemExit(1) if it differs."""
     results = Path(arguments.results)
     work = {
-        "seal": _seal, "verify": _verify, "replay": _replay, "diff": _diff, "explain": _explain,
+        "seal": _seal, "bundle": _bundle, "verify": _verify, "replay": _replay, "diff": _diff,
+        "explain": _explain,
     }  # fmt: skip
     if not work[arguments.action](results, arguments):
         raise SystemExit(1)
@@ -86,6 +93,18 @@ def _seal(results: Path, arguments: argparse.Namespace) -> bool:
     value = lock.build(results, stages, arguments.inputs)
     lock.write(results, value, system.describe(), system.difference())
     print(f"identity of this run: {value['root']}")
+    return True
+
+
+def _bundle(results: Path, arguments: argparse.Namespace) -> bool:
+    from mlcd.commands.audit import bundle
+
+    key = None if arguments.key is None else Path(arguments.key)
+    record = bundle.write(results, key)
+    if line := bundle.lacking(record):
+        LOGGER.warning("%s", line)
+    files = sum(len(part.get("files", {})) for part in record["parts"].values())
+    print(f"{results / bundle.FOLDER}: {files} files")
     return True
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mlcd.commands.audit import bundle
 from mlcd.commands.audit import lock as locks
 from mlcd.commands.audit.nodes import SEALED, Finding, Node, collect
 from mlcd.data import hdf5
@@ -28,6 +29,7 @@ def chain(results: Path, lock: dict[str, Any], root: str | None = None) -> list[
     if root is not None and lock["root"] != root:
         found.append(Finding(name, f"is of the run {lock['root']}, not of {root}"))
     found += _beside(results, lock)
+    found += bundle.check(results)
     locked = locks.nodes_of(lock)
     nodes, problems, others = collect(results)
     found += problems

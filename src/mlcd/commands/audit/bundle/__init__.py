@@ -1,0 +1,136 @@
+"""audit/bundle/: a sealed run in the forms that others' tools read; bundle.json lists its files.
+
+Each part is a module here with a `NAME` and `write(run, folder)`, which writes files below `folder`
+(the bundle's, shared by all parts), returns their paths, and raises :class:`Lacking` if a package
+is missing. Equal runs give equal bytes; what differs each time lies in times.json and signatures/.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlcd.commands.audit import lock as locks
+from mlcd.commands.audit.bundle import times
+from mlcd.commands.audit.bundle.run import Lacking, Run
+from mlcd.commands.audit.nodes import Finding
+from mlcd.utils.errors import UserError
+from mlcd.utils.files import sha256_file
+from mlcd.utils.records import read_record, write_record
+
+#: Modules, in this order: a later part may list the files of those before it.
+PARTS = ("times",)
+
+FOLDER = Path("audit") / "bundle"
+RECORD = Path("audit") / "bundle.json"
+FORMAT = 1
+
+
+def write(results: Path, key: Path | None = None) -> dict[str, Any]:
+    """Write the bundle of a sealed run, and return its record; `key`: a private key to sign with.
+
+    Raises :class:`UserError` if the run is not sealed, or if files of somebody else lie there.
+    """
+    lock = locks.read(results)
+    run = Run(results, lock, read_record(results / locks.SYSTEM, "audit"), key)
+    _check_ours(results)
+    parts: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(dir=results / FOLDER.parent, prefix=".bundle-") as scratch:
+        folder = Path(scratch) / FOLDER.name
+        folder.mkdir()
+        for name in PARTS:
+            part = importlib.import_module(f"{__name__}.{name}")
+            try:
+                paths = part.write(run, folder)
+            except Lacking as why:
+                parts[part.NAME] = {"lacking": why.package}
+            else:
+                parts[part.NAME] = {"files": dict(_described(folder, sorted(paths)))}
+        # Until its record is written, a bundle is none.
+        (results / RECORD).unlink(missing_ok=True)
+        shutil.rmtree(results / FOLDER, ignore_errors=True)
+        folder.rename(results / FOLDER)
+    record = {
+        "format": FORMAT,
+        "root": lock["root"],
+        "lock": sha256_file(results / locks.LOCK),
+        "parts": parts,
+    }
+    write_record(results / RECORD, record)
+    return record
+
+
+def lacking(record: dict[str, Any]) -> str:
+    """Return in one line which parts a bundle lacks and why; '' if it is whole."""
+    parts = {name: part["lacking"] for name, part in record["parts"].items() if "lacking" in part}
+    if not parts:
+        return ""
+    packages = ", ".join(sorted(set(parts.values())))
+    return (
+        f"the bundle lacks {', '.join(parts)}: not installed: {packages}; "
+        "pip install 'mlcd[audit]', then run mlcd audit bundle"
+    )
+
+
+def check(results: Path) -> Iterator[Finding]:
+    """Iterate over what is wrong with the files of a bundle; nothing for a run that has none."""
+    folder, where = results / FOLDER, RECORD.as_posix()
+    there = set(_files(folder))
+    if not (results / RECORD).exists():
+        if there:
+            yield Finding(where, "missing")
+        return
+    try:
+        record = read_record(results / RECORD, "audit")
+        known = {name: about for part in record["parts"].values()
+                 for name, about in part.get("files", {}).items()}  # fmt: skip
+        digests = {name: about["sha256"] for name, about in known.items()}
+        sealed = record["lock"]
+    except (UserError, KeyError, TypeError, AttributeError):
+        yield Finding(where, "damaged or edited")
+        return
+    if (results / locks.LOCK).is_file() and sealed != sha256_file(results / locks.LOCK):
+        yield Finding(where, "is of another seal; run mlcd audit bundle again")
+    for name, digest in digests.items():
+        path = (FOLDER / name).as_posix()
+        if name not in there:
+            yield Finding(path, "missing")
+        elif digest != _digest(folder, name):
+            yield Finding(path, "not what was written")
+    for name in sorted(there - set(digests)):
+        yield Finding((FOLDER / name).as_posix(), "added since the bundle was written")
+
+
+def _described(folder: Path, paths: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        size = None if times.varies(name) else path.stat().st_size
+        yield name, {"sha256": _digest(folder, name), "bytes": size}
+
+
+def _digest(folder: Path, name: str) -> str | None:
+    """Return a file's SHA-256; of one that differs each time None, or '' if it was edited."""
+    if not times.varies(name):
+        return sha256_file(folder / name)
+    return None if times.holds(folder, name) else ""
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*"):
+        if not path.is_dir() or path.is_symlink():
+            yield path.relative_to(folder).as_posix()
+
+
+def _check_ours(results: Path) -> None:
+    """Raise :class:`UserError` if something lies in the folder that no bundle has written."""
+    added = [one for one in check(results) if one.what.startswith("added")]
+    if not (results / RECORD).is_file() and not (results / FOLDER / times.FILE).is_file():
+        added = [Finding((FOLDER / name).as_posix(), "") for name in _files(results / FOLDER)]
+    if added:
+        raise UserError(
+            f"{results / added[0].path}: of no bundle, so it is not replaced; move it away"
+        )
