@@ -23,7 +23,10 @@ from mlcd.utils.files import sha256_file
 from mlcd.utils.records import read_record, write_record
 
 #: Modules, in this order: a later part may list the files of those before it.
-PARTS = ("times",)
+PARTS = (
+    "times",
+    "crate",
+)
 
 FOLDER = Path("audit") / "bundle"
 RECORD = Path("audit") / "bundle.json"

@@ -62,3 +62,9 @@ def write_json(path: Path, value: Any) -> Path:
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def digest_of(node: dict[str, Any]) -> str:
+    """Return the SHA-256 of the bytes of a sealed file; '' if only its content was hashed."""
+    digest = node["sealed"] if node["of"] == "content" else node["hash"]
+    return str(digest)
