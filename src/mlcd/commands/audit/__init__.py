@@ -26,6 +26,7 @@ _HOLDS = {
     "chain": "every file says what was sealed",
     "bytes": "every byte is what was written",
     "numbers": "numbers follow from their files",
+    "signatures": "statement and exports are signed with this key",
 }
 
 
@@ -58,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("--rows", type=int, default=1000, metavar="N",
                         help="with --numbers: rows in all chunks [1000]")  # fmt: skip
     verify.add_argument("--seed", type=int, default=0, help="of the samples [0]")
+    verify.add_argument("--public-key", metavar="FILE",
+                        help="also check the signatures, with the signer's key (PEM)")  # fmt: skip
     verify.add_argument("--json", action="store_true", help="print JSON instead of lines")
     replay = action("replay", "make files again from what was recorded, and compare them")
     replay.add_argument("paths", nargs="+", metavar="PATH",
@@ -109,7 +112,8 @@ def _bundle(results: Path, arguments: argparse.Namespace) -> bool:
 
 
 def _verify(results: Path, arguments: argparse.Namespace) -> bool:
-    from mlcd.commands.audit import integrity, lock, numbers
+    from mlcd.commands.audit import bundle, integrity, lock, numbers
+    from mlcd.commands.audit.bundle import signatures
 
     if not 0 < arguments.sample <= 1:
         raise UserError("--sample: expected a share above 0, at most 1")
@@ -128,6 +132,9 @@ def _verify(results: Path, arguments: argparse.Namespace) -> bool:
         levels["numbers"], run = numbers.check(results, sealed, arguments.rows, arguments.seed)
         told += run.told
         skipped += run.skipped
+    if arguments.public_key is not None:
+        folder = results / bundle.FOLDER
+        levels["signatures"] = [*signatures.check(results, folder, Path(arguments.public_key))]
     if arguments.json:
         found = {
             level: [{"path": one.path, "what": one.what} for one in findings]

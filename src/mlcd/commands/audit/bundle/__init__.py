@@ -24,6 +24,8 @@ from mlcd.utils.records import read_record, write_record
 
 #: Modules, in this order: a later part may list the files of those before it.
 PARTS = (
+    "sbom",
+    "statement",
     "times",
     "crate",
 )
@@ -102,7 +104,7 @@ def check(results: Path) -> Iterator[Finding]:
         path = (FOLDER / name).as_posix()
         if name not in there:
             yield Finding(path, "missing")
-        elif digest != _digest(folder, name):
+        elif not _holds(folder, name, digest):
             yield Finding(path, "not what was written")
     for name in sorted(there - set(digests)):
         yield Finding((FOLDER / name).as_posix(), "added since the bundle was written")
@@ -111,15 +113,16 @@ def check(results: Path) -> Iterator[Finding]:
 def _described(folder: Path, paths: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        size = None if times.varies(name) else path.stat().st_size
-        yield name, {"sha256": _digest(folder, name), "bytes": size}
+        same = not times.varies(name)
+        size = path.stat().st_size if same else None
+        yield name, {"sha256": sha256_file(path) if same else None, "bytes": size}
 
 
-def _digest(folder: Path, name: str) -> str | None:
-    """Return a file's SHA-256; of one that differs each time None, or '' if it was edited."""
-    if not times.varies(name):
-        return sha256_file(folder / name)
-    return None if times.holds(folder, name) else ""
+def _holds(folder: Path, name: str, digest: str | None) -> bool:
+    """Tell whether a file is as it was written; of one that differs each time, times.json knows."""
+    if times.varies(name):
+        return times.holds(folder, name)
+    return digest == sha256_file(folder / name)
 
 
 def _files(folder: Path) -> Iterator[str]:
