@@ -5,6 +5,9 @@
 #                  results/audit/code.json     definitions that each stage rests on, as hashes
 #                  results/audit/system.json   packages, processor, GPUs, settings
 #                  results/audit/source.diff   the source tree against its revision
+#                  results/audit/rules.json    the graph of the rules
+#                  results/audit/bundle.json   files of results/audit/bundle/: the run as crate, bill of
+#                                              materials, signed statement, graphs
 
 
 rule audit:
@@ -16,6 +19,8 @@ rule audit:
         code=f"{RESULTS}/audit/code.json",
         system=f"{RESULTS}/audit/system.json",
         changes=f"{RESULTS}/audit/source.diff",
+        rules=f"{RESULTS}/audit/rules.json",
+        bundle=f"{RESULTS}/audit/bundle.json",
     log:
         f"{RESULTS}/logs/audit.log",
     # A matter of seconds, and Git is where the run is steered from.
@@ -30,11 +35,15 @@ rule audit:
         stages=lambda wildcards: sealed_stages(),
         # Where files lie decides nothing: Snakemake compares no parameter that comes of resources.
         inputs=lambda wildcards, resources: files_from_outside(),
+        # Nor does it which of the rules a command has asked for.
+        rules=lambda wildcards, resources: rule_graph("audit"),
         identities=lambda wildcards: [file_identity(path) for path in files_from_outside()],
     shell:
         """
         mlcd audit seal {params.folder:q} \
             --stages {params.stages:q} \
             --inputs {params.inputs:q} \
+            --rules {params.rules:q} \
             --log {log:q}
+        mlcd audit bundle {params.folder:q} --log {log:q}
         """

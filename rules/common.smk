@@ -216,6 +216,23 @@ def sealed_stages():
     return json.dumps(stages, sort_keys=True)
 
 
+def rule_graph(rule):
+    """Return as JSON the rules that `rule` waits for, and theirs: rule → rules before it."""
+    before = {}
+    # It is there once Snakemake has found the jobs; then this is asked again, before the job runs.
+    if workflow.is_main_process and workflow.dag is not None:
+        for job in workflow.dag.jobs:
+            needed = {other.rule.name for other in workflow.dag.dependencies[job]}
+            before.setdefault(job.rule.name, set()).update(needed)
+    found, waiting = {}, [rule]
+    while waiting:
+        name = waiting.pop()
+        if name in before and name not in found:
+            found[name] = sorted(before[name])
+            waiting += found[name]
+    return json.dumps(found, sort_keys=True)
+
+
 def identity_of_run():
     """Return the identity of the run that is sealed, for the report's first page; '' if none is."""
     try:

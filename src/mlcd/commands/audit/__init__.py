@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="stage → section and code")  # fmt: skip
     seal.add_argument("--inputs", nargs="*", default=[], metavar="FILE",
                       help="URL lists and other files from outside")  # fmt: skip
+    seal.add_argument("--rules", default="{}", metavar="JSON",
+                      help="rule → rules it waited for")  # fmt: skip
     seal.add_argument("--log", default=None, help="also append log lines to this file")
     bundle = action("bundle", "write a sealed run in the forms that others' tools read")
     bundle.add_argument("--key", default=None, metavar="FILE",
@@ -93,8 +95,13 @@ def _seal(results: Path, arguments: argparse.Namespace) -> bool:
         raise UserError("--stages: expected JSON, stage → section and code") from None
     if not all(isinstance(code, str) for code in codes):
         raise UserError("--stages: the code of a stage is a hash")
+    try:
+        rules = {str(rule): sorted(map(str, before))
+                 for rule, before in json.loads(arguments.rules).items()}  # fmt: skip
+    except (ValueError, TypeError, AttributeError):
+        raise UserError("--rules: expected JSON, rule → names of rules") from None
     value = lock.build(results, stages, arguments.inputs)
-    lock.write(results, value, system.describe(), system.difference())
+    lock.write(results, value, system.describe(), system.difference(), rules)
     print(f"identity of this run: {value['root']}")
     return True
 

@@ -22,6 +22,7 @@ LOCK = Path("audit") / "lock.json"
 CODE = Path("audit") / "code.json"
 SYSTEM = Path("audit") / "system.json"
 CHANGES = Path("audit") / "source.diff"
+RULES = Path("audit") / "rules.json"
 FORMAT = 1
 #: Inputs up to this size are hashed whole; of larger ones it is size, first and last MiB.
 _WHOLE = 1 << 30
@@ -93,17 +94,24 @@ def crossings(nodes: dict[str, Node]) -> list[tuple[str, str]]:
     ]
 
 
-def write(results: Path, lock: dict[str, Any], system: dict[str, Any], changes: str) -> None:
-    """Write lock.json last; beside it code, system and source.diff, whose hashes it holds.
+def write(
+    results: Path,
+    lock: dict[str, Any],
+    system: dict[str, Any],
+    changes: str,
+    rules: dict[str, list[str]],
+) -> None:
+    """Write lock.json last; beside it code, system, source.diff and rules, whose hashes it holds.
 
-    `changes`: how the source tree differs from its revision.
+    `changes`: how the source tree differs from its revision. `rules`: rule → rules it waited for.
     """
     (results / LOCK).parent.mkdir(parents=True, exist_ok=True)
     code = {stage: code_record(stage) for stage in lock["stages"]}
     write_record(results / CODE, {"stages": code})
     write_record(results / SYSTEM, system)
     write_text(results / CHANGES, changes)
-    beside = {path.name: sha256_file(results / path) for path in (CODE, SYSTEM, CHANGES)}
+    write_record(results / RULES, {"rules": rules})
+    beside = {path.name: sha256_file(results / path) for path in (CODE, SYSTEM, CHANGES, RULES)}
     write_record(results / LOCK, {**lock, "beside": beside})
 
 
