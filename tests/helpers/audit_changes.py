@@ -45,6 +45,9 @@ KINDS = {
     "audit/lock.json": "chain",
     "audit/code.json": "chain",
     "audit/system.json": "chain",
+    "audit/rules.json": "chain",
+    "audit/bundle.json": "chain",
+    "audit/bundle/*.*": "chain",
 }
 
 
@@ -155,6 +158,8 @@ def sealed_again(forge: Callable[[Path], None]) -> Callable[[Path], None]:
         forge(results)
         with contextlib.redirect_stdout(io.StringIO()):
             assert cli.main(["audit", "seal", str(results), "--stages", stages]) == 0
+            # Of the old seal it would give the forger away.
+            assert cli.main(["audit", "bundle", str(results)]) == 0
 
     return change
 

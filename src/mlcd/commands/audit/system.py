@@ -18,13 +18,16 @@ _VARIABLES = (
 
 
 def describe() -> dict[str, Any]:
-    """Return packages, revision, Python, processor, GPUs and settings; no names, paths or times."""
+    """Return packages, revision, Python, processor, GPUs and settings; no names, paths or times.
+
+    Threads and what is deterministic are this process's: a stage may choose otherwise for itself.
+    """
     import mlcd
     from mlcd.stages.report import provenance
 
     return {
         "mlcd": mlcd.__version__,
-        "revision": provenance.revision(Path(mlcd.__file__).parent),
+        "revision": _revision(Path(mlcd.__file__).parent),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "libc": " ".join(platform.libc_ver()),
@@ -45,6 +48,16 @@ def difference() -> str:
     if provenance.revision(folder) is None:
         return ""
     return provenance.git(folder, "diff", "--no-color", "HEAD", "--", ".")
+
+
+def _revision(folder: Path) -> dict[str, Any] | None:
+    """Return the revision of the source, and its day."""
+    from mlcd.stages.report import provenance
+
+    found = provenance.revision(folder)
+    if found is None:
+        return None
+    return {**found, "date": provenance.git(folder, "show", "-s", "--format=%cs", "HEAD")}
 
 
 def _processor() -> dict[str, Any]:
@@ -71,8 +84,22 @@ def _torch() -> dict[str, Any]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
+        "nccl": _nccl(),
+        "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        "matmul_precision": torch.get_float32_matmul_precision(),
     }
+
+
+def _nccl() -> str | None:
+    import torch
+
+    if not torch.distributed.is_available() or not torch.distributed.is_nccl_available():
+        return None
+    return ".".join(map(str, torch.cuda.nccl.version()))
 
 
 def _gpus() -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcd.commands.audit import lock as locks
-from mlcd.commands.audit.bundle import times
+from mlcd.commands.audit.bundle import signatures, times
 from mlcd.commands.audit.bundle.run import Lacking, Run
 from mlcd.commands.audit.nodes import Finding
 from mlcd.utils.errors import UserError
@@ -39,8 +39,11 @@ FORMAT = 1
 def write(results: Path, key: Path | None = None) -> dict[str, Any]:
     """Write the bundle of a sealed run, and return its record; `key`: a private key to sign with.
 
-    Raises :class:`UserError` if the run is not sealed, or if files of somebody else lie there.
+    Raises :class:`UserError` if the run is not sealed, if the key is none that can sign, or if
+    files of somebody else lie there.
     """
+    if key is not None:
+        signatures.check_key(key)
     lock = locks.read(results)
     run = Run(results, lock, read_record(results / locks.SYSTEM, "audit"), key)
     _check_ours(results)

@@ -40,7 +40,8 @@ _TYPES = {
     ".json": "application/json", ".jsonl": "application/jsonl", ".csv": "text/csv",
     ".md": "text/markdown", ".html": "text/html", ".svg": "image/svg+xml", ".png": "image/png",
     ".h5": "application/x-hdf5", ".tar": "application/x-tar", ".dot": "text/vnd.graphviz",
-    ".parquet": "application/vnd.apache.parquet", ".diff": "text/x-diff", ".txt": "text/plain",
+    ".parquet": "application/vnd.apache.parquet", ".diff": "text/x-diff", ".smk": "text/plain",
+    ".sig": "application/json", "": "text/plain", ".safetensors": "application/octet-stream",
 }  # fmt: skip
 
 
@@ -131,7 +132,8 @@ class _Description:
         """Add an entity of this type that is no file, and return it."""
         from rocrate.model.contextentity import ContextEntity
 
-        known = {key: value for key, value in properties.items() if value not in (None, [], "")}
+        known = {key: value[0] if isinstance(value, list) and len(value) == 1 else value
+                 for key, value in properties.items() if value not in (None, [], "")}  # fmt: skip
         entity = ContextEntity(self.crate, address, properties={"@type": kind, **known})
         return self.crate.add(entity)
 
@@ -144,7 +146,7 @@ class _Description:
             "day of the source revision, or 1970-01-01 if it is not known."
         )
         root["identifier"] = self.run.lock["root"]
-        root["datePublished"] = str(source.get("date") or "1970-01-01")[:10]
+        root["datePublished"] = str(source.get("date") or "1970-01-01")
         root["license"] = self.add(
             "#license-of-results", "CreativeWork", name="Terms of the results",
             description="Not recorded by the run. They depend on the terms of its images.",

@@ -31,18 +31,23 @@ _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _MAKE = "openssl ecparam -name prime256v1 -genkey -noout"
 
 
-def sign(run: Run, folder: Path, statement: Path) -> list[Path]:
-    """Sign `statement` and the exports of the run with its key; return the signatures' paths.
-
-    Raises :class:`UserError` if the key is none of an elliptic curve, or a package is missing.
-    """
-    assert run.key is not None
+def check_key(path: Path) -> None:
+    """Raise :class:`UserError` if runs cannot be signed here with this private key."""
     try:
-        from model_signing import signing
-        from securesystemslib.dsse import Envelope
-        from securesystemslib.signer import CryptoSigner
+        import model_signing.signing
+        import securesystemslib.dsse  # noqa: F401
     except ImportError as error:
         raise _needed(error) from None
+    _private(path)
+
+
+def sign(run: Run, folder: Path, statement: Path) -> list[Path]:
+    """Sign `statement` and the exports of the run with its key; return the signatures' paths."""
+    from model_signing import signing
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.signer import CryptoSigner
+
+    assert run.key is not None
     place = folder / SIGNATURES
     place.mkdir()
     envelope = Envelope(statement.read_bytes(), _TYPE, {})

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from mlcd.commands.audit import lock as locks
 from mlcd.commands.audit.bundle import signatures
 from mlcd.commands.audit.bundle.run import Lacking, Run, digest_of
-from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_file
 
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ def write(run: Run, folder: Path) -> list[Path]:
 
         statement = _statement(run)
     except ImportError:
-        if run.key is not None:
-            raise UserError("--key: signing needs packages; pip install 'mlcd[audit]'") from None
         raise Lacking("in-toto-attestation") from None
     text = json.dumps(MessageToDict(statement.pb), indent=1, sort_keys=True, ensure_ascii=False)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
