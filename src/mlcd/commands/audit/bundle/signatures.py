@@ -6,6 +6,7 @@ A key is one of an elliptic curve, in PEM without a password: openssl ecparam -n
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,8 +35,8 @@ _MAKE = "openssl ecparam -name prime256v1 -genkey -noout"
 def check_key(path: Path) -> None:
     """Raise :class:`UserError` if runs cannot be signed here with this private key."""
     try:
-        import model_signing.signing
-        import securesystemslib.dsse  # noqa: F401
+        for name in ("in_toto_attestation", "securesystemslib.dsse", "model_signing.signing"):
+            importlib.import_module(name)
     except ImportError as error:
         raise _needed(error) from None
     _private(path)
