@@ -278,6 +278,8 @@ def test_signatures_hold_for_this_run_and_this_key_alone(sealed, keys, tmp_path,
     (results / "train" / "metrics.jsonl").write_text("{}\n")
     assert cli.main(["audit", "seal", folder, "--stages", json.dumps(STAGES)]) == 0
     assert "statement.dsse.json: is of another run" in audit("verify", folder, *mine)[1]
+    (results / bundle.FOLDER / "statement.json").write_text("{}")
+    assert "statement.dsse.json: is not of statement.json" in audit("verify", folder, *mine)[1]
     flip(results / bundle.FOLDER / "signatures" / "timm.sig", 100, 1)
     assert "signatures/timm.sig: not what was written" in audit("verify", folder)[1]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         EllipticCurvePublicKey,
     )
 
-ENVELOPE = "statement.dsse.json"
+STATEMENT, ENVELOPE = "statement.json", "statement.dsse.json"
 _TYPE = "application/vnd.in-toto+json"
 #: Those that both libraries know.
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
@@ -99,9 +99,12 @@ def _envelope(results: Path, bundle: Path, public: EllipticCurvePublicKey) -> st
         envelope.verify([SSlibKey.from_crypto(public)], 1)
         signed = json.loads(envelope.payload)
         byproducts = signed["predicate"]["runDetails"]["byproducts"]
+        plain = (bundle / STATEMENT).read_bytes()
         digests = {one["name"]: one["digest"]["sha256"] for one in byproducts}
     except Exception as error:  # as above
         return _one_line(error, "does not hold")
+    if envelope.payload != plain:
+        return f"is not of {STATEMENT}"
     if digests.get(locks.LOCK.as_posix()) != sha256_file(results / locks.LOCK):
         return "is of another run: it names another lock"
     return ""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from in_toto_attestation.v1.statement import Statement
 
 NAME = "statement"
-FILE = "statement.json"
+FILE = signatures.STATEMENT
 BUILD_TYPE = "https://pypi.org/project/mlcd/#run-v1"
 BUILDER = "https://pypi.org/project/mlcd/#rule-audit"
 _PREDICATE = "https://slsa.dev/provenance/v1"
