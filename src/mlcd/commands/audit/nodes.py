@@ -23,8 +23,6 @@ from mlcd.utils.records import CHECKSUM, read_csv, read_with_checksum
 #: Folders below the results that no result rests on (saved states, logs, times, this chain), and
 #: ablations, which are runs of their own.
 LEFT_OUT = frozenset({"state", "logs", "benchmarks", "tensorboard", "audit", "listings", "ablate"})
-#: Snakemake's report, which is made when the run is over.
-_REPORT = "report.html"
 #: What a hash is of: the content, as the writer hashed it, or the bytes, hashed then or now.
 CONTENT, BYTES, SEALED = "content", "bytes", "bytes when sealed"
 
@@ -100,7 +98,6 @@ def _files(results: Path) -> Iterator[str]:
         folders[:] = sorted(name for name in folders if name not in LEFT_OUT and name[0] != ".")
         below = Path(folder).relative_to(results)
         found += [(below / name).as_posix() for name in files if name[0] != "."]
-    found = [path for path in found if path != _REPORT]
     yield from sorted(found, key=lambda path: (not path.endswith(".json"), path))
 
 

@@ -170,6 +170,7 @@ def test_each_job_names_what_it_read_and_wrote(bundled):
     assert ids(job["result"]) == {f"{base}labels/{CHUNKS[0]}.h5"}
     read = {f"{base}embeddings/{CHUNKS[0]}.h5", f"{base}clusters/centroids.h5", "#section-label"}
     assert ids(job["object"]) == read
+    assert found["#job-cluster"]["object"] == {"@id": "#section-cluster"}
     assert json.loads(found["#section-label"]["value"]) == {"top": 3}
     files = [name for name in found if name.startswith(base)]
     assert len(files) > 25

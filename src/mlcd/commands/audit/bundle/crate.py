@@ -120,7 +120,7 @@ class _Description:
         stages = [stage for stage in ORDER if any(job.stage == stage for job in jobs)]
         tools = {stage: self._tool(stage) for stage in stages}
         workflow = self._main(tools, jobs)
-        self.inputs = [self._input(entry) for entry in self.run.lock["inputs"]]
+        self.inputs = [(entry, self._input(entry)) for entry in self.run.lock["inputs"]]
         self._beside()
         sections = {stage: self._section(stage) for stage in stages}
         actions = [
@@ -221,10 +221,11 @@ class _Description:
 
     def _input(self, entry: dict[str, Any]) -> Entity:
         """Describe a file from outside of the results: it has a name and a hash, no place."""
-        whole = entry["of"] == "bytes"
+        whole, size = entry["of"] == "bytes", entry.get("bytes")
         return self.add(
             f"#input-{entry['hash'][:16]}", "File", name=entry["name"],
-            contentSize=str(entry["bytes"]), sha256=entry["hash"] if whole else None,
+            contentSize=None if size is None else str(size),
+            sha256=entry["hash"] if whole else None,
             identifier=None if whole else f"{entry['of']}: {entry['hash']}",
         )  # fmt: skip
 
@@ -262,15 +263,25 @@ class _Description:
 
     def _action(self, job: Job, tool: Entity, section: Entity, *, whole: bool) -> Entity:
         table = [] if whole else [self.files["jobs.parquet"]]
-        read = [self._file(path) for path in job.inputs] if whole else table
-        if not job.inputs:
-            read = self.inputs
+        read = [self._file(path) for path in job.inputs] if whole or not job.inputs else table
+        read = [*read, *self._given(job)]
         return self.add(
             f"#job-{job.name.replace(' ', '-')}", "CreateAction", name=job.name,
             description=f"{len(job.files)} files from {len(job.inputs)}, by mlcd {job.stage}",
             instrument=tool, object=[*read, section], actionStatus=_DONE,
             result=[self._file(path) for path in job.files] if whole else table,
         )  # fmt: skip
+
+    def _given(self, job: Job) -> list[Entity]:
+        """Return the inputs from outside that a job read, as its files say."""
+        found = [
+            entity
+            for entry, entity in self.inputs
+            if not job.hashes.isdisjoint([entry["hash"], *entry.get("identities", ())])
+        ]
+        if found or job.stage != "prepare":
+            return found
+        return [entity for entry, entity in self.inputs if entry.get("bytes") is not None]
 
     def _whole(
         self, workflow: Entity, actions: list[Entity], sections: list[Entity], jobs: list[Job],
@@ -281,7 +292,8 @@ class _Description:
                 if path.startswith(("train/encoder.", "evaluate/summary.", "export/"))]  # fmt: skip
         about = self.add(
             "#run", "CreateAction", name="The run", instrument=workflow, actionStatus=_DONE,
-            description="All jobs of this run", object=[*self.inputs, *sections],
+            description="All jobs of this run",
+            object=[*(entity for _, entity in self.inputs), *sections],
             result=[self._file(path) for path in last] or [self.files["audit/lock.json"]],
         )  # fmt: skip
         engine = self.add(

@@ -17,7 +17,7 @@ class Job:
     """A job: its stage, the part of it (a chunk, a model, a format; '' if there is one job).
 
     `files` it wrote and `inputs` it read: paths below the results, sorted. `jobs`: names of those
-    that wrote the inputs.
+    that wrote the inputs. `hashes`: all that its files say they were made from.
     """
 
     stage: str
@@ -25,6 +25,7 @@ class Job:
     files: tuple[str, ...]
     inputs: tuple[str, ...]
     jobs: tuple[str, ...]
+    hashes: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -61,8 +62,9 @@ def jobs_of(lock: dict[str, Any]) -> list[Job]:
             Job(lock["files"][path]["stage"], part_of(path), (), (), ()).name for path in inputs
         }
         found.append(
-            Job(stage, part, tuple(sorted(mine)), tuple(sorted(inputs)), tuple(sorted(before)))
-        )
+            Job(stage, part, tuple(sorted(mine)), tuple(sorted(inputs)), tuple(sorted(before)),
+                frozenset(words))
+        )  # fmt: skip
     return found
 
 
@@ -74,7 +76,9 @@ def by_stage(jobs: list[Job]) -> list[Job]:
         files = {path for job in mine for path in job.files}
         inputs = {path for job in mine for path in job.inputs} - files
         before = {name.split(" ")[0] for job in mine for name in job.jobs} - {stage}
+        words = frozenset[str]().union(*(job.hashes for job in mine))
         found.append(
-            Job(stage, "", tuple(sorted(files)), tuple(sorted(inputs)), tuple(sorted(before)))
-        )
+            Job(stage, "", tuple(sorted(files)), tuple(sorted(inputs)), tuple(sorted(before)),
+                words)
+        )  # fmt: skip
     return found

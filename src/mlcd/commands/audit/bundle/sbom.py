@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from mlcd.commands.audit.bundle.run import Lacking, Run
 from mlcd.utils.errors import UserError
@@ -32,7 +33,8 @@ def write(run: Run, folder: Path) -> list[Path]:
     from cyclonedx.output import make_outputter
     from cyclonedx.schema import OutputFormat, SchemaVersion
 
-    bom = Bom.from_json(data=_environment())
+    reader: Any = Bom  # its decorator adds what mypy does not see
+    bom = reader.from_json(data=_environment())
     records = records_of(sys.path)
     for component in bom.components:
         # A package from a folder of this machine says where that is.
