@@ -18,6 +18,7 @@ from mlcd.commands.audit import lock as locks
 from mlcd.commands.audit.bundle import signatures, times
 from mlcd.commands.audit.bundle.run import Lacking, Run
 from mlcd.commands.audit.nodes import Finding
+from mlcd.utils import disk
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_file
 from mlcd.utils.records import read_record, write_record
@@ -27,8 +28,8 @@ PARTS = (
     "graph",
     "sbom",
     "statement",
-    "times",
     "crate",
+    "times",
 )
 
 FOLDER = Path("audit") / "bundle"
@@ -48,7 +49,11 @@ def write(results: Path, key: Path | None = None) -> dict[str, Any]:
     run = Run(results, lock, read_record(results / locks.SYSTEM, "audit"), key)
     _check_ours(results)
     parts: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory(dir=results / FOLDER.parent, prefix=".bundle-") as scratch:
+    place = results / FOLDER.parent
+    with (
+        disk.writing(results / FOLDER),
+        tempfile.TemporaryDirectory(dir=place, prefix=".bundle-") as scratch,
+    ):
         folder = Path(scratch) / FOLDER.name
         folder.mkdir()
         for name in PARTS:
@@ -137,10 +142,12 @@ def _files(folder: Path) -> Iterator[str]:
 
 def _check_ours(results: Path) -> None:
     """Raise :class:`UserError` if something lies in the folder that no bundle has written."""
-    added = [one for one in check(results) if one.what.startswith("added")]
-    if not (results / RECORD).is_file() and not (results / FOLDER / times.FILE).is_file():
-        added = [Finding((FOLDER / name).as_posix(), "") for name in _files(results / FOLDER)]
-    if added:
-        raise UserError(
-            f"{results / added[0].path}: of no bundle, so it is not replaced; move it away"
-        )
+    folder = results / FOLDER
+    try:
+        parts = read_record(results / RECORD, "audit")["parts"].values()
+        known = {name for part in parts for name in part.get("files", {})}
+    except (UserError, KeyError, AttributeError):
+        # Snakemake removes the record before the rule runs again.
+        known = times.written(folder)
+    if others := sorted(set(_files(folder)) - known):
+        raise UserError(f"{folder / others[0]}: of no bundle, so it is not replaced; move it away")

@@ -117,6 +117,7 @@ class _Description:
         for path in sorted(self.folder.rglob("*")):
             if path.is_file():
                 self._part(path)
+        self._part(self.folder / times.FILE)  # written when all else is
         stages = [stage for stage in ORDER if any(job.stage == stage for job in jobs)]
         tools = {stage: self._tool(stage) for stage in stages}
         workflow = self._main(tools, jobs)

@@ -1,5 +1,6 @@
 """times.json: what differs each time that a bundle is made: times, and the hashes of signatures.
 
+It comes last, and so names all files of the bundle.
 Nothing else of the bundle holds a time or a random number, so that all other files of equal runs
 are equal.
 """
@@ -36,6 +37,14 @@ def holds(folder: Path, name: str) -> bool:
         return False
 
 
+def written(folder: Path) -> set[str]:
+    """Return the files of the bundle in `folder`, as its times.json says; none without it."""
+    try:
+        return {FILE, *map(str, read_record(folder / FILE, "audit")["files"])}
+    except (UserError, TypeError):
+        return set()
+
+
 def write(run: Run, folder: Path) -> list[Path]:
     """Write when the bundle and the files of each stage were written, and how long jobs took."""
     now = datetime.datetime.now(datetime.UTC)
@@ -45,10 +54,12 @@ def write(run: Run, folder: Path) -> list[Path]:
         stage = stages.setdefault(node["stage"], {"first": written, "last": written})
         stage["first"] = min(stage["first"], written)
         stage["last"] = max(stage["last"], written)
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     record = {
         "made": now.isoformat(timespec="seconds"),
         "stages": dict(sorted(stages.items())),
         "job_seconds": _seconds(run.results / "benchmarks"),
+        "files": sorted(files),
         "signatures": {
             path.relative_to(folder).as_posix(): sha256_file(path)
             for path in sorted((folder / SIGNATURES).glob("*"))
