@@ -15,7 +15,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,11 +26,12 @@ Builder = Callable[[], Callable[[], object]]
 
 @dataclass
 class Result:
-    """Medians in seconds, and bytes."""
+    """Medians in seconds, and bytes; cpus: the CPU seconds of each round, rising."""
 
     wall: float
     cpu: float
     peak: int
+    cpus: list[float] = field(default_factory=list)
 
 
 def compare(contenders: dict[str, Builder], *, repeats: int, threads: int) -> dict[str, Result]:
@@ -54,7 +55,12 @@ def compare(contenders: dict[str, Builder], *, repeats: int, threads: int) -> di
             wall[name].append(time.perf_counter() - start[0])
             cpu[name].append(time.process_time() - start[1])
     return {
-        name: Result(statistics.median(wall[name]), statistics.median(cpu[name]), peaks[name])
+        name: Result(
+            statistics.median(wall[name]),
+            statistics.median(cpu[name]),
+            peaks[name],
+            sorted(cpu[name]),
+        )
         for name in calls
     }
 

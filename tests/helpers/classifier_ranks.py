@@ -14,7 +14,7 @@ import torch.multiprocessing
 from mlcd.classifier import RowSparseAdamW, ShardedClassifier
 from mlcd.losses import cluster_loss
 
-# Neither divides evenly by 2, 3 and 4; the batch does. K is beyond one block of the sampler.
+# Neither divides evenly by 2, 3 and 4; the batch does. K is beyond the rows that are set at a time.
 NUM_CLASSES, DIM, BATCH, LABELS = 4999, 24, 12, 8
 
 SETTINGS = list(

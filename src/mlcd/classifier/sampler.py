@@ -1,20 +1,21 @@
 """One uniform random subset of the classes per step, each rank drawing only its own part of it.
 
 A permutation of K = 10 million classes on every rank is slow, and anything drawn per rank depends
-on the number of ranks. Here the classes are cut into fixed blocks of 4,096. How many of the M
+on the number of ranks. Here the classes are cut into fixed blocks of 16,384. How many of the M
 negatives fall into each block is a multivariate hypergeometric draw, which every rank makes alike;
-which classes of a block they are is the order of random 64-bit keys from a counter-based generator,
-which can be read from any position. The product of the two is exactly uniform over all subsets of
-size M (given ideal random numbers), and holds at any number of ranks.
+which classes of a block they are is a draw without replacement from the block's own stream, which
+a counter-based generator begins at once. The product of the two is exactly uniform over all subsets
+of size M (given ideal random numbers), and holds at any number of ranks. Both draws are numpy's, so
+another numpy may draw other negatives.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-BLOCK = 4096
-# Blocks worked on at a time: their keys stay in a CPU's cache.
-_GROUP = 32
+#: Classes that are drawn from together. numpy draws a tenth of fewer than 10,000 more slowly, and a
+#: rank draws from the whole of the two blocks at its ends.
+BLOCK = 16_384
 
 
 def generator(*identity: int) -> np.random.Generator:
@@ -46,28 +47,21 @@ class NegativeSampler:
         if self.count == self.num_classes:
             return np.arange(start, stop)
         random = generator(self.seed, step)
+        state = random.bit_generator.state
         # "count" would need count steps, "marginals" needs one for each block.
         quota = random.multivariate_hypergeometric(self._sizes, self.count, method="marginals")
-        first, last = start // BLOCK, -(-stop // BLOCK)
-        key = np.random.SeedSequence((self.seed, step, 1)).generate_state(2, np.uint64)
-        parts = [
-            self._blocks(key, group, quota[group : min(group + _GROUP, last)])
-            for group in range(first, last, _GROUP)
-        ]
-        classes = np.concatenate(parts)
-        return classes[np.searchsorted(classes, start) : np.searchsorted(classes, stop)]
-
-    def _blocks(self, key: np.ndarray, first: int, quota: np.ndarray) -> np.ndarray:
-        """Return quota[i] classes of block first + i for every i: those of the lowest keys."""
-        # A Philox counter yields four numbers.
-        stream = np.random.Philox(key=key, counter=first * BLOCK // 4)
-        keys = stream.random_raw(len(quota) * BLOCK)
-        # Beyond the last class: never among the lowest.
-        keys[max(0, self.num_classes - first * BLOCK) :] = np.iinfo(np.uint64).max
-        keys = keys.reshape(-1, BLOCK)
-        # Each key carries its place in the block in its low bits: no two are equal.
-        keys &= ~np.uint64(BLOCK - 1)
-        keys |= np.arange(BLOCK, dtype=np.uint64)
-        bound = np.sort(keys, axis=1)[np.arange(len(quota)), np.maximum(quota - 1, 0)]
-        taken = (keys <= bound[:, None]) & (quota > 0)[:, None]
-        return np.flatnonzero(taken) + first * BLOCK
+        parts = []
+        for block in range(start // BLOCK, -(-stop // BLOCK)):
+            # Word 1 of the counter names the stream: 2^64 steps from each to the next.
+            state["state"]["counter"][:2] = 0, 1 + block
+            random.bit_generator.state = state
+            size, some = int(self._sizes[block]), int(quota[block])
+            taken = np.zeros(size, bool)
+            taken[random.choice(size, some, replace=False, shuffle=False)] = True
+            # Found in the order of the classes: faster than to sort them.
+            first = block * BLOCK
+            low = max(start, first)
+            part = np.flatnonzero(taken[low - first : stop - first])
+            part += low
+            parts.append(part)
+        return np.concatenate(parts)

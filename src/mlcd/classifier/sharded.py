@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from mlcd.classifier.collectives import Exchange
 from mlcd.classifier.gradient import RowGradient
-from mlcd.classifier.sampler import BLOCK, NegativeSampler, generator
+from mlcd.classifier.sampler import NegativeSampler, generator
 from mlcd.losses.objective import Objective, unit_rows
 from mlcd.losses.sharded_loss import ShardedLoss
 
@@ -21,6 +21,8 @@ from mlcd.losses.sharded_loss import ShardedLoss
 LARGEST_LOGIT = 600
 #: Bytes of a block of logits by default: a CPU's cache; what keeps a GPU busy.
 CPU_BLOCK, CUDA_BLOCK = 8 << 20, 256 << 20
+# Rows that are set together; random rows are a function of it.
+_ROWS = 4096
 _DRAWING = ThreadPoolExecutor(1, "negatives")
 STATISTICS = ("positive_term", "negative_term", "positive_similarity", "negative_similarity")
 
@@ -125,9 +127,9 @@ class ShardedClassifier(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set random unit rows, a function of (seed, row) alone."""
-        for block in range(self.start // BLOCK, -(-self.stop // BLOCK)):
-            first = block * BLOCK
-            count = min(BLOCK, self.num_classes - first)
+        for block in range(self.start // _ROWS, -(-self.stop // _ROWS)):
+            first = block * _ROWS
+            count = min(_ROWS, self.num_classes - first)
             rows = generator(self.seed, block, 2).standard_normal((count, self.dim), "float32")
             low, high = max(self.start, first), min(self.stop, first + count)
             part = unit_rows(torch.from_numpy(rows[low - first : high - first]))
@@ -143,8 +145,8 @@ class ShardedClassifier(nn.Module):
         if tuple(source.shape) != (self.num_classes, self.dim):
             expected = (self.num_classes, self.dim)
             raise ValueError(f"centers {tuple(source.shape)}: expected {expected}")
-        for first in range(self.start, self.stop, BLOCK):
-            last = min(first + BLOCK, self.stop)
+        for first in range(self.start, self.stop, _ROWS):
+            last = min(first + _ROWS, self.stop)
             part = torch.as_tensor(source[first:last]).to(self.weight)
             if not bool(part.isfinite().all()):
                 raise ValueError(f"centers: a value in rows {first} … {last - 1} is not finite")
