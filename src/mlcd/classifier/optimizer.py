@@ -82,15 +82,20 @@ class RowSparseAdamW:
         lr = self.lr if lr is None else lr
         first_beta, second_beta = self.betas
         weight = self.classifier.weight.data
+        # New memory for each part would be mapped and given back each time.
+        size = min(self._part_size(), len(gradient.rows))
+        buffers = [weight.new_empty(size, weight.shape[1]) for _ in range(3)]
         for part in self._parts(len(gradient.rows)):
             rows, value = gradient.rows[part], gradient.values[part]
             count = self.row_step.index_select(0, rows) + 1
             self.row_step.index_copy_(0, rows, count)
-            average = self.exp_avg.index_select(0, rows).lerp_(value, 1 - first_beta)
-            self.exp_avg.index_copy_(0, rows, average)
-            square = self.exp_avg_sq.index_select(0, rows)
+            average, square, row = (buffer[: len(rows)] for buffer in buffers)
+            torch.index_select(self.exp_avg, 0, rows, out=average)
+            average.lerp_(value, 1 - first_beta)
+            _put_rows(self.exp_avg, rows, average)
+            torch.index_select(self.exp_avg_sq, 0, rows, out=square)
             square.mul_(second_beta).addcmul_(value, value, value=1 - second_beta)
-            self.exp_avg_sq.index_copy_(0, rows, square)
+            _put_rows(self.exp_avg_sq, rows, square)
 
             # lr · (m / c₁) / (√v / c₂ + eps) as lr · m / (√v · c₁ / c₂ + eps · c₁): fewer passes.
             count = count[:, None].double()
@@ -98,9 +103,9 @@ class RowSparseAdamW:
             ratio = (first / (1 - second_beta**count).sqrt()).to(value.dtype)
             least = (self.eps * first).to(value.dtype)
             root = square.sqrt_().mul_(ratio).add_(least)
-            row = weight.index_select(0, rows).mul_(1 - lr * self.weight_decay)
-            row.addcdiv_(average, root, value=-lr)
-            weight.index_copy_(0, rows, unit_rows(row) if self.renormalize else row)
+            torch.index_select(weight, 0, rows, out=row)
+            row.mul_(1 - lr * self.weight_decay).addcdiv_(average, root, value=-lr)
+            _put_rows(weight, rows, unit_rows(row) if self.renormalize else row)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the state itself, not a copy, in the order of the shard's rows.
@@ -122,9 +127,21 @@ class RowSparseAdamW:
                 raise ValueError(f"{name}: expected {tuple(own.shape)}, found {found}")
             own.copy_(state[name])
 
-    def _parts(self, count: int) -> Iterator[slice]:
-        """Slices of rows: few enough that the working copies stay in a CPU's cache."""
+    def _part_size(self) -> int:
+        """Rows at a time: few enough that the working copies stay in a CPU's cache."""
         size = 64 << 20 if self.classifier.weight.is_cuda else 512 << 10
-        rows = max(1, size // (4 * self.classifier.dim))
+        return max(1, size // (4 * self.classifier.dim))
+
+    def _parts(self, count: int) -> Iterator[slice]:
+        rows = self._part_size()
         for first in range(0, count, rows):
             yield slice(first, first + rows)
+
+
+def _put_rows(matrix: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Set matrix[rows] = values in place; rows: distinct, int64 [n]; values: [n, d]."""
+    if matrix.is_cuda:
+        matrix.index_copy_(0, rows, values)
+    else:
+        # A fifth to a half of the time of torch's index_copy_ where the rows are in cache.
+        matrix.numpy()[rows.numpy()] = values.numpy()

@@ -49,6 +49,43 @@ def test_equals_dense_adamw_where_every_row_is_touched() -> None:
     assert distance(head.weight.detach(), weight.detach()) < 1e-6
 
 
+def plain_step(
+    optimizer: RowSparseAdamW, lr: float, decay: float, betas: tuple[float, float], eps: float
+) -> dict[str, torch.Tensor]:
+    """Return what a step makes of the state: all rows at once, in new memory."""
+    rows, value = optimizer.classifier.gradient.rows, optimizer.classifier.gradient.values
+    state = {name: tensor.clone() for name, tensor in optimizer.state_tensors().items()}
+    state["weight"] = optimizer.classifier.weight.detach().clone()
+    state["row_step"][rows] += 1
+    count = state["row_step"][rows, None].double()
+    average = state["exp_avg"][rows].lerp(value, 1 - betas[0])
+    square = (state["exp_avg_sq"][rows] * betas[1]).addcmul(value, value, value=1 - betas[1])
+    first = 1 - betas[0] ** count
+    ratio = (first / (1 - betas[1] ** count).sqrt()).float()
+    root = square.sqrt() * ratio + (eps * first).float()
+    row = (state["weight"][rows] * (1 - lr * decay)).addcdiv(average, root, value=-lr)
+    state["exp_avg"][rows], state["exp_avg_sq"][rows], state["weight"][rows] = average, square, row
+    return state
+
+
+# Parts of 87,381 rows (all at once), and of 3: rows in several parts and a part that is not full.
+@pytest.mark.parametrize("size", [87_381, 3])
+def test_bytes_are_those_of_the_plain_step(monkeypatch, size: int) -> None:
+    options = {"betas": (0.9, 0.98), "eps": 1e-8}
+    head = classifier()
+    head.load_rows(problem()[1])
+    optimizer = RowSparseAdamW(head, lr=0.01, weight_decay=0.1, **options)
+    monkeypatch.setattr(optimizer, "_part_size", lambda: size)
+    for step in range(4):
+        embedding, _, labels = problem(seed=step)
+        head(embedding, labels, step).backward()
+        expected = plain_step(optimizer, 0.01, 0.1, **options)
+        optimizer.step()
+        optimizer.zero_grad()
+        for name, tensor in {**optimizer.state_tensors(), "weight": head.weight.detach()}.items():
+            assert torch.equal(tensor, expected[name]), name
+
+
 def test_a_row_seen_seldom_counts_its_own_steps() -> None:
     """Each row equals dense AdamW that was stepped only when the row was touched."""
     options = {"lr": 0.01, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.1}
