@@ -1,11 +1,14 @@
 """How long Snakemake needs to plan a preset's run at its real size, and what it plans.
 
     python benchmarks/plan_scale.py laion400m-vit-l14 coyo700m-vit-l14 imagenet-rn50
+    python benchmarks/plan_scale.py laion-times-ten --repeats 3
 
 Lists with as many rows as the data set has are made (equal rows, so that they stay small), and
 `snakemake --dry-run` is run over them twice: with nothing done yet, and with everything done. For
 the second, every output is an empty file that `snakemake --touch` has recorded as made. Prints
-seconds, peak memory, jobs by rule, and the longest word of a shell command, which Linux limits.
+seconds, peak memory, jobs by rule, and the longest shell command. Snakemake hands a long one to the
+shell as a file; Linux limits the arguments of the program in it. laion-times-ten is the preset of
+LAION with ten times the lists, whose goal is a plan in a minute and a gigabyte.
 """
 
 from __future__ import annotations
@@ -35,8 +38,13 @@ SIZES = {
     "coyo700m-vit-l14": ("slurm", [f"part-{i:05d}" for i in range(128)], 686_591_232),
     "imagenet-rn50": ("slurm-1gpu", ["train"], 1_281_167),
 }
-#: Linux: bytes of one argument, here of the shell command that bash is given.
-WORD_LIMIT = 128 * 1024
+#: Not a preset: the one of LAION at ten times its size.
+TEN = "laion-times-ten"
+LARGER = {TEN: ("slurm", [f"part-{i:05d}" for i in range(320)], 3_897_373_140)}
+#: Wall seconds and MB that planning may take at any size here.
+GOAL = (60, 1000)
+#: Linux: bytes of the arguments of a program with a stack of 8 MB.
+ARGUMENTS = 2 << 20
 _GROUP = 1 << 20
 
 
@@ -61,7 +69,7 @@ def write_lists(folder: Path, preset: str) -> None:
     config = yaml.safe_load(preset_file(preset).read_text())
     prepare = config["prepare"]
     columns = [prepare.get("url_column", "url"), prepare.get("caption_column", "caption")]
-    _, names, rows = SIZES[preset]
+    _, names, rows = (SIZES | LARGER)[preset]
     given = folder / config["metadata"][0]
     if not given.suffix:  # a folder of images: one file says that it holds them all
         given, columns = given / "images.parquet", [prepare.get("image_column", "image")]
@@ -84,12 +92,13 @@ def _write_list(path: Path, rows: int, columns: list[str | None]) -> None:
 
 
 def preset_file(preset: str) -> Path:
-    return ROOT / "workflow" / "presets" / f"{preset}.yaml"
+    name = "laion400m-vit-l14" if preset == TEN else preset
+    return ROOT / "workflow" / "presets" / f"{name}.yaml"
 
 
 def snakemake(folder: Path, preset: str, *options: str) -> Plan:
     """Run snakemake in `folder` with the preset; peak memory is that of the largest process."""
-    profile = SIZES[preset][0]
+    profile = (SIZES | LARGER)[preset][0]
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow" / "Snakefile",
         "--directory", folder, "--configfile", preset_file(preset),
@@ -121,8 +130,10 @@ def pretend(folder: Path, preset: str, planned: Plan) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("preset", nargs="+", choices=SIZES)
+    parser.add_argument("preset", nargs="+", choices=[*SIZES, *LARGER])
+    parser.add_argument("--repeats", type=int, default=1, help="of the first plan [1]")
     arguments = parser.parse_args()
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     for preset in arguments.preset:
         with tempfile.TemporaryDirectory(prefix="mlcd-plan-") as name:
             folder = Path(name)
@@ -130,7 +141,11 @@ def main() -> None:
             shutil.copy(ROOT / "config.yaml", folder)
             (folder / "demo").symlink_to(ROOT / "demo")
             write_lists(folder, preset)
-            planned = snakemake(folder, preset, "--dry-run", "--printshellcmds")
+            plans = [
+                snakemake(folder, preset, "--dry-run", "--printshellcmds")
+                for _ in range(arguments.repeats)
+            ]
+            planned = plans[-1]
             pretend(folder, preset, planned)
             again = snakemake(folder, preset, "--dry-run")
         jobs = planned.jobs()
@@ -141,8 +156,13 @@ def main() -> None:
         for what, plan in (("plan", planned), ("nothing to do", again)):
             print(f"  {what}: {plan.wall:.1f} s, {plan.cpu:.1f} CPU s, {plan.peak} MB")
         print(f"  jobs left after everything was made: {left}")
+        print(f"  longest shell command: {max(map(len, commands), default=0)} of {ARGUMENTS} bytes")
+        walls, peak = sorted(plan.wall for plan in plans), max(plan.peak for plan in plans)
+        middle = walls[len(walls) // 2]
         print(
-            f"  longest shell command: {max(map(len, commands), default=0)} of {WORD_LIMIT} bytes"
+            f"  wall seconds of {len(plans)} plans: {walls[0]:.1f} / {middle:.1f} / {walls[-1]:.1f}"
+            f", goal ≤ {GOAL[0]}; {peak} MB, goal ≤ {GOAL[1]}; "
+            f"met: {'yes' if middle <= GOAL[0] and peak <= GOAL[1] else 'no'}"
         )
 
 

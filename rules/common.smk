@@ -133,6 +133,11 @@ def files_beside_inputs():
 
 def check_command_length():
     """Stop before any work if the longest command, which names files of all chunks, is too long."""
+    # Snakemake hands a shell command of more than 64 KiB to the shell as a file, so that Linux
+    # limits all arguments of a program only: a quarter of the stack, 2 MiB of the usual 8. A
+    # quarter of these is left for the environment and the other options; each word has a pointer.
+    limit = min(os.sysconf("SC_ARG_MAX"), 2 << 20) * 3 // 4
+    length = lambda words: sum(len(os.fsencode(word)) + 9 for word in words)
     paths = [
         path
         for pattern in (
@@ -142,18 +147,17 @@ def check_command_length():
         )
         for path in of_chunks(pattern)
     ]
-    if (length := len(shlex.join(OWN_FILES))) > 120 * 1024:
+    if (own := length(map(str, OWN_FILES))) > limit:
         snakemake_process.stop(
-            f"embed.embeddings, label.labels: the paths of {len(OWN_FILES)} files have {length} "
-            "bytes, and Linux takes 120 KiB in a command; give fewer or larger files, or a shorter "
+            f"embed.embeddings, label.labels: the paths of {len(OWN_FILES)} files have {own} "
+            f"bytes, and a command takes {limit} here; give fewer or larger files, or a shorter "
             "path (a symbolic link)"
         )
-    # Linux takes 128 KiB as one argument, which the whole command is to bash; 8 KiB for the rest.
-    if (length := len(shlex.join(paths))) > 120 * 1024:
+    if (needed := length(paths)) > limit:
         snakemake_process.stop(
             f"prepare.chunk_rows: {len(CHUNKS)} chunks with paths as long as {max(paths, key=len)} "
-            f"make commands of {length} bytes, and Linux takes 120 KiB; raise it, or give a "
-            "shorter path as results (a symbolic link)"
+            f"make commands of {needed} bytes, and Linux takes {limit} here (ulimit -s); raise it, "
+            "or give a shorter path as results (a symbolic link)"
         )
 
 

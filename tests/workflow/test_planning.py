@@ -63,8 +63,34 @@ def test_presets_of_the_paper_are_planned(preset, tmp_path):
 
 @pytest.mark.workflow
 def test_a_command_too_long_for_linux_stops_before_any_work():
-    done = dry_run("--config", "prepare={chunk_rows: 3}", f"results={'far/' * 20}away")
+    done = dry_run("--config", "prepare={chunk_rows: 3}", f"results={'far/' * 180}away")
     assert done.returncode == 1
     told = "prepare.chunk_rows: 794 chunks with paths as long as far/far/"
     assert told in done.stdout, done.stdout
     assert "Traceback" not in done.stdout
+
+
+_LONG = """
+rule:
+    input:
+        [f"{'a' * 120}/{number}" for number in range(3000)],
+    output:
+        "count",
+    shell:
+        "python -c 'import sys; print(len(sys.argv) - 1)' {input:q} > {output}"
+"""
+
+
+@pytest.mark.workflow
+def test_snakemake_runs_a_command_beyond_one_argument_of_linux(tmp_path):
+    """check_command_length rests on it: a command of 370 kB, where a word may have 128."""
+    (tmp_path / "Snakefile").write_text(_LONG)
+    (tmp_path / ("a" * 120)).mkdir()
+    for number in range(3000):
+        (tmp_path / ("a" * 120) / str(number)).touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "count").read_text() == "3000\n"
