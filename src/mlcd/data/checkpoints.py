@@ -14,13 +14,15 @@ a pickle. Writing runs beside training: only the copy to main memory stops it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,6 +39,8 @@ RECORD = "complete.json"
 ENCODER = "encoder.safetensors"
 #: Seconds that rank 0 waits for another rank's piece before it gives a checkpoint up.
 _PATIENCE = 1800.0
+# Files that are read and hashed at a time, at most.
+_HASHED = 8
 
 
 def piece_name(rank: int) -> str:
@@ -184,13 +188,35 @@ class CheckpointWriter:
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> str:
-    """Write safetensors, fsynced; return the file's SHA-256."""
+    """Write safetensors, fsynced; return the file's SHA-256.
+
+    The hash is of the tensors in memory, computed while the disk takes the file, and not of a file
+    that is read again: what the disk got wrong is then noticed too.
+    """
     fencing.check()
-    save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path)
+    whole = {name: tensors[name].contiguous() for name in sorted(tensors)}
+    save_file(whole, path)
     follow_umask(path)
-    with path.open("rb+") as handle:
-        os.fsync(handle.fileno())
-    return sha256_file(path)
+    with path.open("rb+") as handle, ThreadPoolExecutor(1) as pool:
+        written = pool.submit(os.fsync, handle.fileno())
+        digest = _sha256(handle, whole)
+        written.result()
+    return digest
+
+
+def _sha256(handle: BinaryIO, tensors: dict[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of a safetensors file: its header as written, and `tensors` behind it."""
+    start = handle.read(8)
+    header = handle.read(int.from_bytes(start, "little"))
+    places = {
+        name: about["data_offsets"]
+        for name, about in json.loads(header).items()
+        if name != "__metadata__"
+    }
+    digest = hashlib.sha256(start + header)
+    for name in sorted(places, key=places.__getitem__):
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def steps(folder: Path) -> list[Path]:
@@ -229,13 +255,22 @@ class Checkpoint:
             self.identity: str = record["identity"]
             self.section: dict[str, Any] = record["section"]
             self.provenance: dict[str, Any] = record.get("provenance", {})
-            for name, expected in record["files"].items() if verify else ():
-                if sha256_file(path / name) != expected:
-                    raise UserError(f"{path / name}: damaged; remove the checkpoint")
+            if verify:
+                self._verify(record["files"])
         except (KeyError, TypeError, FileNotFoundError) as error:
             raise UserError(f"{path}: not a whole checkpoint ({error}); remove it") from None
         if identity is not None and self.identity != identity:
             raise UserError(f"{path}: of a run with another config or other inputs; remove it")
+
+    def _verify(self, files: dict[str, str]) -> None:
+        """Raise :class:`UserError` for a file that has not its SHA-256."""
+        # Hashing leaves the interpreter to others: as many files at a time as there are cores.
+        cores = len(os.sched_getaffinity(0))
+        with ThreadPoolExecutor(max(1, min(cores, _HASHED, len(files)))) as pool:
+            found = pool.map(sha256_file, [self.path / name for name in files])
+            for (name, expected), digest in zip(files.items(), found, strict=True):
+                if digest != expected:
+                    raise UserError(f"{self.path / name}: damaged; remove the checkpoint")
 
     @property
     def num_classes(self) -> int:
@@ -264,7 +299,9 @@ class Checkpoint:
                             parts.setdefault(name.removeprefix("rows/"), []).append(part)
             except SafetensorError as error:
                 raise UserError(f"{self.path / piece_name(rank)}: {error}; remove it") from None
-        return {name: torch.cat(found) for name, found in parts.items()}
+        return {
+            name: found[0] if len(found) == 1 else torch.cat(found) for name, found in parts.items()
+        }
 
     def buffers(self, rank: int, world_size: int) -> dict[str, torch.Tensor]:
         """Return the encoder's running statistics for a rank.

@@ -213,9 +213,10 @@ def read_json(path: str | os.PathLike[str], kind: type = dict) -> Any:
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Return the hex SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as handle:
-        while block := handle.read(_BLOCK):
-            digest.update(block)
+    block = memoryview(bytearray(_BLOCK))
+    with Path(path).open("rb", buffering=0) as handle:
+        while count := handle.readinto(block):
+            digest.update(block[:count])
     return digest.hexdigest()
 
 

@@ -1,17 +1,28 @@
 """The store of checkpoints: atomic, verified, and readable at any number of ranks."""
 
+import hashlib
 import json
 import logging
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 
 import mlcd.utils.files
 from helpers.checkpoints import ROWS, bounds, snapshot, write
 from mlcd.data import checkpoints
-from mlcd.data.checkpoints import Checkpoint, CheckpointWriter, newest, steps
+from mlcd.data.checkpoints import (
+    Checkpoint,
+    CheckpointWriter,
+    Snapshot,
+    newest,
+    step_name,
+    steps,
+)
 from mlcd.utils.errors import UserError
 from mlcd.utils.logging import LOGGER
 
@@ -95,6 +106,58 @@ def test_what_a_killed_run_left_is_not_seen_and_is_cleared(tmp_path):
     assert newest(tmp_path, "run").step == 10
     write(tmp_path, [20], resumed=10)
     assert newest(tmp_path, "run").step == 20 and not list(tmp_path.glob(".step*"))
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+import torch
+from mlcd.data.checkpoints import CheckpointWriter, Snapshot
+writer = CheckpointWriter(Path(sys.argv[1]), "run", {}, rank=0, world_size=1)
+encoder = {"weight/a": torch.ones(16_000_000)}
+for step in range(1, 1000):
+    writer.save(Snapshot(step, 0, {"weight": torch.ones(2, 3)}, {}, encoder, 64))
+"""
+
+
+def test_killed_in_the_middle_of_a_write_the_one_before_is_whole(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", _KILLED, tmp_path])
+    try:
+        # The second is being written: its encoder is there, and its last file is not.
+        begun = tmp_path / ".step_00000002" / "encoder.safetensors"
+        end = time.monotonic() + 120
+        while not begun.exists() or not begun.stat().st_size:
+            assert child.poll() is None and time.monotonic() < end
+            time.sleep(0.001)
+    finally:
+        child.kill()
+        child.wait()
+    finished = [path.name for path in steps(tmp_path)]
+    assert finished[0] == "step_00000001"
+    found = newest(tmp_path, "run")
+    assert found is not None and step_name(found.step) == finished[-1]
+    CheckpointWriter(tmp_path, "run", {}, rank=0, world_size=1, resumed=found.step)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert torch.equal(found.encoder()["weight/a"], torch.ones(16_000_000))
+
+
+def test_hashes_written_are_those_of_the_files(tmp_path):
+    """Of all kinds of tensors: halves, counters, without values, without axes, in any memory."""
+    encoder = {
+        "weight/a": torch.randn(7, 5).T,
+        "weight/b": torch.randn(3, 3).bfloat16(),
+        "weight/c": torch.zeros(0, 4),
+        "count": torch.tensor(7),
+        "mask": torch.tensor([True, False, True]),
+    }
+    writer = CheckpointWriter(tmp_path, "run", {}, rank=0, world_size=1)
+    writer.save(Snapshot(1, 0, {"weight": torch.randn(6, 4)[::2]}, {}, encoder, 64))
+    writer.wait()
+    folder = tmp_path / step_name(1)
+    for name, digest in json.loads((folder / "complete.json").read_text())["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    plain = {name: tensor.contiguous() for name, tensor in sorted(encoder.items())}
+    assert (folder / "encoder.safetensors").read_bytes() == save(plain)
 
 
 def test_another_runs_checkpoint_is_not_taken(tmp_path):
