@@ -27,7 +27,12 @@ HERE = Path(__file__).resolve().parent
 _SETS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
 _LIBRARIES = ("torch", "numpy", "faiss-cpu", "scikit-learn", "img2dataset", "webdataset", "pillow")
 #: Name → script and its options: sizes that take minutes on two cores.
-BENCHMARKS: dict[str, list[str]] = {}
+BENCHMARKS: dict[str, list[str]] = {
+    "negatives": ["negatives.py"],
+    "optimizer": ["optimizer.py"],
+    "checkpoint": ["checkpoint.py"],
+    "planning": ["plan_scale.py", "laion-times-ten", "--repeats", "3", "--plan-only"],
+}
 _HEADER = ["row", "unit", "mlcd", "best peer", "its figure", "ratio", "goal", ""]
 
 

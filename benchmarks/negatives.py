@@ -23,6 +23,7 @@ from functools import partial
 import goals
 import measure
 import numpy as np
+import spread
 
 from mlcd.classifier import NegativeSampler, shard_bounds
 
@@ -86,15 +87,21 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 80])
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
-    print(goals.machine())
+    print(spread.machine())
     for ranks in arguments.ranks:
         contenders = {kind: partial(build, kind, arguments.classes, ranks) for kind in CONTENDERS}
         results = measure.compare(contenders, repeats=arguments.repeats, threads=1)
         print(f"\nK = {arguments.classes}, r = {RATIO}, a rank of {ranks}, one draw:\n")
         print(
-            goals.table(results, "numpy, own part", {"ours": 1.0}, unit=1e-3 * DRAWS, name="ms"),
+            spread.table(results, "numpy, own part", {"ours": 1.0}, unit=1e-3 * DRAWS, name="ms"),
             flush=True,
         )
+        times = {
+            kind: [time / DRAWS * 1e3 for time in result.cpus] for kind, result in results.items()
+        }
+        row = f"negatives, K = {arguments.classes:,}, a rank of {ranks}"
+        peers = {"numpy choice": times["numpy, own part"]}
+        goals.state(row, times["ours"], peers, 1.0, unit="CPU ms")
 
 
 if __name__ == "__main__":
