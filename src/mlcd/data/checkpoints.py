@@ -215,7 +215,7 @@ def _sha256(handle: BinaryIO, tensors: dict[str, torch.Tensor]) -> str:
     }
     digest = hashlib.sha256(start + header)
     for name in sorted(places, key=places.__getitem__):
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
