@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace, section: object = None) -> None:
 
 
 def _seal(results: Path, arguments: argparse.Namespace) -> bool:
-    from mlcd.commands.audit import lock, system
+    from mlcd.commands.audit import cards, lock, system
 
     try:
         stages: dict[str, Any] = json.loads(arguments.stages)
@@ -101,6 +101,7 @@ def _seal(results: Path, arguments: argparse.Namespace) -> bool:
     except (ValueError, TypeError, AttributeError):
         raise UserError("--rules: expected JSON, rule → names of rules") from None
     value = lock.build(results, stages, arguments.inputs)
+    cards.name_run(results, value)
     lock.write(results, value, system.describe(), system.difference(), rules)
     print(f"identity of this run: {value['root']}")
     return True

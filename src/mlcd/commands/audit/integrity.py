@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlcd.commands.audit import bundle
+from mlcd.commands.audit import bundle, cards
 from mlcd.commands.audit import lock as locks
 from mlcd.commands.audit.nodes import SEALED, Finding, Node, collect
 from mlcd.data import hdf5
@@ -36,6 +36,7 @@ def chain(results: Path, lock: dict[str, Any], root: str | None = None) -> list[
     damaged = {problem.path for problem in problems}
     for path, node in locked.items():
         found += _compared(results, path, node, nodes.get(path), path in damaged)
+    found += cards.check(results, lock)
     known = {*locked, *lock["not_locked"], *damaged}
     for path in sorted({*nodes, *others} - known):
         found.append(Finding(path, "added since the run was sealed"))

@@ -184,10 +184,11 @@ def _export(results: Path, path: str) -> list[Node]:
         _node(results, (folder / _name(name)).as_posix(), digest, BYTES, weights, size=sizes[name])
         for name, digest in about["files"].items()
     ]
+    check = _node(results, path, checksum, CONTENT, *(node.hash for node in found))
     card = (folder / "README.md").as_posix()
-    if (results / card).is_file():
-        found += _page(results, card, weights)
-    return [*found, _node(results, path, checksum, CONTENT, *(node.hash for node in found))]
+    # check.json does not name the card, which names the run.
+    cards = _page(results, card, weights) if (results / card).is_file() else []
+    return [*found, *cards, check]
 
 
 def _hdf5(results: Path, path: str) -> list[Node]:

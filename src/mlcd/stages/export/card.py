@@ -13,28 +13,24 @@ from typing import Any
 
 import jinja2
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
 
 from mlcd.data import hdf5
 from mlcd.data.centroids import Centroids
 from mlcd.data.labels import Labels
+from mlcd.stages.export import front_matter
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import write_text
 from mlcd.utils.records import read_csv
 
 _COLUMNS = ("model", "dataset", "metric", "value")
 #: Models of the results, in the order of the card's columns.
-_MODELS = ("trained", "random", "frozen", "pixels", "chance")
-#: Task of the encoder, as model hubs call it.
-_TASK = "image-feature-extraction"
+_MODELS = (front_matter.JUDGED, "random", "frozen", "pixels", "chance")
 #: What the example of a library needs, for pip.
 _PACKAGES = {
     "timm": "torch torchvision timm",
     "open_clip": "torch torchvision open_clip_torch",
     "transformers": "torch pillow transformers",
 }
-#: How metrics begin that the text tower takes part in.
-_OF_TEXT = ("zero_shot", "image_to_text", "text_to_image")
 
 
 @dataclass(frozen=True)
@@ -101,10 +97,12 @@ def write(
         lstrip_blocks=True,
         keep_trailing_newline=False,
     )  # Markdown: nothing is escaped but the bars of tables
-    templates.filters["cell"] = lambda value: str(value).replace("|", r"\|")
+    templates.filters["cell"] = lambda value: " ".join(str(value).replace("|", r"\|").splitlines())
     models, scores = _scores(made_from)
     text = templates.get_template("card.md").render(
-        front=_front(about, usage, made_from, license).to_yaml(),
+        front=front_matter.of(
+            about, usage.library, made_from.lists, made_from.results, license
+        ).to_yaml(),
         model=_model(about),
         usage=usage,
         packages=_PACKAGES[usage.library],
@@ -112,40 +110,13 @@ def write(
         settings=_settings(about, made_from),
         models=models,
         scores=scores,
-        of_text=any(metric.startswith(_OF_TEXT) for _, metric in made_from.results),
+        of_text=any(front_matter.of_text(metric) for _, metric in made_from.results),
         files=[(name, f"`{value}`") for name, value in files.items()],
         sha256=about["sha256"],
         license=license,
+        run=front_matter.UNSEALED,
     )
     write_text(folder / "README.md", text)
-
-
-def _front(
-    about: dict[str, Any], usage: Usage, made_from: Origin, license: str | None
-) -> ModelCardData:
-    """Return what hubs read: the task, the library, and this encoder's own scores.
-
-    Scores that the text tower takes part in are not of what is exported.
-    """
-    scores = [
-        EvalResult(
-            task_type=_TASK,
-            dataset_type=dataset,
-            dataset_name=dataset,
-            metric_type=metric,
-            metric_value=values[_MODELS[0]],
-        )
-        for (dataset, metric), values in made_from.results.items()
-        if _MODELS[0] in values and not metric.startswith(_OF_TEXT)
-    ]
-    return ModelCardData(
-        license=license,
-        library_name=usage.library,
-        pipeline_tag=_TASK,
-        tags=["mlcd", "vision-encoder", "self-supervised"],
-        model_name=about["model"] if scores else None,
-        eval_results=scores or None,
-    )
 
 
 def _model(about: dict[str, Any]) -> list[tuple[str, str]]:

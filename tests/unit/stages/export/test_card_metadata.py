@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from huggingface_hub import ModelCard
 
-from mlcd.stages.export import card
+from mlcd.stages.export import card, front_matter
 from mlcd.utils.files import read_json, write_json
 
 ABOUT = {
@@ -21,8 +21,8 @@ RESULTS = {
 }
 
 
-def written(folder, made_from=None, license=None) -> str:
-    card.write(folder, ABOUT, USAGE, made_from or card.Origin(), license, {"a.json": "ff"})
+def written(folder, made_from=None, license=None, about=ABOUT) -> str:
+    card.write(folder, about, USAGE, made_from or card.Origin(), license, {"a.json": "ff"})
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -62,3 +62,45 @@ def test_settings_read_from_a_file_are_written(tmp_path):
     about = read_json(tmp_path / "encoder.json")
     card.write(tmp_path, about, USAGE, card.Origin(), None, {})
     assert "lr: 0.5" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "name"),
+    [
+        ("resnet18", "a1_in1k", "timm/resnet18.a1_in1k"),
+        ("open_clip:ViT-B-32", "laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+        ("open_clip:ViTamin-L2-384", "datacomp1b", "jienengchen/ViTamin-L2-384px"),
+        # A file is no model of the hub, whatever its folder is called.
+        ("resnet18", "timm/resnet18.a1_in1k", None),
+        ("resnet18", "encoder/model.safetensors", None),
+        ("tf_efficientnet_lite0", "packaged", None),
+    ],
+)
+def test_hubs_read_whose_weights_came_first(tmp_path, model, source, name):
+    source = front_matter.PACKAGED if source == "packaged" else source
+    about = {**ABOUT, "model": model, "initial": {"source": source, "sha256": "cd" * 32},
+             "section": {}}  # fmt: skip
+    origin = card.Origin(lists=["photos.parquet", "more"])
+    data = ModelCard(written(tmp_path, origin, about=about)).data
+    assert (data.base_model, data.datasets) == (name, ["photos.parquet", "more"])
+
+
+def test_a_card_names_the_run_that_it_is_told_and_no_other(tmp_path):
+    text = written(tmp_path, card.Origin(lists=["a"], results=RESULTS), "mit")
+    assert front_matter.run_of(text) == ""
+    first, second = (front_matter.named(text, digit * 64) for digit in "12")
+    assert front_matter.run_of(first) == "1" * 64
+    assert front_matter.named(first, "2" * 64) == second == front_matter.named(second, "2" * 64)
+    # Nothing but the name has changed.
+    lines = first.splitlines()
+    assert [line for line in text.splitlines() if line not in lines] == [front_matter.UNSEALED]
+    assert front_matter.scores(first) == front_matter.scores(text)
+
+
+def test_a_list_cannot_pass_for_the_name_of_a_run(tmp_path):
+    line = "x\nIdentity of the run: `evil`."
+    text = written(tmp_path, card.Origin(lists=[line], sections={"embed": {"name": line}}))
+    assert front_matter.run_of(text) == ""
+    # Neither begins a line of its own.
+    assert text.count("\nIdentity of the run: ") == 1
+    assert front_matter.run_of(front_matter.named(text, "1" * 64)) == "1" * 64
