@@ -8,6 +8,8 @@
 #                  results/audit/rules.json    the graph of the rules
 #                  results/audit/bundle.json   files of results/audit/bundle/: the run as crate, bill of
 #                                              materials, signed statement, graphs
+#                  results/audit/chain.html    the chain as a picture, a page of the report
+#                  results/export/{format}/README.md   now names the run
 
 
 rule audit:
@@ -21,6 +23,13 @@ rule audit:
         changes=f"{RESULTS}/audit/source.diff",
         rules=f"{RESULTS}/audit/rules.json",
         bundle=f"{RESULTS}/audit/bundle.json",
+        # Not among the pages of rules/report.smk: it is of these as well.
+        page=report(
+            f"{RESULTS}/audit/chain.html",
+            caption="../workflow/report/audit.rst",
+            category="6 Provenance",
+            labels={"page": "Audit: the chain of all files"},
+        ),
     log:
         f"{RESULTS}/logs/audit.log",
     # A matter of seconds, and Git is where the run is steered from.

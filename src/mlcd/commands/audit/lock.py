@@ -16,6 +16,7 @@ from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_file, sha256_json, write_text
 from mlcd.utils.fingerprint import code_record, file_identity
 from mlcd.utils.logging import LOGGER
+from mlcd.utils.ownership import claim
 from mlcd.utils.records import read_record, write_record
 
 LOCK = Path("audit") / "lock.json"
@@ -101,10 +102,14 @@ def write(
     changes: str,
     rules: dict[str, list[str]],
 ) -> None:
-    """Write lock.json last; beside it code, system, source.diff and rules, whose hashes it holds.
+    """Write lock.json last; beside it code, system, source.diff, rules and the page, by hashes.
 
     `changes`: how the source tree differs from its revision. `rules`: rule → rules it waited for.
+    Raises :class:`UserError` if somebody else's file lies where the page goes.
     """
+    from mlcd.commands.audit import page
+
+    claim(results / page.PAGE)
     (results / LOCK).parent.mkdir(parents=True, exist_ok=True)
     code = {stage: code_record(stage) for stage in lock["stages"]}
     write_record(results / CODE, {"stages": code})
@@ -112,7 +117,10 @@ def write(
     write_text(results / CHANGES, changes)
     write_record(results / RULES, {"rules": rules})
     beside = {path.name: sha256_file(results / path) for path in (CODE, SYSTEM, CHANGES, RULES)}
-    write_record(results / LOCK, {**lock, "beside": beside})
+    lock = {**lock, "beside": beside}
+    write_text(results / page.PAGE, page.html(lock, nodes_of(lock), system))
+    beside[page.PAGE.name] = sha256_file(results / page.PAGE)
+    write_record(results / LOCK, lock)
 
 
 def read(results: Path) -> dict[str, Any]:
