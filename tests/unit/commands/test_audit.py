@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers.refusals import refused
@@ -12,6 +13,7 @@ from helpers.report_stores import CHUNKS, Stores
 from mlcd import cli
 from mlcd.commands.audit import compare, lock
 from mlcd.commands.audit.nodes import collect
+from mlcd.data import hdf5
 from mlcd.utils.records import read_record, write_record
 
 STAGES = {
@@ -47,6 +49,22 @@ def test_every_file_names_what_it_was_made_from(results):
     assert labels.hash in nodes["labels/summary.json"].inputs
     assert nodes[f"images/{chunk}/00000.tar"].hash in images.inputs
     assert not nodes["train/metrics.jsonl"].repeats
+
+
+def test_centers_name_their_embeddings_unless_they_are_of_another_run(results, tmp_path):
+    """A section names centers only where they were given; the key is always there."""
+    said = json.dumps(["a" * 64])
+    for number, (centers, inputs) in enumerate([(None, ("a" * 64,)), ("b" * 64, ())]):
+        section = json.dumps({"centers": centers, "k": 4})
+        file = tmp_path / str(number) / "clusters" / "centroids.h5"
+        hdf5.write(file, "centroids", {"centroid": np.zeros((4, 2))},
+                   {"embeddings": said, "section": section})  # fmt: skip
+        nodes = collect(tmp_path / str(number))[0]
+        assert nodes["clusters/centroids.h5"].inputs == inputs
+    # Kept ones may be of images before a later top-up.
+    nodes = collect(tmp_path / "0")[0]
+    assert lock.crossings(nodes, STAGES) == [("clusters/centroids.h5", "a" * 64)]
+    assert lock.crossings(nodes, {"cluster": {"section": {"centers": "x.h5"}}}) == []
 
 
 def test_the_identity_is_of_content_sections_and_code_alone(results, tmp_path):

@@ -42,7 +42,9 @@ def name_run(results: Path, lock: dict[str, Any]) -> None:
             text = _text(path)
             new = front_matter.named(text, lock["root"])
         except ValueError as error:
-            LOGGER.warning("%s: edited (%s), so it does not name the run", path, error)
+            LOGGER.warning(
+                "%s: not as this version writes it (%s), so it does not name the run", path, error
+            )
             continue
         if new != text:
             write_text(path, new)

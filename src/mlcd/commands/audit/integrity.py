@@ -42,7 +42,7 @@ def chain(results: Path, lock: dict[str, Any], root: str | None = None) -> list[
         found.append(Finding(path, "added since the run was sealed"))
     found += [
         Finding(path, f"made from a file of hash {word[:16]}… that is not of this run")
-        for path, word in locks.crossings(locked)
+        for path, word in locks.crossings(locked, lock["stages"])
     ]
     return found
 

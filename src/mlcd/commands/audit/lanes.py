@@ -13,6 +13,8 @@ from markupsafe import Markup
 
 #: Pixels: width of a lane, height of the head of a row, where its dot is, room beside the lanes.
 STEP, HEAD, MIDDLE, EDGE = 16, 62, 30, 12
+#: Pixels from the top at which lines come to a row's dot, and leave it.
+IN, OUT = MIDDLE - 4, MIDDLE + 4
 #: Colors of lanes that are told apart by people who see few colors (Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#3f8fc0", "#57606a")
 
@@ -66,18 +68,19 @@ def head(lanes: Sequence[Lane], row: int) -> Markup:
     for lane in lanes:
         x = _x(lane)
         if lane.start < row <= lane.last:
-            parts.append(_line(x, 0, x, HEAD if row < lane.last else MIDDLE, lane.color))
+            parts.append(_line(x, 0, x, HEAD if row < lane.last else IN, lane.color))
         if lane.start == row:
-            parts.append(_line(x, MIDDLE, x, HEAD, lane.color))
-    # Above the lines that they cross, with a gap in these.
+            parts.append(_line(x, OUT, x, HEAD, lane.color))
+    # To the row above its middle, from it below, over the lines that they cross.
     for lane in lanes:
-        if lane.start == row or row in lane.ends:
-            x = _x(lane)
-            parts.append(_line(x, MIDDLE, dot, MIDDLE, lane.color))
-            parts.append(Markup('<circle cx="{}" cy="{}" r="3" fill="{}"/>').format(
-                x, MIDDLE, lane.color))  # fmt: skip
-    parts.append(Markup('<circle cx="{}" cy="{}" r="6" fill="#fff" stroke="#1f2933" '
-                        'stroke-width="2.5"/>').format(dot, MIDDLE))  # fmt: skip
+        x = _x(lane)
+        for at in [IN] * (row in lane.ends) + [OUT] * (lane.start == row):
+            parts.append(_line(x, at, dot, at, lane.color))
+            parts.append(_circle(x, at, 3, lane.color))
+    if any(row in lane.ends for lane in lanes):
+        tip = f"M{dot - 5} {IN}l-7 -4v8z"
+        parts.append(Markup('<path d="{}" fill="#1f2933"/>').format(tip))
+    parts.append(_circle(dot, MIDDLE, 6, "#fff", "#1f2933"))
     return Markup('<svg width="{0}" height="{1}" viewBox="0 0 {0} {1}" aria-hidden="true">{2}'
                   "</svg>").format(wide, HEAD, Markup().join(parts))  # fmt: skip
 
@@ -100,3 +103,8 @@ def _line(x1: int, y1: int, x2: int, y2: int, color: str) -> Markup:
     return Markup('<path d="M{} {}L{} {}" stroke="{}" stroke-width="2" fill="none"/>').format(
         x1, y1, x2, y2, color
     )
+
+
+def _circle(x: int, y: int, radius: int, fill: str, stroke: str = "none") -> Markup:
+    text = '<circle cx="{}" cy="{}" r="{}" fill="{}" stroke="{}" stroke-width="2.5"/>'
+    return Markup(text).format(x, y, radius, fill, stroke)

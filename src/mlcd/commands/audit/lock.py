@@ -52,7 +52,7 @@ def build(
     for node in nodes.values():
         if not (results / node.path).is_file():
             raise UserError(f"{results / node.path}: missing; run the workflow, which makes it")
-    if broken := crossings(nodes):
+    if broken := crossings(nodes, stages):
         path, word = broken[0]
         raise UserError(
             f"{results / path}: made from a file of hash {word[:16]}… that these results do not "
@@ -87,11 +87,18 @@ def root_of(lock: dict[str, Any]) -> str:
     return sha256_json([lock["format"], inputs, lock["stages"], files])
 
 
-def crossings(nodes: dict[str, Node]) -> list[tuple[str, str]]:
-    """Return (path, hash) where a file names an input that no file of the run is."""
+def crossings(nodes: dict[str, Node], stages: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (path, hash) where a file names an input that no file of the run is.
+
+    Centers that the config keeps may be of images as they were before.
+    """
     known = {node.hash for node in nodes.values()}
+    kept = (stages.get("cluster", {}).get("section") or {}).get("centers")
     return [
-        (node.path, word) for node in nodes.values() for word in node.inputs if word not in known
+        (node.path, word)
+        for node in nodes.values()
+        for word in node.inputs
+        if word not in known and not (kept and node.stage == "cluster")
     ]
 
 

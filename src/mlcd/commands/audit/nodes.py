@@ -201,8 +201,10 @@ def _hdf5(results: Path, path: str) -> list[Node]:
         if isinstance(attributes.get(name), str)
     ]
     said = attributes.get("embeddings", "")
-    if attributes["kind"] == "centroids" and '"centers"' in str(attributes.get("section")):
-        said = ""  # made by another run, of its embeddings
+    if attributes["kind"] == "centroids":
+        section = json.loads(str(attributes.get("section") or "{}"))
+        if section.get("centers"):
+            said = ""  # made by another run, of its embeddings
     made += json.loads(said) if str(said).startswith("[") else [str(said)]
     return [_node(results, path, fingerprint, CONTENT, *made)]
 

@@ -6,6 +6,7 @@ nothing is fetched. A stage of 40,000 files is a box that shows the first of eac
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -166,7 +167,9 @@ def _pattern(path: str) -> str:
 def _section(section: Any) -> str:
     if not section:
         return ""
-    text = yaml.safe_dump(section, sort_keys=False, allow_unicode=True).strip()
+    # YAML knows plain objects only.
+    plain = json.loads(json.dumps(section))
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).strip()
     return text if len(text) <= _SECTION else f"{text[:_SECTION]}\n… (all of it: audit/lock.json)"
 
 
@@ -185,7 +188,7 @@ def _machine(system: dict[str, Any]) -> list[tuple[str, str]]:
     cuda = f", CUDA {torch['cuda']}, cuDNN {torch.get('cudnn')}" if torch.get("cuda") else ""
     facts = [
         ("mlcd", system.get("mlcd")),
-        ("revision", revision.get("commit") or "no checkout"),
+        ("revision", revision.get("commit") or "none: not a checkout"),
         ("Python", f"{system.get('python')} on {system.get('platform')}, {system.get('libc')}"),
         ("processor", f"{processor.get('model')}, {processor.get('cores')} cores"),
         ("instructions", " ".join(processor.get("flags", [])) or "not known"),

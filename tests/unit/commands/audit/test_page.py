@@ -140,5 +140,5 @@ def test_a_line_goes_on_beside_a_box_that_is_open():
     assert heights == [True, True, False]
     # From the dot of the first row down, through the second, to that of the last.
     ends = [re.findall(r'd="M\d+ (\d+)L\d+ (\d+)"', lanes.head(lines, row)) for row in range(3)]
-    middle, full = str(lanes.MIDDLE), str(lanes.HEAD)
-    assert (middle, full) in ends[0] and ends[1] == [("0", full)] and ("0", middle) in ends[2]
+    leaves, comes, full = str(lanes.OUT), str(lanes.IN), str(lanes.HEAD)
+    assert (leaves, full) in ends[0] and ends[1] == [("0", full)] and ("0", comes) in ends[2]
