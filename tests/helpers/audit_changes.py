@@ -46,6 +46,7 @@ KINDS = {
     "audit/code.json": "chain",
     "audit/system.json": "chain",
     "audit/rules.json": "chain",
+    "audit/chain.html": "chain",
     "audit/bundle.json": "chain",
     "audit/bundle/*.*": "chain",
 }
@@ -89,6 +90,7 @@ def changes(results: Path, flips: int) -> Iterator[Change]:
         "audit/lock.json of nothing", "chain", lambda at: write_record(at / LOCK, {"format": 1})
     )
     yield Change("a tar replaced with its manifest", "chain", replaced_tar)
+    yield Change("a card of another run, and the lock fits it", "chain", other_card)
     for name, forge in FORGERIES.items():
         yield Change(f"forged and sealed again: {name}", "numbers", forge)
 
@@ -136,6 +138,16 @@ def edited_lock(results: Path) -> None:
     lock = read_record(results / LOCK, "audit")
     path = next(path for path in lock["files"] if path.startswith("labels/"))
     lock["files"][path]["hash"] = "0" * 64
+    write_record(results / LOCK, lock)
+
+
+def other_card(results: Path) -> None:
+    """Let a model card name another run, and the lock hold its hash: no root hash is of cards."""
+    lock = read_record(results / LOCK, "audit")
+    path = next(path for path in lock["files"] if path.endswith("README.md"))
+    card = results / path
+    card.write_text(card.read_text(encoding="utf-8").replace(lock["root"], "0" * 64))
+    lock["files"][path]["hash"] = sha256_file(card)
     write_record(results / LOCK, lock)
 
 

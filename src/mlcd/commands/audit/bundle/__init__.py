@@ -25,6 +25,8 @@ from mlcd.utils.records import read_record, write_record
 
 #: Modules, in this order: a later part may list the files of those before it.
 PARTS = (
+    "croissant",
+    "checklist",
     "graph",
     "sbom",
     "statement",

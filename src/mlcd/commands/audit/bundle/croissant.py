@@ -1,0 +1,122 @@
+"""croissant.json: the run's images as Croissant 1.0, by which loaders and catalogs read data sets.
+
+The files by SHA-256: tars, the tables of their rows, and the labels. A record set per chunk has the
+columns of its table. Labels lie in HDF5, which Croissant has no reader for: they are files alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from mlcd.commands.audit.bundle.run import Lacking, Run, write_json
+from mlcd.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import mlcroissant
+
+NAME = "croissant"
+FILE = "croissant.json"
+#: Tars that are listed one by one: each takes the library 90 kB. Of more, the manifests that name
+#: them are listed.
+_TARS = 4000
+#: Chunks that have a record set.
+_CHUNKS = 2000
+#: From the bundle's folder to the results.
+_UP = "../../"
+_KINDS = {
+    ".tar": "application/x-tar", ".parquet": "application/x-parquet", ".json": "application/json",
+    ".h5": "application/x-hdf5",
+}  # fmt: skip
+#: Column of rows.parquet → type in Croissant, and what it is.
+_COLUMNS = {
+    "key": ("TEXT", "Name of the image in its tar, and of its row in embeddings and labels."),
+    "url": ("TEXT", "Where it was fetched from, or where it lies on disk."),
+    "caption": ("TEXT", "What the list says of it."),
+    "width": ("INTEGER", "Pixels."),
+    "height": ("INTEGER", "Pixels."),
+    "sha256": ("TEXT", "Of its bytes in the tar."),
+    "status": ("TEXT", "success, or how it failed."),
+    "tar": ("INTEGER", "Number of its tar in the chunk; negative where it did not arrive."),
+}
+
+
+def write(run: Run, folder: Path) -> list[Path]:
+    """Write the description, and read it again as a user would, which validates it."""
+    if importlib.util.find_spec("mlcroissant") is None:
+        raise Lacking("mlcroissant")
+    import mlcroissant as mlc
+
+    tables = run.files("images/*/rows.parquet")
+    if not tables:
+        return []
+    # It warns of a license, a citation and a date that a run does not know.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    value = _metadata(mlc, run, tables).to_json()
+    path = write_json(folder / FILE, value)
+    try:
+        mlc.Dataset(path)
+    except mlc.ValidationError as error:
+        raise UserError(f"{FILE}: refused by mlcroissant: {' '.join(str(error).split())}") from None
+    return [path]
+
+
+def _metadata(mlc: Any, run: Run, tables: list[str]) -> mlcroissant.Metadata:
+    names = ", ".join(entry["name"] for entry in run.lock["inputs"])
+    tars = run.files("images/*/*.tar", "images/*/*.index")
+    files = [*tables, *(tars if len(tars) <= _TARS else run.files("images/*/manifest.json"))]
+    told = (
+        f"The images that the encoder of run {run.lock['root']} was trained on, in {len(tables):,} "
+        f"chunks and {len(tars):,} tars, from: {names or 'lists that were not recorded'}. "
+        "Images keep the terms of their owners. "
+        "Labels are in labels/{chunk}.h5: row i of `label` is of the i-th image that was embedded."
+    )
+    if len(tars) > _TARS:
+        told += " Each manifest.json names the tars of its chunk by SHA-256."
+    if len(tables) > _CHUNKS:
+        told += f" The first {_CHUNKS:,} chunks have a record set; all tables have the same form."
+    return mlc.Metadata(
+        name=f"images-{run.lock['root'][:12]}",
+        description=told,
+        distribution=[*_files(mlc, run, files), *_files(mlc, run, run.files("labels/*.h5"))],
+        record_sets=[_records(mlc, run, table) for table in tables[:_CHUNKS]],
+    )
+
+
+def _files(mlc: Any, run: Run, paths: list[str]) -> Iterator[mlcroissant.FileObject]:
+    """Iterate over files whose bytes the lock has a hash of: all but HDF5 files over 64 MiB."""
+    for path in paths:
+        node = run.lock["files"][path]
+        if digest := node["hash"] if node["of"] == "bytes" else node["sealed"]:
+            yield mlc.FileObject(
+                id=quote(path),
+                name=quote(path),
+                content_url=_UP + quote(path),
+                content_size=f"{node['size']} B",
+                encoding_formats=[_KINDS.get(PurePosixPath(path).suffix, "text/plain")],
+                sha256=digest,
+            )
+
+
+def _records(mlc: Any, run: Run, table: str) -> mlcroissant.RecordSet:
+    """Return the record set of a chunk: those columns that its table has."""
+    import pyarrow.parquet as pq
+
+    name = quote(PurePosixPath(table).parent.name)
+    there = set(pq.read_schema(run.results / table).names)
+    fields = [
+        mlc.Field(
+            id=f"{name}/{column}",
+            name=f"{name}/{column}",
+            description=about,
+            data_types=[getattr(mlc.DataType, kind)],
+            source=mlc.Source(file_object=quote(table), extract=mlc.Extract(column=column)),
+        )
+        for column, (kind, about) in _COLUMNS.items()
+        if column in there
+    ]
+    return mlc.RecordSet(id=name, name=name, key=[f"{name}/key"], fields=fields)
