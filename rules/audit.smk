@@ -8,7 +8,7 @@
 #                  results/audit/rules.json    the graph of the rules
 #                  results/audit/bundle.json   files of results/audit/bundle/: the run as crate, bill of
 #                                              materials, signed statement, graphs
-#                  results/audit/chain.html    the chain as a picture, a page of the report
+#                  results/audit/chain.html    the chain as a graph, a page of the report
 #                  results/export/{format}/README.md   now names the run
 
 

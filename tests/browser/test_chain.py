@@ -21,11 +21,11 @@ return [...document.querySelectorAll('.link')].map(link => {
   const middle = rect => (rect.top + rect.bottom) / 2;
   const dot = link.querySelector('circle[r="6"]').getBoundingClientRect();
   const box = link.querySelector('summary').getBoundingClientRect();
-  const files = link.querySelector('.files').getBoundingClientRect();
-  const gutter = link.querySelector('.gutter').getBoundingClientRect();
-  return [middle(dot) - middle(box), files.height > 0, gutter.bottom - link.getBoundingClientRect().bottom];
+  const rest = link.querySelector('.gutter').getBoundingClientRect().bottom;
+  const shown = link.querySelector('.files').checkVisibility();
+  return [middle(dot) - middle(box), shown, rest - link.getBoundingClientRect().bottom];
 });
-"""  # noqa: E501
+"""
 _WIDE = "return document.documentElement.scrollWidth - innerWidth"
 
 
@@ -62,7 +62,7 @@ def test_boxes_open_beside_their_lines(path, width):
         assert all(abs(offset) <= 2 and not shown for offset, shown, _ in closed)
         window.run("document.querySelectorAll('summary').forEach(one => one.click())")
         opened = window.run(_BOXES)
-        # The lines go on to the end of each open box.
+        # The lines lead to the end of each open box.
         assert all(abs(offset) <= 2 and shown and abs(rest) < 1 for offset, shown, rest in opened)
         assert window.run(_WIDE) <= 0
         assert (window.errors(), window.requests()) == ([], [])

@@ -1,4 +1,4 @@
-"""Where the lines of the chain's picture run: each stage's files go down a lane to who read them.
+"""Where the lines of the chain's graph run: each stage's files go down a lane to who read them.
 
 As `git log --graph` draws it: rows from top to bottom, lanes from left to right, the dots of the
 rows in the last column. A lane is free again below the last row that it leads to.
@@ -86,7 +86,7 @@ def head(lanes: Sequence[Lane], row: int) -> Markup:
 
 
 def tail(lanes: Sequence[Lane], row: int) -> str:
-    """Return a CSS background: the lanes that go on below the head of a row, however tall it is."""
+    """Return a CSS background: the lanes that continue below the head of a row, however tall it is."""
     place = f"{HEAD}px / 2px 100% no-repeat"
     return ", ".join(
         f"linear-gradient({lane.color}, {lane.color}) {_x(lane) - 1}px {place}"

@@ -1,4 +1,4 @@
-"""The report's page "Audit": the chain of a sealed run as a picture whose boxes open.
+"""The report's page "Audit": the chain of a sealed run as a graph whose boxes open.
 
 It is drawn from the lock and system.json alone, so equal seals give equal bytes. No script runs and
 nothing is fetched. A stage of 40,000 files is a box that shows the first of each kind.
@@ -81,7 +81,7 @@ def _warnings(system: dict[str, Any]) -> list[str]:
 
 
 def _rows(lock: dict[str, Any], nodes: dict[str, Node]) -> list[dict[str, Any]]:
-    """Return the rows of the picture, from the top: inputs, then stages that left files."""
+    """Return the rows of the graph, from the top: inputs, then stages that left files."""
     stage_of = {node.hash: node.stage for node in nodes.values()}
     rows: list[dict[str, Any]] = []
     for stage in ORDER:

@@ -1,4 +1,4 @@
-"""The page "Audit": the chain of a sealed run as a picture whose boxes open."""
+"""The page "Audit": the chain of a sealed run as a graph whose boxes open."""
 
 from __future__ import annotations
 
