@@ -86,7 +86,7 @@ def head(lanes: Sequence[Lane], row: int) -> Markup:
 
 
 def tail(lanes: Sequence[Lane], row: int) -> str:
-    """Return a CSS background: the lanes that continue below the head of a row, however tall it is."""
+    """Return a CSS background: the lanes that continue below a row's head, however tall."""
     place = f"{HEAD}px / 2px 100% no-repeat"
     return ", ".join(
         f"linear-gradient({lane.color}, {lane.color}) {_x(lane) - 1}px {place}"
