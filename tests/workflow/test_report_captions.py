@@ -30,3 +30,10 @@ def test_captions_name_the_models_and_lists_of_the_config():
     assert "ln(256)" in caption("text", values)
     about = caption("workflow", values)
     assert ">lists/*.parquet<" in about and ">more.csv<" in about
+
+
+def test_the_first_page_names_the_sealed_run():
+    values = Config(metadata=["more.csv"]).model_dump(mode="json")
+    assert "identity" not in caption("workflow", values)
+    assert f">{'ab' * 32}<" in caption("workflow", {**values, "run_identity": "ab" * 32})
+    assert "audit/lock.json" in caption("audit", values)

@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
 
 from helpers import audit_changes
 from helpers.audit_changes import audit, found
@@ -42,6 +43,7 @@ def finished(tmp_path_factory):
         checkout.write_images(url, base / "site")
         done = checkout.snakemake("--cores", "2")
     assert done.returncode == 0, done.stdout[-6000:]
+    checkout.said = done.stdout
     return checkout
 
 
@@ -335,6 +337,21 @@ def test_a_sealed_run_holds_on_every_level_wherever_it_lies(finished, changed):
     assert status == 1 and f"is of the run {root}" in said
     status, said = audit("verify", f"{changed.folder}/results", "--bytes", "--sample", "0.25")
     assert status == 0 and "would be missed with probability 0.7" in said
+
+
+def test_a_run_ends_with_its_identity_and_its_cards_and_its_page_name_it(finished):
+    results = finished.folder / "results"
+    root = read_record(results / "audit/lock.json", "audit")["root"]
+    *_, last = (line for line in finished.said.splitlines() if "identity" in line)
+    assert last == f"identity of this run: {root} (mlcd audit verify results)"
+    card = ModelCard.load(results / "export/timm/README.md").data
+    assert card["mlcd_run"] == root
+    scores = read_record(results / "evaluate/trained.json", "evaluate")["datasets"]
+    assert {(r.dataset_name, r.metric_type): r.metric_value for r in card.eval_results} == {
+        (name, metric): value for name, one in scores.items()
+        for metric, value in one["scores"].items()
+    }  # fmt: skip
+    assert root in (results / "audit/chain.html").read_text()
 
 
 def test_changes_are_found_by_the_level_that_promises_it(finished, tmp_path, monkeypatch):

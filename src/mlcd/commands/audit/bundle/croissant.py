@@ -10,14 +10,11 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from mlcd.commands.audit.bundle.run import Lacking, Run, write_json
 from mlcd.utils.errors import UserError
-
-if TYPE_CHECKING:
-    import mlcroissant
 
 NAME = "croissant"
 FILE = "croissant.json"
@@ -65,7 +62,7 @@ def write(run: Run, folder: Path) -> list[Path]:
     return [path]
 
 
-def _metadata(mlc: Any, run: Run, tables: list[str]) -> mlcroissant.Metadata:
+def _metadata(mlc: Any, run: Run, tables: list[str]) -> Any:
     names = ", ".join(entry["name"] for entry in run.lock["inputs"])
     tars = run.files("images/*/*.tar", "images/*/*.index")
     files = [*tables, *(tars if len(tars) <= _TARS else run.files("images/*/manifest.json"))]
@@ -87,7 +84,7 @@ def _metadata(mlc: Any, run: Run, tables: list[str]) -> mlcroissant.Metadata:
     )
 
 
-def _files(mlc: Any, run: Run, paths: list[str]) -> Iterator[mlcroissant.FileObject]:
+def _files(mlc: Any, run: Run, paths: list[str]) -> Iterator[Any]:
     """Iterate over files whose bytes the lock has a hash of: all but HDF5 files over 64 MiB."""
     for path in paths:
         node = run.lock["files"][path]
@@ -102,7 +99,7 @@ def _files(mlc: Any, run: Run, paths: list[str]) -> Iterator[mlcroissant.FileObj
             )
 
 
-def _records(mlc: Any, run: Run, table: str) -> mlcroissant.RecordSet:
+def _records(mlc: Any, run: Run, table: str) -> Any:
     """Return the record set of a chunk: those columns that its table has."""
     import pyarrow.parquet as pq
 
