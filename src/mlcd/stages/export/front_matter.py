@@ -110,7 +110,7 @@ def read(text: str) -> ModelCard:
 
 def scores(text: str) -> dict[tuple[str, str], float]:
     """Return the scores that a card claims: (data set, metric) → value. Raises ValueError."""
-    found = read(text).data.eval_results or []
+    found = read(text).data.get("eval_results") or []
     return {(str(one.dataset_name), str(one.metric_type)): one.metric_value for one in found}
 
 
