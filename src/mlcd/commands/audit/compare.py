@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mlcd.commands.audit import lock as locks
+from mlcd.commands.audit.nodes import ORDER
 from mlcd.utils.fingerprint import differing
 from mlcd.utils.records import read_csv, read_record
 
-#: Stages in the order of the chain.
-ORDER = (
-    "prepare", "download", "embed", "cluster", "label", "train", "text", "evaluate", "export",
-    "report",
-)  # fmt: skip
 #: Lines that a screen takes, of each kind.
 _FILES, _SCORES, _MACHINE = 5, 12, 5
 

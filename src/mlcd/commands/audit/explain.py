@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcd.commands.audit import lock as locks
-from mlcd.commands.audit.compare import ORDER
-from mlcd.commands.audit.nodes import Node
+from mlcd.commands.audit.nodes import ORDER, Node
 from mlcd.utils.errors import UserError
 
 

@@ -23,6 +23,11 @@ from mlcd.utils.records import CHECKSUM, read_csv, read_with_checksum
 #: Folders below the results that no result rests on (saved states, logs, times, this chain), and
 #: ablations, which are runs of their own.
 LEFT_OUT = frozenset({"state", "logs", "benchmarks", "tensorboard", "audit", "listings", "ablate"})
+#: Stages in the order of the chain.
+ORDER = (
+    "prepare", "download", "embed", "cluster", "label", "train", "text", "evaluate", "export",
+    "report",
+)  # fmt: skip
 #: What a hash is of: the content, as the writer hashed it, or the bytes, hashed then or now.
 CONTENT, BYTES, SEALED = "content", "bytes", "bytes when sealed"
 

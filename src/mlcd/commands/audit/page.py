@@ -16,8 +16,7 @@ import yaml
 from markupsafe import Markup
 
 from mlcd.commands.audit import lanes
-from mlcd.commands.audit.compare import ORDER
-from mlcd.commands.audit.nodes import Node
+from mlcd.commands.audit.nodes import ORDER, Node
 from mlcd.utils.units import decimal_size
 
 PAGE = Path("audit") / "chain.html"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mlcd.commands.audit.bundle import times
 from mlcd.commands.audit.bundle.jobs import Job, by_stage, jobs_of
 from mlcd.commands.audit.bundle.run import Lacking, Run, digest_of
-from mlcd.commands.audit.compare import ORDER
+from mlcd.commands.audit.nodes import ORDER
 from mlcd.utils.files import sha256_file
 from mlcd.utils.project import SNAKEFILE
 

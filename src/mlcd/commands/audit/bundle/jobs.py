@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import PurePosixPath
 from typing import Any
 
-from mlcd.commands.audit.compare import ORDER
+from mlcd.commands.audit.nodes import ORDER
 
 
 @dataclasses.dataclass(frozen=True)
