@@ -46,6 +46,9 @@ rule audit:
         inputs=lambda wildcards, resources: files_from_outside(),
         # Nor does it which of the rules a command has asked for.
         rules=lambda wildcards, resources: rule_graph("audit"),
+        datasets=lambda wildcards: [
+            f"{name}={layout.identity(dataset)}" for name, dataset in DATASETS.items()
+        ],
         identities=lambda wildcards: [file_identity(path) for path in files_from_outside()],
     shell:
         """
@@ -53,6 +56,7 @@ rule audit:
             --stages {params.stages:q} \
             --inputs {params.inputs:q} \
             --rules {params.rules:q} \
+            --datasets {params.datasets:q} \
             --log {log:q}
         mlcd audit bundle {params.folder:q} --log {log:q}
         """

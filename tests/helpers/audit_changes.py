@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from mlcd import cli
+from mlcd.commands.audit import lock as locks
 from mlcd.data import hdf5, image_store
 from mlcd.utils.files import sha256_file
 from mlcd.utils.records import read_csv, read_record, write_csv, write_record
@@ -31,6 +32,11 @@ KINDS = {
     "clusters/iterations.jsonl": "chain",
     "labels/*.h5": "bytes",
     "labels/summary.json": "chain",
+    "text/embeddings/*.h5": "bytes",
+    "text/captions/*.h5": "bytes",
+    "text/text.json": "chain",
+    "text/text.safetensors": "bytes",
+    "evaluate/texts/*.h5": "bytes",
     "train/encoder.json": "chain",
     "train/encoder.safetensors": "bytes",
     "train/metrics.jsonl": "chain",
@@ -65,6 +71,8 @@ def changes(results: Path, flips: int) -> Iterator[Change]:
     rng = random.Random(0)
     for pattern, level in KINDS.items():
         paths = sorted(path.relative_to(results) for path in results.glob(pattern))
+        if not paths and "text" in pattern:  # a run without the text tower
+            continue
         assert paths, pattern
         for number in range(flips):
             path = rng.choice(paths)
@@ -91,11 +99,17 @@ def changes(results: Path, flips: int) -> Iterator[Change]:
     )
     yield Change("a tar replaced with its manifest", "chain", replaced_tar)
     yield Change("a card of another run, and the lock fits it", "chain", other_card)
+    yield Change("the card of other weights", "chain", card_of_others)
+    yield Change("an edited config", "chain", edited_config)
+    yield Change("labels under the name of another chunk", "chain", renamed_labels)
+    yield Change("the lock of another code, and its root", "identity", other_code)
     for name, forge in FORGERIES.items():
         yield Change(f"forged and sealed again: {name}", "numbers", forge)
 
 
 LOCK = Path("audit") / "lock.json"
+#: How a command ended that met a defect of ours.
+CRASHED = 70
 
 
 def flip(path: Path, place: int, bit: int) -> None:
@@ -151,6 +165,37 @@ def other_card(results: Path) -> None:
     write_record(results / LOCK, lock)
 
 
+def card_of_others(results: Path) -> None:
+    """Let a model card speak of other weights."""
+    path = sorted(results.glob("export/*/README.md"))[0]
+    weights = read_record(results / "train" / "encoder.json", "train")["sha256"]
+    text = path.read_text()
+    assert weights in text
+    path.write_text(text.replace(weights, "0" * 64))
+
+
+def edited_config(results: Path) -> None:
+    """Let the resolved config tell of another seed."""
+    path = results / "report" / "config.yaml"
+    text = path.read_text()
+    assert "seed: 0" in text
+    path.write_text(text.replace("seed: 0", "seed: 1"))
+
+
+def renamed_labels(results: Path) -> None:
+    """Put the labels of a chunk in the place of another's."""
+    paths = sorted(results.glob("labels/*.h5"))
+    shutil.copy(paths[0], paths[-1])
+
+
+def other_code(results: Path) -> None:
+    """Let the lock tell of other code, with the root hash that it then has."""
+    lock = read_record(results / LOCK, "audit")
+    lock["stages"]["train"]["code"] = "0" * 16
+    lock["root"] = locks.root_of(lock)
+    write_record(results / LOCK, lock)
+
+
 def replaced_tar(results: Path) -> None:
     """Write another tar in the place of one, and a manifest that fits it."""
     path = sorted(results.glob("images/*/manifest.json"))[0]
@@ -166,10 +211,15 @@ def sealed_again(forge: Callable[[Path], None]) -> Callable[[Path], None]:
     """Return a change after which the run is sealed anew, so that no hash can find it."""
 
     def change(results: Path) -> None:
-        stages = json.dumps(read_record(results / LOCK, "audit")["stages"])
+        lock = read_record(results / LOCK, "audit")
         forge(results)
+        words = ["--stages", json.dumps(lock["stages"]), "--inputs"]
+        words += [entry["path"] for entry in lock["inputs"] if "path" in entry]
+        words.append("--datasets")
+        words += [f"{entry['name']}={entry['hash']}" for entry in lock["inputs"]
+                  if "bytes" not in entry]  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):
-            assert cli.main(["audit", "seal", str(results), "--stages", stages]) == 0
+            assert cli.main(["audit", "seal", str(results), *words]) == 0
             # Of the old seal it would give the forger away.
             assert cli.main(["audit", "bundle", str(results)]) == 0
 
@@ -210,11 +260,28 @@ def _objective(results: Path) -> None:
     found = {old: new}
     for labels in sorted(results.glob("labels/*.h5")):
         before = hdf5.fingerprint(labels)
-        found[before] = _attribute(labels, "centroids", new)
+        found[before] = _attributes(labels, centroids=new)
     _renamed(results, found)
 
 
-def _attribute(path: Path, name: str, value: str) -> str:
+def _embeddings(results: Path) -> None:
+    """Give each image of a chunk the embedding of another, all the way up to the weights."""
+    first = sorted(results.glob("embeddings/*.h5"))[0]
+    old = hdf5.fingerprint(first)
+    new = rewrite(first, lambda data: data.update(embedding=np.roll(data["embedding"], 1, 0)))
+    centroids = results / "clusters" / "centroids.h5"
+    before = hdf5.fingerprint(centroids)
+    said = str(hdf5.attributes(centroids)[0]["embeddings"])
+    center = _attributes(centroids, embeddings=said.replace(old, new))
+    found = {old: new, before: center}
+    for labels in sorted(results.glob("labels/*.h5")):
+        before = hdf5.fingerprint(labels)
+        made = {"embeddings": new} if labels.stem == first.stem else {}
+        found[before] = _attributes(labels, centroids=center, **made)
+    _renamed(results, found)
+
+
+def _attributes(path: Path, **values: str) -> str:
     with h5py.File(path) as file:
         data = {key: file[key][()] for key in file}
         about = {key: one.item() if isinstance(one, np.generic) else one
@@ -222,7 +289,7 @@ def _attribute(path: Path, name: str, value: str) -> str:
     kind = about.pop("kind")
     about = {key: about[key] for key in about if key not in ("content", "fingerprint")}
     path.unlink()
-    hdf5.write(path, kind, data, {**about, name: value})
+    hdf5.write(path, kind, data, {**about, **values})
     return hdf5.fingerprint(path)
 
 
@@ -266,6 +333,7 @@ def _export(results: Path) -> None:
 
 
 FORGERIES = {
+    "embeddings": sealed_again(_embeddings),
     "labels": sealed_again(_labels),
     "objective": sealed_again(_objective),
     "scores": sealed_again(_scores),
@@ -281,6 +349,7 @@ class Copy:
         self._from = results
         self.folder = folder / "results"
         shutil.copytree(results, self.folder)
+        self.identity = str(read_record(self.folder / LOCK, "audit")["root"])
 
     def restore(self) -> None:
         """Make the copy as the results are."""
@@ -295,21 +364,25 @@ class Copy:
 
 
 def audit(*words: str) -> tuple[int, str]:
-    """Run `mlcd audit`; return how it ended, and what it printed."""
+    """Run `mlcd audit`; return how it ended (:data:`CRASHED` for a defect), and what it printed."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         try:
             status = cli.main(["audit", *words])
         except SystemExit as end:
-            status = int(end.code or 0)
-    return status, said.getvalue()
+            return int(end.code or 0), said.getvalue()
+    # 1 is said by SystemExit; what main returns itself is that it has logged a traceback.
+    return CRASHED if status == 1 else status, said.getvalue()
 
 
 def found(copy: Copy, change: Change) -> bool:
     """Apply a change, tell whether its level finds it and no lower one crashes, and restore it."""
     try:
         change.apply(copy.folder)
-        options = {"chain": [], "bytes": ["--bytes"], "numbers": ["--numbers"]}[change.level]
+        options = {
+            "chain": [], "bytes": ["--bytes"], "numbers": ["--numbers"],
+            "identity": ["--identity", copy.identity],
+        }[change.level]  # fmt: skip
         status, said = audit("verify", str(copy.folder), *options)
         # A damaged lock cannot tell anything, and says so.
         return status == 1 or (status == 2 and "lock.json" in change.name + said)

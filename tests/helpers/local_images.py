@@ -76,9 +76,9 @@ def chunk(metadata: str | Path, folder: Path, **keys: object) -> Path:
     """Prepare all images of one entry as one chunk below `folder`; return its table."""
     kept = listed(metadata, folder, **keys)
     output = folder / "urls" / "c-00000.parquet"
-    root = listing.summary(kept.path).root
+    about = listing.summary(kept.path)
     section = Prepare.model_validate(keys)
-    write_chunk(output, str(kept.path), range(kept.images), root, section)
+    write_chunk(output, str(kept.path), range(kept.images), about, section, 0)
     return output
 
 

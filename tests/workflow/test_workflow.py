@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from helpers import audit_changes
 from helpers.audit_changes import audit, found
-from helpers.checkout import CONFIG, ROOT, ROWS, Checkout, serving
+from helpers.checkout import CONFIG, ROOT, ROWS
 from mlcd import cli
 from mlcd.utils.files import sha256_file
 from mlcd.utils.records import read_record
@@ -32,29 +32,6 @@ AFTER_TRAIN = {"train", "evaluate_features", "evaluate", "evaluate_summary", "ex
 AFTER_LABEL = {"label", "label_summary"} | AFTER_TRAIN
 
 AFTER_CLUSTER = {"cluster"} | AFTER_LABEL
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A checkout whose workflow has run to the end."""
-    base = tmp_path_factory.mktemp("run")
-    checkout = Checkout(base / "checkout")
-    with serving(base / "site") as url:
-        checkout.write_images(url, base / "site")
-        done = checkout.snakemake("--cores", "2")
-    assert done.returncode == 0, done.stdout[-6000:]
-    checkout.said = done.stdout
-    return checkout
-
-
-@pytest.fixture
-def changed(finished, tmp_path):
-    """A copy of the finished checkout, times kept, that a test may change."""
-    copy = tmp_path / "checkout"
-    shutil.copytree(finished.folder, copy, symlinks=True)
-    again = object.__new__(Checkout)
-    again.folder = copy
-    return again
 
 
 def science(stale: dict[str, int]) -> dict[str, int]:
@@ -363,40 +340,6 @@ def test_changes_are_found_by_the_level_that_promises_it(finished, tmp_path, mon
     assert audit("verify", str(copy.folder), "--bytes")[0] == 0
 
 
-@pytest.mark.long
-def test_two_hundred_changes_are_found(finished, tmp_path, monkeypatch):
-    monkeypatch.chdir(finished.folder)
-    copy = audit_changes.Copy(finished.folder / "results", tmp_path)
-    tried = list(audit_changes.changes(copy.folder, 5))
-    assert len(tried) >= 190
-    assert [change.name for change in tried if not found(copy, change)] == []
-
-
-@pytest.mark.long
-def test_replay_gives_equal_bytes(finished, monkeypatch):
-    monkeypatch.chdir(finished.folder)
-    paths = ["embeddings/first-00000.h5", "clusters/centroids.h5", "labels/first-00000.h5",
-             "labels/summary.json", "train/encoder.safetensors",
-             "evaluate/features/pixels-few.h5"]  # fmt: skip
-    status, said = audit("replay", "results", *paths)
-    assert (status, said.count(": equal: ")) == (0, len(paths)), said
-
-
-@pytest.mark.long
-def test_the_first_cause_of_a_difference_is_named(finished, changed):
-    changed.configure(train={"lr": 0.0013})
-    path = changed.folder / "src/mlcd/losses/objective.py"
-    edit(path, "return ", "return 1.0 * ")
-    done = changed.snakemake("--cores", "2")
-    assert done.returncode == 0, done.stdout[-6000:]
-    status, said = audit("diff", f"{finished.folder}/results", f"{changed.folder}/results")
-    assert status == 1
-    assert "cause: train.lr: 0.001 in A, 0.0013 in B" in said
-    assert "cause: code of train: losses.objective" in said
-    assert "of stage train:\n  train/encoder.json" in said
-    assert audit("diff", f"{finished.folder}/results", f"{finished.folder}/results")[0] == 0
-
-
 def test_files_images_and_clusters_are_explained(finished):
     results = f"{finished.folder}/results"
     status, said = audit("explain", results, "export/timm/model.safetensors")
@@ -405,6 +348,9 @@ def test_files_images_and_clusters_are_explained(finished):
         assert word in said, said
     status, said = audit("explain", results, "image:first-00000/000000003")
     assert status == 0 and "clusters, nearest first" in said and "http://127.0.0.1" in said
+    assert "seen by training in steps" in said and "scores that rest on it: few knn_3" in said
+    status, said = audit("explain", results, "score:trained/few/knn_3")
+    assert status == 0 and "on 90 test images" in said and "by stage evaluate" in said
     status, said = audit("explain", results, "cluster:3")
     assert status == 0 and "cluster 3 of 8" in said
     assert audit("explain", results, "cluster:8")[0] == 2

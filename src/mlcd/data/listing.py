@@ -56,10 +56,18 @@ class Kept(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What a listing says of itself: the number of images, and the root of their paths."""
+    """What a listing says of itself: the number of images, the root of their paths, and identities
+    of the content of its chunks of so many rows.
+    """
 
     images: int
     root: str
+    chunk_rows: int
+    identities: list[str]
+
+    def identity(self, part: int, chunk_rows: int) -> str:
+        """Return the identity of a chunk of `chunk_rows`; "" where it is not known."""
+        return self.identities[part] if chunk_rows == self.chunk_rows else ""
 
 
 def summary(path: Path) -> Summary:
@@ -67,7 +75,9 @@ def summary(path: Path) -> Summary:
     about = _about(path)
     if about is None or about["table"] != sha256_file(path):
         raise UserError(f"{path}: not a whole listing; remove it and start the run again")
-    return Summary(about["images"], about["asked"]["root"])
+    return Summary(
+        about["images"], about["asked"]["root"], about["chunk_rows"], about["identities"]
+    )
 
 
 def kept(source: LocalSource, section: Prepare, folder: Path, *, look: bool) -> Kept:

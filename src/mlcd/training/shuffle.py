@@ -112,3 +112,17 @@ class Order:
         rng = np.random.default_rng([self._seed, _BLOCKS, epoch])
         order = rng.permutation(len(self._starts))
         return order, np.cumsum(self._lengths[order])
+
+
+def step_of(order: Order, epoch: int, index: int) -> int | None:
+    """Return the step of an epoch that sees an image; None if the epoch leaves it out."""
+    block = int(np.searchsorted(order._starts, index, side="right")) - 1
+    blocks, ends = order._epoch(epoch)
+    last = int(ends[np.flatnonzero(blocks == block)[0]])
+    first = last - int(order._lengths[block])
+    for window in range(first // order._window, (last - 1) // order._window + 1):
+        found = np.flatnonzero(order._shuffled(epoch, window) == index)
+        if len(found):
+            step = (window * order._window + int(found[0])) // order.batch
+            return step if step < order.steps_per_epoch else None
+    return None

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.builders import jpeg
 from helpers.refusals import refused
 from helpers.report_stores import CHUNKS, Stores
 from mlcd import cli
 from mlcd.commands.audit import compare, lock
 from mlcd.commands.audit.nodes import collect
 from mlcd.data import hdf5
-from mlcd.utils.records import read_record, write_record
+from mlcd.utils.files import sha256_file
+from mlcd.utils.fingerprint import file_identity
+from mlcd.utils.records import read_record, write_csv, write_record
 
 STAGES = {
     "label": {"section": {"top": 3}, "code": "a" * 16, "how": {}},
@@ -63,8 +66,8 @@ def test_centers_name_their_embeddings_unless_they_are_of_another_run(results, t
         assert nodes["clusters/centroids.h5"].inputs == inputs
     # Kept ones may be of images before a later top-up.
     nodes = collect(tmp_path / "0")[0]
-    assert lock.crossings(nodes, STAGES) == [("clusters/centroids.h5", "a" * 64)]
-    assert lock.crossings(nodes, {"cluster": {"section": {"centers": "x.h5"}}}) == []
+    assert lock.crossings(nodes, STAGES, []) == [("clusters/centroids.h5", "a" * 64)]
+    assert lock.crossings(nodes, {"cluster": {"section": {"centers": "x.h5"}}}, []) == []
 
 
 def test_the_identity_is_of_content_sections_and_code_alone(results, tmp_path):
@@ -131,7 +134,83 @@ def test_two_runs_are_compared_key_by_key(results, tmp_path, capsys):
     seal(other, {**STAGES, "train": {**STAGES["train"], "section": {"lr": 0.2, "seed": 0}}})
     equal, lines = compare.difference(results, other)
     assert not equal
-    assert "cause: train.lr: 0.1 in A, 0.2 in B" in lines
+    # These stores have no weights that would differ.
+    assert "cause: train.lr: 0.1 in A, 0.2 in B (all files of train are equal)" in lines
+    assert "all files that repeat are equal" in lines
     assert not any("train.seed" in line or "label." in line for line in lines)
     seal(other)
     assert compare.difference(results, other)[0]
+
+
+def test_an_image_that_is_another_one_is_named_as_the_cause(results, tmp_path):
+    images = [jpeg(number) for number in range(30)]
+    images[3] = jpeg(77)
+    other = tmp_path / "results"
+    Stores(other, images)
+    for name in (".snakemake", "ablate", "report"):
+        (other / name).rename(tmp_path / name)
+    seal(results)
+    seal(other)
+    equal, lines = compare.difference(results, other)
+    assert not equal
+    assert "the first files that differ, of stage download:" in lines
+    causes = [line for line in lines if line.startswith("cause: ")]
+    assert len(causes) == 1
+    assert causes[0].startswith(f"cause: image {CHUNKS[0]}/000000003: sha256 ")
+
+
+def test_accepted_changes_of_code_are_shown(results, capsys):
+    path = results / "train" / "encoder.json"
+    weights = path.with_suffix(".safetensors")
+    weights.write_bytes(b"weights")
+    change = {"step": 40, "modules": {"losses.objective": ["mlcd"]}, "reason": "same numbers"}
+    write_record(path, {"sha256": sha256_file(weights), "accepted_code": [change]})
+    seal(results)
+    capsys.readouterr()
+    assert cli.main(["audit", "verify", str(results)]) == 0
+    note = "train/encoder.json: other code was accepted at step 40: losses.objective; reason: same"
+    assert f"note: {note}" in capsys.readouterr().out
+    assert cli.main(["audit", "explain", str(results), "train/encoder.safetensors"]) == 0
+    assert f"note: {note}" in capsys.readouterr().out
+    path.unlink()
+    weights.unlink()
+
+
+def test_a_summary_that_is_not_of_its_scores_breaks_the_chain(results, capsys):
+    for name in ("trained", "pixels"):
+        scores = {"few": {"scores": {"knn_3": 0.5}, "chance": {"knn_3": 0.1}}}
+        about = {"model": name, "seed": 0, "datasets": scores}
+        write_record(results / "evaluate" / f"{name}.json", about)
+    kept = (results / "evaluate" / "summary.csv").read_bytes()
+    rows = [["trained", "few", "knn_3", "0.5000", 0, ""], ["pixels", "few", "knn_3", "0.9", 0, ""]]
+    columns = ["model", "dataset", "metric", "value", "seed", "encoder_sha256"]
+    write_csv(results / "evaluate" / "summary.csv", columns, rows)
+    seal(results)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.main(["audit", "verify", str(results)])
+    assert end.value.code == 1
+    assert "evaluate/summary.csv: pixels few knn_3 is not 0.5" in capsys.readouterr().out
+    for name in ("trained", "pixels"):
+        (results / "evaluate" / f"{name}.json").unlink()
+    (results / "evaluate" / "summary.csv").write_bytes(kept)
+
+
+def test_a_list_that_is_not_the_one_of_the_chunks_is_no_input(results, tmp_path, capsys):
+    table = results / "urls" / f"{CHUNKS[0]}.parquet"
+    table.parent.mkdir(exist_ok=True)
+    table.write_bytes(b"a table")
+    about = {"source": "l.parquet", "list": "0" * 16, "table": sha256_file(table)}
+    write_record(table.with_suffix(".json"), about)
+    capsys.readouterr()
+    assert cli.main(["audit", "seal", str(results), "--stages", json.dumps(STAGES)]) == 2
+    refused(capsys, f"urls/{CHUNKS[0]}.parquet: made from a file of hash 0000")
+    listed = tmp_path / "l.txt"
+    listed.write_text("http://a.org/1.jpg\n")
+    write_record(table.with_suffix(".json"), {**about, "list": file_identity(str(listed))})
+    words = ["--stages", json.dumps(STAGES), "--inputs", str(listed)]
+    assert cli.main(["audit", "seal", str(results), *words]) == 0
+    # An absolute path is no matter of others.
+    assert str(tmp_path) not in (results / lock.LOCK).read_text()
+    table.unlink()
+    table.with_suffix(".json").unlink()

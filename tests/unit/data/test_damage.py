@@ -145,7 +145,9 @@ def folder(tmp_path_factory):
     trainable.save(trainable.build("test_vit", 8, 32), folder / "train", {"steps": 3})
     rows = [(f"http://a.org/{row}".encode(), b"a caption", b"") for row in range(10)]
     section = Prepare(hash_column=None)
-    write_chunk(folder / "u-00000.parquet", rows, section, source="u", start=0, stop=10)
+    write_chunk(
+        folder / "u-00000.parquet", rows, section, source="u", identity="", start=0, stop=10
+    )
     few = {"few": {"scores": {"knn_20": 0.5123, "linear_probe": 0.61}, "chance": {}}}
     write_record(folder / "scores.json", {"model": "pixels", "seed": 0, "datasets": few})
     row = ["trained", "few", "knn_20", "0.5123", "0", "higher", "", "", "e" * 64]

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mlcd.training.shuffle import Order
+from mlcd.training.shuffle import Order, step_of
 
 
 def reference_epoch(tar_of, block, window, seed, epoch):
@@ -68,3 +68,19 @@ def test_shares_by_place_touch_a_node_s_part_of_the_blocks():
             {(index // 10_000, index % 10_000 // 256) for index in mine.tolist()}
         )
     assert blocks == {False: 262, True: 27}
+
+
+@pytest.mark.parametrize("block, window", [(4, 16), (3, 10), (100, 1000), (5, 5)])
+@pytest.mark.parametrize("by_place", [False, True])
+def test_the_step_that_sees_an_image_is_found(block, window, by_place):
+    counts = np.array([9, 0, 13, 7, 9, 5])
+    order = Order(counts, batch=8, block=block, window=window, seed=5, by_place=by_place)
+    for epoch in (0, 2):
+        seen = {
+            int(index): step
+            for step in range(order.steps_per_epoch)
+            for index in order.indices(epoch, step)
+        }
+        assert len(seen) == 40
+        for index in range(order.n):
+            assert step_of(order, epoch, index) == seen.get(index)

@@ -5,7 +5,7 @@
     verify    is everything as it was sealed? --bytes hashes all of it, --numbers recomputes
     replay    make one file again, from what was recorded, and compare
     diff      where do two runs part, and why?
-    explain   where does a file, an image or a cluster come from?
+    explain   where does a file, an image, a cluster or a score come from?
 
 verify, replay and diff end with 0 if it holds, 1 if it differs, and 2 if it cannot be told.
 """
@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mlcd.config import SECTIONS
 from mlcd.utils.errors import UserError
 from mlcd.utils.logging import LOGGER
 
@@ -46,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="URL lists and other files from outside")  # fmt: skip
     seal.add_argument("--rules", default="{}", metavar="JSON",
                       help="rule → rules it waited for")  # fmt: skip
+    seal.add_argument("--datasets", nargs="*", default=[], metavar="NAME=IDENTITY",
+                      help="data sets that models are judged on")  # fmt: skip
     seal.add_argument("--log", default=None, help="also append log lines to this file")
     bundle = action("bundle", "write a sealed run in the forms that others' tools read")
     bundle.add_argument("--key", default=None, metavar="FILE",
@@ -65,13 +68,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="also check the signatures, with the signer's key (PEM)")  # fmt: skip
     verify.add_argument("--json", action="store_true", help="print JSON instead of lines")
     replay = action("replay", "make files again from what was recorded, and compare them")
-    replay.add_argument("paths", nargs="+", metavar="PATH",
+    replay.add_argument("paths", nargs="*", metavar="PATH",
                         help="below RESULTS, as labels/NAME.h5")  # fmt: skip
+    replay.add_argument("--all", action="store_true",
+                        help="one file of each kind, in the order of the chain")  # fmt: skip
+    replay.add_argument("--every", action="store_true", help="all files: every chunk of each kind")
+    stages = [name for name in SECTIONS if name != "ablate"]
+    replay.add_argument("--stage", nargs="+", default=[], metavar="NAME", choices=stages,
+                        help="with --all or --every: files of these stages")  # fmt: skip
+    replay.add_argument("--lists", nargs="+", default=[], metavar="FILE",
+                        help="URL lists, or other files from outside, that are not where the run "
+                        "had them; taken if they have the sealed hash")  # fmt: skip
     diff = action("diff", "tell where two runs part, and why")
     diff.add_argument("other", metavar="OTHER", help="folder of another run's results")
-    explain = action("explain", "tell where a file, an image or a cluster comes from")
+    explain = action("explain", "tell where a file, an image, a cluster or a score comes from")
     explain.add_argument("what", metavar="WHAT",
-                         help="a file below RESULTS, image:CHUNK/KEY, or cluster:N")  # fmt: skip
+                         help="a file below RESULTS, image:CHUNK/KEY, cluster:N, or "
+                         "score:MODEL/DATASET/METRIC")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace, section: object = None) -> None:
@@ -100,7 +113,7 @@ def _seal(results: Path, arguments: argparse.Namespace) -> bool:
                  for rule, before in json.loads(arguments.rules).items()}  # fmt: skip
     except (ValueError, TypeError, AttributeError):
         raise UserError("--rules: expected JSON, rule → names of rules") from None
-    value = lock.build(results, stages, arguments.inputs)
+    value = lock.build(results, stages, arguments.inputs, arguments.datasets)
     cards.name_run(results, value)
     lock.write(results, value, system.describe(), system.difference(), rules)
     print(f"identity of this run: {value['root']}")
@@ -148,8 +161,9 @@ def _verify(results: Path, arguments: argparse.Namespace) -> bool:
             level: [{"path": one.path, "what": one.what} for one in findings]
             for level, findings in levels.items()
         }
-        print(json.dumps({"identity": sealed["root"], "findings": found, "compared": told,
-                          "not_compared": skipped}, indent=1))  # fmt: skip
+        value = {"identity": sealed["root"], "findings": found, "compared": told,
+                 "not_compared": skipped, "notes": integrity.accepted(results)}  # fmt: skip
+        print(json.dumps(value, indent=1))
         return not any(levels.values())
     print(f"identity: {sealed['root']}, {len(sealed['files'])} files")
     for level, findings in levels.items():
@@ -158,6 +172,8 @@ def _verify(results: Path, arguments: argparse.Namespace) -> bool:
             print(f"  {one.path}: {one.what}")
         if len(findings) > 20:
             print(f"  and {len(findings) - 20} more")
+    for line in integrity.accepted(results):
+        print(f"  note: {line}")
     for line in told:
         print(f"  compared: {line}")
     for line in skipped:
@@ -167,20 +183,31 @@ def _verify(results: Path, arguments: argparse.Namespace) -> bool:
 
 def _replay(results: Path, arguments: argparse.Namespace) -> bool:
     from mlcd.commands.audit import lock, replay
+    from mlcd.utils.logging import progress
 
     sealed = lock.read(results)
     lock.nodes_of(sealed)  # no path of it leads out of the scratch folder
-    outcomes = []
+    run = replay.Recorded(results, sealed, arguments.lists)
+    whole = arguments.all or arguments.every
+    if whole == bool(arguments.paths):
+        raise UserError("replay: expected paths below RESULTS, or --all, or --every")
+    if whole:
+        makings = replay.chosen(sealed, arguments.stage, every=arguments.every)
+    else:
+        makings = replay.makings_of(results, sealed, arguments.paths)
+    verdicts: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="mlcd-replay-") as scratch:
-        for path in arguments.paths:
-            if path not in sealed["files"]:
-                raise UserError(f"{results / path}: no file of this run's lock")
-            one = replay.replay(results, sealed, path, Path(scratch))
-            outcomes.append(one)
-            print(f"{one.path}: {one.verdict}: {one.what}")
-    if any(one.verdict == "different" for one in outcomes):
+        found = replay.each(run, sealed, makings, Path(scratch))
+        for outcomes in progress(found, total=len(makings), label="replay", unit="stage"):
+            asked = [one for one in outcomes if one.path in arguments.paths]
+            for one in asked or replay.folded(outcomes):
+                verdicts.add(one.verdict)
+                print(f"{one.path}: {one.verdict}: {one.what}", flush=True)
+    if verdicts - {"equal"}:
+        print("\n".join(replay.machines(results)))
+    if "different" in verdicts:
         return False
-    if any(one.verdict == "unknown" for one in outcomes):
+    if "unknown" in verdicts:
         raise SystemExit(2)
     return True
 
@@ -206,6 +233,8 @@ def _explain(results: Path, arguments: argparse.Namespace) -> bool:
         if not number.isdecimal():
             raise UserError(f"{what}: expected cluster:N, a number")
         lines = explain.cluster(results, int(number))
+    elif what.startswith("score:"):
+        lines = explain.score(results, sealed, what.removeprefix("score:"))
     else:
         name = Path(what)
         if name.is_relative_to(results):

@@ -6,8 +6,9 @@ Bytes: what a file says of itself is also true. Every dataset, tar and table is 
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mlcd.data import hdf5
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_file
 from mlcd.utils.logging import progress
+from mlcd.utils.records import read_csv, read_record
 
 
 def chain(results: Path, lock: dict[str, Any], root: str | None = None) -> list[Finding]:
@@ -42,9 +44,65 @@ def chain(results: Path, lock: dict[str, Any], root: str | None = None) -> list[
         found.append(Finding(path, "added since the run was sealed"))
     found += [
         Finding(path, f"made from a file of hash {word[:16]}… that is not of this run")
-        for path, word in locks.crossings(locked, lock["stages"])
+        for path, word in locks.crossings(locked, lock["stages"], lock["inputs"])
     ]
+    if not damaged:
+        found += _said(results, locked)
     return found
+
+
+def _said(results: Path, locked: dict[str, Node]) -> list[Finding]:
+    try:
+        return list(summary(results, locked))
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        return [Finding("evaluate/summary.csv", " ".join(str(error).split()))]
+
+
+def summary(results: Path, files: Iterable[str]) -> Iterator[Finding]:
+    """Iterate over scores of the summary that are not those of their models' files."""
+    name = "evaluate/summary.csv"
+    if not (results / name).is_file():
+        return
+    known = {}
+    for path in filter(is_scores, files):
+        about = read_record(results / path, "evaluate")
+        for dataset, found in about["datasets"].items():
+            for metric, value in found["scores"].items():
+                known[about["model"], dataset, metric] = float(value)
+    for row in read_csv(results / name, "evaluate"):
+        place = row["model"], row["dataset"], row["metric"]
+        if place in known:
+            # The table has four digits.
+            if abs(float(row["value"]) - known[place]) > 1e-6 + 1e-4 * abs(known[place]):
+                yield Finding(name, f"{' '.join(place)} is not {known[place]}")
+        elif known and row["model"] != "chance" and not row["dataset"].startswith("mean"):
+            yield Finding(name, f"{' '.join(place)} is a score of no file")
+
+
+def is_scores(path: str) -> bool:
+    """True for the scores of a model."""
+    return path.startswith("evaluate/") and path.count("/") == 1 and path.endswith(".json")
+
+
+def accepted(results: Path) -> list[str]:
+    """Return in words the changes of code that were accepted while a stage was unfinished."""
+    found: list[tuple[str, list[dict[str, Any]]]] = []
+    for name in ("train/encoder.json", "text/text.json", "clusters/centroids.h5"):
+        try:
+            if name.endswith(".h5"):
+                about = hdf5.attributes(results / name)[0]
+                changes = json.loads(str(about.get("accepted_code", "[]")))
+            else:
+                changes = read_record(results / name, "its stage").get("accepted_code", [])
+        except (UserError, OSError, ValueError):
+            continue  # missing, or damaged, which the chain says
+        found.append((name, changes))
+    return [
+        f"{name}: other code was accepted at step {one['step']}: "
+        f"{', '.join(one['modules']) or 'of an unknown version'}; reason: {one['reason'] or 'none'}"
+        for name, changes in found
+        for one in changes
+    ]
 
 
 def _beside(results: Path, lock: dict[str, Any]) -> Iterator[Finding]:

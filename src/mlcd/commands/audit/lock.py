@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlcd.commands.audit.nodes import BYTES, CONTENT, Node, collect
+from mlcd.data.listing import summary
+from mlcd.data.listing_table import is_listing
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_file, sha256_json, write_text
 from mlcd.utils.fingerprint import code_record, file_identity
@@ -24,23 +26,26 @@ CODE = Path("audit") / "code.json"
 SYSTEM = Path("audit") / "system.json"
 CHANGES = Path("audit") / "source.diff"
 RULES = Path("audit") / "rules.json"
-FORMAT = 1
+FORMAT = 2
 #: Inputs up to this size are hashed whole; of larger ones it is size, first and last MiB.
 _WHOLE = 1 << 30
-#: Bytes of a file whose hash is of its content, up to which its bytes are hashed as well.
-_SMALL = 64 << 20
+_ENDS = "size, first and last MiB"
+#: Bytes of files that are hashed as well where their hash is of their content.
+_READ = 256 << 20
 
 
 def build(
     results: Path,
     stages: dict[str, Any],
     inputs: Sequence[str],
+    datasets: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the lock of a finished run.
 
     `stages`: of each stage its `section`, and `code`, its hash, as the workflow gave them.
-    `inputs`: lists, and other files from outside. Raises :class:`UserError` if a file is damaged or
-    missing, or if the chain does not hold: a run is sealed whole.
+    `inputs`: lists, and other files from outside. `datasets`: NAME=IDENTITY of those that models
+    are judged on, as :func:`mlcd.data.labeled.layout.identity` has it. Raises :class:`UserError`
+    if a file is damaged or missing, or if the chain does not hold: a run is sealed whole.
     """
     nodes, problems, others = collect(results)
     if problems:
@@ -52,16 +57,17 @@ def build(
     for node in nodes.values():
         if not (results / node.path).is_file():
             raise UserError(f"{results / node.path}: missing; run the workflow, which makes it")
-    if broken := crossings(nodes, stages):
+    outside = [_input(path) for path in sorted(set(inputs))] + _datasets(datasets)
+    if broken := crossings(nodes, stages, outside):
         path, word = broken[0]
         raise UserError(
-            f"{results / path}: made from a file of hash {word[:16]}… that these results do not "
-            "hold; rerun the workflow"
+            f"{results / path}: made from a file of hash {word[:16]}… that is not of this run, "
+            "nor of its lists and data sets; rerun the workflow"
         )
-    nodes = {path: _sealed(results, node) for path, node in nodes.items()}
+    nodes = _sealed(results, nodes)
     value: dict[str, Any] = {
         "format": FORMAT,
-        "inputs": [_input(path) for path in sorted(set(inputs))],
+        "inputs": outside,
         "stages": {
             stage: {
                 "section": about.get("section"),
@@ -87,12 +93,15 @@ def root_of(lock: dict[str, Any]) -> str:
     return sha256_json([lock["format"], inputs, lock["stages"], files])
 
 
-def crossings(nodes: dict[str, Node], stages: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (path, hash) where a file names an input that no file of the run is.
+def crossings(
+    nodes: dict[str, Node], stages: dict[str, Any], inputs: Sequence[dict[str, Any]]
+) -> list[tuple[str, str]]:
+    """Return (path, hash) where a file names an input that is of no file of the run, nor input.
 
     Centers that the config keeps may be of images as they were before.
     """
     known = {node.hash for node in nodes.values()}
+    known.update(word for entry in inputs for word in entry.get("identities", ()))
     kept = (stages.get("cluster", {}).get("section") or {}).get("centers")
     return [
         (node.path, word)
@@ -158,26 +167,59 @@ def nodes_of(lock: dict[str, Any]) -> dict[str, Node]:
 
 def _how(results: Path, stage: str) -> dict[str, int]:
     """Return how wide a stage ran, where its bytes depend on it."""
-    if stage != "train" or not (results / "train" / "encoder.json").is_file():
+    names = {"train": "encoder.json", "text": "text.json"}
+    path = results / stage / names.get(stage, "")
+    if stage not in names or not path.is_file():
         return {}
-    about = read_record(results / "train" / "encoder.json", "train")
+    about = read_record(path, stage)
     return {"ranks": int(about["ranks"])} if "ranks" in about else {}
 
 
-def _sealed(results: Path, node: Node) -> Node:
-    """Return a node with the hash of its bytes too, where its hash leaves out blanks and gaps."""
-    if node.of != CONTENT or node.size > _SMALL:
-        return node
-    return dataclasses.replace(node, sealed=sha256_file(results / node.path))
+def _sealed(results: Path, nodes: dict[str, Node]) -> dict[str, Node]:
+    """Return nodes with the hash of their bytes too, where their hash leaves out blanks and gaps.
+
+    The smallest first, as many as are read in seconds: at any size all records are among them.
+    """
+    found, room = dict(nodes), _READ
+    for node in sorted(nodes.values(), key=lambda node: (node.size, node.path)):
+        if node.of == CONTENT and (room := room - node.size) >= 0:
+            digest = sha256_file(results / node.path)
+            found[node.path] = dataclasses.replace(node, sealed=digest)
+    return found
 
 
 def _input(path: str) -> dict[str, Any]:
-    file = Path(path)
+    file, digest = Path(path), hash_of(path)
+    size = file.stat().st_size
+    of = BYTES if size <= _WHOLE else _ENDS
+    value = {"name": file.name, "hash": digest, "of": of, "bytes": size,
+             "identities": _identities(file)}  # fmt: skip
+    # An absolute path says something about the machine, and nothing to others.
+    return value if file.is_absolute() else {**value, "path": file.as_posix()}
+
+
+def hash_of(path: str) -> str:
+    """Return the hash of a file from outside as a lock has it. Raises :class:`UserError`."""
     try:
-        size = file.stat().st_size
-        whole = size <= _WHOLE
-        digest = sha256_file(file) if whole else file_identity(path)
+        whole = Path(path).stat().st_size <= _WHOLE
+        return sha256_file(path) if whole else file_identity(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; an input of the run is gone") from None
-    of = BYTES if whole else "size, first and last MiB"
-    return {"name": file.name, "hash": digest, "of": of, "bytes": size}
+
+
+def _identities(file: Path) -> list[str]:
+    """Return what chunks say that they were cut from: a list, or parts of a listing."""
+    if is_listing(file):
+        return summary(file).identities
+    return [file_identity(str(file))]
+
+
+def _datasets(given: Sequence[str]) -> list[dict[str, Any]]:
+    found = []
+    for word in sorted(given):
+        name, equals, identity = word.partition("=")
+        if not (name and equals and identity):
+            raise UserError(f"--datasets: expected NAME=IDENTITY, got {word!r}")
+        found.append({"name": name, "hash": identity, "of": f"the data set's files: {_ENDS}",
+                      "identities": [identity]})  # fmt: skip
+    return found

@@ -23,6 +23,8 @@ from mlcd.utils.records import CHECKSUM, read_csv, read_with_checksum
 #: Folders below the results that no result rests on (saved states, logs, times, this chain), and
 #: ablations, which are runs of their own.
 LEFT_OUT = frozenset({"state", "logs", "benchmarks", "tensorboard", "audit", "listings", "ablate"})
+#: Written after the run by `snakemake --report`: it shows what is sealed, and times.
+_SNAKEMAKE_REPORT = "report.html"
 #: Stages in the order of the chain.
 ORDER = (
     "prepare", "download", "embed", "cluster", "label", "train", "text", "evaluate", "export",
@@ -40,7 +42,7 @@ class Node:
     `size`: bytes. `inputs`: hashes of what it was made from, as its writer recorded them.
     `repeats`: False if an equal run may write other bytes (times and speeds are in them).
     `sealed`: SHA-256 of the bytes when the run was sealed, of files whose hash is of the content;
-    '' for large ones.
+    '' for those beyond the 256 MiB that sealing reads.
     """
 
     path: str
@@ -103,6 +105,7 @@ def _files(results: Path) -> Iterator[str]:
         folders[:] = sorted(name for name in folders if name not in LEFT_OUT and name[0] != ".")
         below = Path(folder).relative_to(results)
         found += [(below / name).as_posix() for name in files if name[0] != "."]
+    found = [path for path in found if path != _SNAKEMAKE_REPORT]
     yield from sorted(found, key=lambda path: (not path.endswith(".json"), path))
 
 
@@ -150,7 +153,8 @@ def _node(results: Path, path: str, hash: str, of: str, *inputs: str, **more: An
 def _urls(results: Path, path: str) -> list[Node]:
     record, checksum = read_with_checksum(results / path, "its stage")
     table = PurePosixPath(path).with_suffix(".parquet").as_posix()
-    rows = _node(results, table, record["table"], BYTES, size=_size(results / table))
+    made = str(record.get("list", ""))
+    rows = _node(results, table, record["table"], BYTES, made, size=_size(results / table))
     return [_node(results, path, checksum, CONTENT, record["table"]), rows]
 
 
@@ -202,9 +206,11 @@ def _hdf5(results: Path, path: str) -> list[Node]:
     attributes, fingerprint = hdf5.attributes(results / path)
     made: list[str] = [
         str(attributes[name])
-        for name in ("manifest", "centroids", "encoder_sha256")
+        for name in ("manifest", "centroids", "encoder_sha256", "images", "text_sha256")
         if isinstance(attributes.get(name), str)
     ]
+    if path.startswith("text/embeddings/"):
+        made.append(str(json.loads(str(attributes["model"]))["weights_sha256"]))
     said = attributes.get("embeddings", "")
     if attributes["kind"] == "centroids":
         section = json.loads(str(attributes.get("section") or "{}"))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mlcd.commands.audit.integrity import is_scores, summary
 from mlcd.commands.audit.nodes import Finding
 from mlcd.data.centroids import Centroids
 from mlcd.data.embeddings import Embeddings
@@ -34,7 +35,10 @@ class Run:
     """A run's folder, its lock, and rows drawn with a seed. `skipped`: what could not be told."""
 
     def __init__(self, results: Path, lock: dict[str, Any], rows: int, seed: int) -> None:
+        from mlcd.commands.audit.making import Recorded
+
         self.results = results
+        self.recorded = Recorded(results, lock)
         self.stages = lock["stages"]
         self.files = sorted(lock["files"])
         self.rows = rows
@@ -202,9 +206,10 @@ def _objective(run: Run) -> Iterator[Finding]:
 
 def _scores(run: Run) -> Iterator[Finding]:
     """Scores follow from the features: those of the trained encoder, and of one other model."""
-    from mlcd.commands.audit import replay
+    from mlcd.commands.audit import nearness, replay
+    from mlcd.commands.audit.making import Making
 
-    models = [name for name in run.files if _is_scores(name)]
+    models = [name for name in run.files if is_scores(name)]
     others = [name for name in models if not name.endswith("/trained.json")]
     left = set(others) - ({str(run.random.choice(others))} if others else set())
     models = [name for name in models if name not in left]
@@ -212,11 +217,11 @@ def _scores(run: Run) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="mlcd-audit-") as scratch:
         for name in models:
             try:
-                replay.run_again(run.results, run.stages, name, Path(scratch))
+                replay.run_again(run.recorded, Making("scores", Path(name).stem), Path(scratch))
             except replay.Cannot as why:
                 run.skipped.append(f"{name}: {why}")
                 continue
-            if difference := replay.scores_differ(run.results / name, Path(scratch) / name):
+            if difference := nearness.numbers_differ(run.results / name, Path(scratch) / name):
                 yield Finding(name, difference)
             else:
                 run.told.append(f"{name}: scored again, equal")
@@ -224,27 +229,8 @@ def _scores(run: Run) -> Iterator[Finding]:
 
 def _summary(run: Run) -> Iterator[Finding]:
     """Every score of the summary is that of its model's file."""
-    from mlcd.utils.records import read_csv, read_record
-
-    table = run.results / "evaluate" / "summary.csv"
-    if not table.is_file():
-        return
-    known = {}
-    for name in filter(_is_scores, run.files):
-        about = read_record(run.results / name, "evaluate")
-        for dataset, found in about["datasets"].items():
-            for metric, value in found["scores"].items():
-                known[about["model"], dataset, metric] = float(value)
-    compared = 0
-    for row in read_csv(table, "evaluate"):
-        place = row["model"], row["dataset"], row["metric"]
-        if place in known:
-            compared += 1
-            if abs(float(row["value"]) - known[place]) > 1e-6 + 1e-4 * abs(known[place]):
-                yield Finding("evaluate/summary.csv", f"{' '.join(place)} is not {known[place]}")
-        elif row["model"] != "chance" and row["dataset"] != "mean":
-            yield Finding("evaluate/summary.csv", f"{' '.join(place)} is a score of no file")
-    run.told.append(f"summary: {compared} scores compared")
+    yield from summary(run.results, run.files)
+    run.told.append("summary: its scores are those of the models' files")
 
 
 def _exports(run: Run) -> Iterator[Finding]:
@@ -269,10 +255,6 @@ def _exports(run: Run) -> Iterator[Finding]:
             if ours.shape != theirs.shape or float((ours - theirs).abs().max()) > 1e-3 * largest:
                 yield Finding(folder.as_posix(), "computes other outputs than the weights")
     run.told.append(f"exports: {len(folders)} compute what the weights compute")
-
-
-def _is_scores(name: str) -> bool:
-    return name.startswith("evaluate/") and name.count("/") == 1 and name.endswith(".json")
 
 
 def _pair(run: Run, chunk: str) -> tuple[Embeddings | None, ImageStore | None]:

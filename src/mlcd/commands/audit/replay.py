@@ -7,178 +7,192 @@ machines may round otherwise (training, encoders): the largest difference is the
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mlcd.commands.audit.nodes import Node, collect
+from mlcd.commands.audit import lock as locks
+from mlcd.commands.audit import nearness
+from mlcd.commands.audit.making import Cannot, Making, Recorded, command, making_of
+from mlcd.commands.audit.nodes import ORDER, Node, collect
+from mlcd.utils.errors import UserError
+from mlcd.utils.fingerprint import code_hash, code_record, differing
 from mlcd.utils.records import read_record
 
-#: Relative difference of numbers that still counts as equal within rounding.
-TOLERANCE = 1e-3
-
-#: Why what lies in a folder of the results is not made again.
-_CANNOT = {
-    "urls": "its list is no part of the results; run mlcd prepare with it",
-    "images": "the web may have changed; --bytes compares them",
-    "export": "it is compared with the weights by its outputs (--numbers)",
-    "text": "its training is not run again",
-}
+__all__ = ["Cannot", "Outcome", "Recorded", "chosen", "machines", "replay", "run_again"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a replayed file compares: `verdict` is equal, close, different or unknown."""
+    """How a file that was made again compares: `verdict` is equal, close, different or unknown.
+
+    `path` is of a file, or of a folder whose files are all equal.
+    """
 
     path: str
     verdict: str
     what: str
 
 
-class Cannot(Exception):
-    """A file whose stage cannot be run again from what is here, or failed; it says why."""
+def chosen(lock: dict[str, Any], stages: Sequence[str], *, every: bool) -> list[Making]:
+    """Return the makings of a run: one of each kind, or `every` one; of `stages` if any is named.
 
-
-def replay(results: Path, lock: dict[str, Any], path: str, scratch: Path) -> Outcome:
-    """Make the file `path` (below `results`) again below `scratch`, and compare it."""
-    try:
-        run_again(results, lock["stages"], path, scratch)
-    except Cannot as why:
-        return Outcome(path, "unknown", str(why))
-    nodes, problems, _ = collect(scratch)
-    if path not in nodes:
-        said = problems[0].what if problems else "the stage wrote no such file"
-        return Outcome(path, "unknown", said)
-    node = nodes[path]
-    if node.hash == lock["files"][path]["hash"]:
-        return Outcome(path, "equal", f"{node.of}: {node.hash[:16]}…")
-    return _compared(results / path, scratch / path, node)
-
-
-def run_again(results: Path, stages: dict[str, Any], path: str, scratch: Path) -> None:
-    """Run the stage that writes `path`; its output lies at the same place below `scratch`.
-
-    `stages`: of the lock, with section and how it ran. Raises :class:`Cannot`.
+    In the order of the chain.
     """
-    output = scratch / path
+    found: dict[Making, str] = {}
+    for path, node in lock["files"].items():
+        making = making_of(path)
+        if making is not None and (not stages or node["stage"] in stages):
+            found.setdefault(making, node["stage"])
+    order = sorted(found, key=lambda one: (ORDER.index(found[one]), one.kind, one.name))
+    if every:
+        return order
+    # Scores and exports of each model and format are files of a kind of their own.
+    kinds = {
+        (one.kind, one.name if one.kind in ("scores", "export") else ""): one
+        for one in reversed(order)
+    }
+    return [one for one in order if one in kinds.values()]
+
+
+def replay(run: Recorded, lock: dict[str, Any], making: Making, scratch: Path) -> list[Outcome]:
+    """Make the files of a making again below `scratch`, and compare each with the recorded one."""
+    paths = [path for path in lock["files"] if making_of(path) == making]
+    try:
+        run_again(run, making, scratch)
+    except Cannot as why:
+        return [Outcome(_together(paths), nearness.UNKNOWN, str(why))]
+    nodes, problems, _ = collect(scratch)
+    said = problems[0].what if problems else "its stage wrote no such file"
+    outcomes = []
+    for path in paths:
+        node = nodes.get(path)
+        if node is None:
+            outcomes.append(Outcome(path, nearness.UNKNOWN, said))
+        elif node.hash == lock["files"][path]["hash"]:
+            outcomes.append(Outcome(path, nearness.EQUAL, f"{node.of}: {node.hash[:16]}…"))
+        else:
+            outcomes.append(_unequal(run, path, scratch, node))
+    if making.kind == "images" and any(one.verdict != nearness.EQUAL for one in outcomes):
+        folder = f"images/{making.name}"
+        verdict, what = nearness.images(run.results / folder, scratch / folder)
+        return [Outcome(folder, verdict, what)]
+    return outcomes
+
+
+def folded(outcomes: list[Outcome]) -> list[Outcome]:
+    """Return one outcome where all are equal, else those that are not."""
+    if len(outcomes) > 1 and all(one.verdict == nearness.EQUAL for one in outcomes):
+        paths = [one.path for one in outcomes]
+        return [Outcome(_together(paths), nearness.EQUAL, f"{len(paths)} files")]
+    return [one for one in outcomes if one.verdict != nearness.EQUAL] or outcomes
+
+
+def _together(paths: list[str]) -> str:
+    """Return what many files are called in one line."""
+    if len(paths) == 1:
+        return paths[0]
+    stems = {path.rpartition(".")[0] for path in paths}
+    if len(stems) == 1:
+        return f"{stems.pop()}.*"
+    return paths[0].rpartition("/")[0]
+
+
+def _unequal(run: Recorded, path: str, scratch: Path, node: Node) -> Outcome:
+    verdict, what = nearness.compared(run.results / path, scratch / path)
+    if verdict == nearness.EQUAL:
+        return Outcome(path, verdict, what)
+    sealed = run.stages.get(node.stage, {}).get("code")
+    if sealed and sealed != code_hash(node.stage):
+        what += f"; {_other_code(run, node.stage)}"
+    return Outcome(path, verdict, what)
+
+
+def _other_code(run: Recorded, stage: str) -> str:
+    """Return in words how the code of a stage differs from that which the run was sealed with."""
+    sealed = read_record(run.results / locks.CODE, "audit")["stages"].get(stage)
+    found = differing(sealed, code_record(stage)) if sealed else {}
+    told = ", ".join(list(found)[:3])
+    return f"the code of {stage} here is not the sealed one ({told or 'unknown'})"
+
+
+def run_again(run: Recorded, making: Making, scratch: Path) -> None:
+    """Run the stage of a making; its files lie at the same places below `scratch`.
+
+    Raises :class:`Cannot`.
+    """
+    one = command(run, making, scratch)
+    output = scratch / one.output
     output.parent.mkdir(parents=True, exist_ok=True)
-    stage, words = _command(results, stages, Path(path))
-    target = output.parent if stage == "train" else output
-    section = json.dumps(stages[stage]["section"])
     done = subprocess.run(
-        [sys.executable, "-m", "mlcd", stage, *words, "--output", str(target), "--config", section],
-        capture_output=True, text=True, check=False,
+        # Nothing that lies in the folder of a stranger's run is imported.
+        [sys.executable, "-P", "-m", "mlcd", one.stage, *one.words, "--output", str(output),
+         "--config", one.section],
+        capture_output=True, text=True, check=False, cwd=run.project, env=_environment(run.results),
     )  # fmt: skip
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise Cannot(said[-1] if said else f"mlcd {stage} ended with {done.returncode}")
+        raise Cannot(said[-1] if said else f"mlcd {one.stage} ended with {done.returncode}")
 
 
-def _command(results: Path, stages: dict[str, Any], place: Path) -> tuple[str, list[str]]:
-    """Return the stage that writes `place`, and its command line without output and section."""
-    chunk, folder = place.stem, place.parts[0]
-    centroids = ["--centroids", str(results / "clusters" / "centroids.h5")]
-    if folder == "embeddings":
-        images = results / "images" / chunk / "manifest.json"
-        return "embed", ["--images", str(images), "--threads", "1"]
-    if place == Path("clusters/centroids.h5"):
-        return "cluster", ["--embeddings", *_all(results / "embeddings")]
-    if place == Path("labels/summary.json"):
-        return "label", ["--summarize", *_all(results / "labels"), *centroids]
-    if folder == "labels":
-        return "label", ["--embeddings", str(results / "embeddings" / place.name), *centroids]
-    if folder == "train" and place.suffix in (".safetensors", ".json"):
-        ranks = stages["train"]["how"].get("ranks", 1)
-        names = [Path(labels).stem for labels in _all(results / "labels")]
-        manifests = [str(results / "images" / name / "manifest.json") for name in names]
-        vectors = [str(results / "embeddings" / f"{name}.h5") for name in names]
-        wide = [f"--ranks-per-node={ranks}", "--threads=1", "--device=cpu"]
-        return "train", ["--labels", *_all(results / "labels"), "--embeddings", *vectors,
-                         "--images", *manifests, *centroids, *wide]  # fmt: skip
-    if folder == "evaluate":
-        return "evaluate", _evaluate(results, stages, place)
-    raise Cannot(_CANNOT.get(folder, "no stage that can be run again writes it"))
+def _environment(results: Path) -> dict[str, str]:
+    """Return this environment with the settings of threads and sums that the run was sealed in."""
+    from mlcd.commands.audit import system
+
+    path = results / locks.SYSTEM
+    sealed = read_record(path, "audit").get("environment", {}) if path.is_file() else {}
+    known = {name: str(sealed[name]) for name in system.VARIABLES if name in sealed}
+    return {**os.environ, **known}
 
 
-def _evaluate(results: Path, stages: dict[str, Any], place: Path) -> list[str]:
-    here, encoder = results / "evaluate", ["--encoder", str(results / "train")]
-    if place.parent.name == "features":
-        model, _, dataset = place.stem.partition("-")
-        words = ["--part", "features", "--model", model, "--dataset", dataset]
-        if model == "frozen":
-            return [*words, "--embed-config", json.dumps(stages["embed"]["section"])]
-        return words if model == "pixels" else [*words, *encoder]
-    if place.parent.name != "evaluate" or place.suffix != ".json":
-        raise Cannot("it shows what the scores say, which --numbers compares with it")
-    names = [dataset["name"] for dataset in stages["evaluate"]["section"]["datasets"]]
-    features = [str(here / "features" / f"{place.stem}-{name}.h5") for name in names]
-    # One thread, as the rule has it: the fit of a probe sums over threads.
-    words = ["--part", "metrics", "--features", *features, "--threads", "1"]
-    if place.stem == "trained" and (results / "text" / "text.json").is_file():
-        words += ["--text", str(results / "text"), *encoder]
-        words += ["--texts", *texts] if (texts := _all(here / "texts")) else []
-    return words
+def each(
+    run: Recorded, lock: dict[str, Any], makings: Sequence[Making], scratch: Path
+) -> Iterator[list[Outcome]]:
+    """Iterate over the outcomes of makings; each has a scratch folder of its own, for a time."""
+    for number, making in enumerate(makings):
+        folder = scratch / str(number)
+        folder.mkdir()
+        yield replay(run, lock, making, folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _all(folder: Path) -> list[str]:
-    """Return the HDF5 files of a folder, sorted."""
-    return sorted(map(str, folder.glob("*.h5")))
+def makings_of(results: Path, lock: dict[str, Any], paths: Sequence[str]) -> list[Making]:
+    """Return the makings of some files, each once. Raises :class:`UserError`."""
+    found: dict[Making, None] = {}
+    for path in paths:
+        if path not in lock["files"]:
+            raise UserError(f"{results / path}: no file of this run's lock")
+        making = making_of(path)
+        if making is None:
+            raise UserError(f"{results / path}: shows what other files say, and is not made again")
+        found[making] = None
+    return list(found)
 
 
-def _compared(old: Path, new: Path, node: Node) -> Outcome:
-    """Compare the numbers of two files that differ."""
-    if old.suffix == ".json":
-        if difference := scores_differ(old, new):
-            return Outcome(node.path, "different", difference)
-        return Outcome(node.path, "close", f"numbers equal within {TOLERANCE:g}")
-    worst = 0.0
-    for name, first, second in _arrays(old, new):
-        if first.shape != second.shape:
-            return Outcome(node.path, "different", f"{name}: another shape")
-        if not np.issubdtype(first.dtype, np.floating):
-            if not np.array_equal(first, second):
-                share = float(np.mean(first != second))
-                return Outcome(node.path, "different", f"{name}: {share:.2%} of entries differ")
-            continue
-        scale = max(1e-12, float(np.abs(first).max(initial=0)))
-        gap = np.abs(first.astype(np.float64) - second.astype(np.float64)).max(initial=0)
-        worst = max(worst, float(gap) / scale)
-    verdict = "close" if worst <= TOLERANCE else "different"
-    return Outcome(node.path, verdict, f"largest difference {worst:.2g} of the largest number")
+def machines(results: Path) -> list[str]:
+    """Return lines that name the machine of the run, and this one."""
+    from mlcd.commands.audit import system
+
+    sealed = read_record(results / locks.SYSTEM, "audit")
+    here = system.describe()
+    lines = [f"sealed on: {_machine(sealed)}", f"this machine: {_machine(here)}"]
+    old, new = sealed.get("packages", {}), here["packages"]
+    other = [f"{name} {old.get(name, 'none')} → {new.get(name, 'none')}"
+             for name in sorted({*old, *new}) if old.get(name) != new.get(name)]  # fmt: skip
+    if other:
+        lines.append(f"packages: {len(other)} differ: {', '.join(other[:5])}")
+    return lines
 
 
-def _arrays(old: Path, new: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    if old.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        first, second = load_file(old), load_file(new)
-        return [(name, first[name], second[name]) for name in first if name in second]
-    import h5py
-
-    with h5py.File(old) as a, h5py.File(new) as b:
-        return [(name, a[name][()], b[name][()]) for name in a if name in b]
-
-
-def scores_differ(old: Path, new: Path) -> str:
-    """Return the first number that differs between two records of scores, in words; '' if none."""
-    known = dict(_numbers(read_record(new, "evaluate"), ""))
-    for where, one in _numbers(read_record(old, "evaluate"), ""):
-        other = known.get(where)
-        if other is None:
-            return f"{where}: {one:.6g} recorded, none now"
-        if abs(one - other) > TOLERANCE * max(1.0, abs(one)):
-            return f"{where}: {one:.6g} recorded, {other:.6g} now"
-    return ""
-
-
-def _numbers(value: Any, where: str) -> list[tuple[str, float]]:
-    if isinstance(value, dict):
-        return [pair for key, one in value.items() if "second" not in str(key)
-                for pair in _numbers(one, f"{where} {key}".strip())]  # fmt: skip
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return [(where, float(value))]
-    return []
+def _machine(about: dict[str, Any]) -> str:
+    processor, torch = about["processor"], about["torch"]
+    gpus = ", ".join(f"{gpu['name']} (driver {gpu['driver_version']})" for gpu in about["gpus"])
+    words = [processor["model"], f"{processor['cores']} cores", " ".join(processor["flags"]),
+             f"torch {torch['version']} {torch['capability']}", gpus or "no GPU",
+             about["libc"], f"Python {about['python']}"]  # fmt: skip
+    settings = [f"{name}={value}" for name, value in about["environment"].items()]
+    return "; ".join([*words, *settings])

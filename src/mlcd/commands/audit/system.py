@@ -11,7 +11,7 @@ from typing import Any
 #: Instruction sets that libraries of numbers choose their code by.
 _FLAGS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
 #: Variables that decide threads and the order of sums.
-_VARIABLES = (
+VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG",
     "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTHONHASHSEED",
 )  # fmt: skip
@@ -34,7 +34,7 @@ def describe() -> dict[str, Any]:
         "processor": _processor(),
         "torch": _torch(),
         "gpus": _gpus(),
-        "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "packages": provenance.package_versions(),
     }
 

@@ -10,6 +10,7 @@ import torch
 
 from mlcd.config.evaluate import IMAGE_TEXT, Dataset
 from mlcd.data import hdf5
+from mlcd.data.labeled import layout
 from mlcd.data.labeled.sample import judged
 from mlcd.data.labeled.samples import samples
 from mlcd.models import text_tower as towers
@@ -51,7 +52,10 @@ def texts_part(dataset: Dataset, tower: towers.TextTower, output: str | os.PathL
     for image, text in pairs:
         images.setdefault(text, set()).add(image)
     shared = sum(len(images[text]) > 1 for text in texts)
-    attributes = {"dataset": dataset.name, "shared": shared}
+    attributes = {
+        "dataset": dataset.name, "shared": shared, "images": layout.identity(dataset),
+        "text_sha256": tower.sha256,
+    }  # fmt: skip
     hdf5.write(output, TEXTS, {"embedding": rows.numpy(), "key": key}, attributes)
     LOGGER.info("%s: %d captions, %d of them of several images", dataset.name, len(texts), shared)
 

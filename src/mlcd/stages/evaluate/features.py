@@ -68,6 +68,7 @@ def extract(
         "dataset": dataset.name,
         "seed": model.seed,
         "identity": identity(section, dataset, model),
+        "images": layout.identity(dataset),
     }
     if model.encoder_sha256 is not None:
         attributes["encoder_sha256"] = model.encoder_sha256

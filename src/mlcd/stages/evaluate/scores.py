@@ -68,6 +68,9 @@ def metrics_part(
             ", ".join(f"{key} {value:.4f}" for key, value in found[data.dataset]["scores"].items()),
         )  # fmt: skip
     made_from = {"features": [hdf5.fingerprint(path) for path in paths]}
+    if tower is not None and tower.sha256:
+        made_from["text"] = [tower.sha256]
+        made_from["texts"] = [hdf5.fingerprint(path) for path in texts]
     about: dict[str, Any] = {"model": models.pop(), "seed": seed, "made_from": made_from}
     if sha256 := weights.pop():
         about["encoder_sha256"] = sha256

@@ -15,6 +15,7 @@ from pathlib import Path
 from mlcd.config.prepare import Prepare
 from mlcd.data.url_lists import chunk_count, chunk_name, count_rows
 from mlcd.utils.errors import UserError
+from mlcd.utils.fingerprint import file_identity
 from mlcd.utils.logging import LOGGER, progress
 from mlcd.utils.ownership import claim
 
@@ -90,7 +91,7 @@ def _cut_local(path: Path, index: int | None, output: Path, section: Prepare) ->
     ]
     claim(*outputs, *(target.with_suffix(".json") for target in outputs))
     for part, target in zip(parts, outputs, strict=True):
-        counts = write_chunk(target, str(path), runs[part], about.root, section)
+        counts = write_chunk(target, str(path), runs[part], about, section, part)
         LOGGER.info("%s: %d images", target, counts["kept"])
 
 
@@ -130,7 +131,7 @@ def _cut(metadata: str, indexes: range, outputs: list[Path], rows: int, section:
     from mlcd.stages.prepare.lists import read_rows
 
     claim(*outputs, *(output.with_suffix(".json") for output in outputs))
-    size = section.chunk_rows
+    size, identity = section.chunk_rows, file_identity(metadata)
     begin, end = indexes.start * size, min(indexes.stop * size, rows)
     columns = {key: getattr(section, key) for key in COLUMNS}
     stream = iter(
@@ -148,6 +149,7 @@ def _cut(metadata: str, indexes: range, outputs: list[Path], rows: int, section:
             islice(stream, stop - start),
             section,
             source=Path(metadata).name,
+            identity=identity,
             start=start,
             stop=stop,
         )

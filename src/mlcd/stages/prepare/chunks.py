@@ -33,12 +33,20 @@ class _Refused(Exception):
 
 
 def write_chunk(
-    output: Path, rows: Iterable[Row], section: Prepare, *, source: str, start: int, stop: int
+    output: Path,
+    rows: Iterable[Row],
+    section: Prepare,
+    *,
+    source: str,
+    identity: str,
+    start: int,
+    stop: int,
 ) -> Counter[str]:
     """Write `output` (a parquet file) and the JSON beside it; return the counts by reason.
 
-    `rows` are rows [start, stop) of the list `source`: url, caption, hash as bytes. Equal rows give
-    equal bytes. Raises :class:`UserError` if no row is usable.
+    `rows` are rows [start, stop) of the list `source`: url, caption, hash as bytes. `identity` is
+    of the list, and stands in the JSON. Equal rows give equal bytes. Raises :class:`UserError` if
+    no row is usable.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -67,6 +75,7 @@ def write_chunk(
     description: dict[str, Any] = {
         "chunk": output.stem,
         "source": source,
+        "list": identity,
         "start": start,
         "stop": stop,
         "rows": counts["kept"],

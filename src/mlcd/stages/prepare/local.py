@@ -17,6 +17,7 @@ from typing import Any
 from mlcd.config.prepare import Prepare
 from mlcd.data import containers, local_table
 from mlcd.data.containers import Entry
+from mlcd.data.listing import Summary
 from mlcd.data.listing_table import Row, rows
 from mlcd.data.url_lists import open_parquet
 from mlcd.utils.errors import UserError
@@ -27,11 +28,14 @@ from mlcd.utils.records import write_record
 _WIDTH, _BLOCK = 16, 4096
 
 
-def write_chunk(output: Path, path: str, run: range, root: str, section: Prepare) -> Counter[str]:
-    """Write the images at places `run` of the listing `path`; return the counts.
+def write_chunk(
+    output: Path, path: str, run: range, about: Summary, section: Prepare, part: int
+) -> Counter[str]:
+    """Write the images at places `run` of the listing `path`, its chunk `part`; return the counts.
 
     Raises :class:`UserError` if a tar, zip or parquet is damaged or holds other images than listed.
     """
+    root, identity = about.root, about.identity(part, section.chunk_rows)
     counts: Counter[str] = Counter(kept=0)
     notes: Counter[str] = Counter(caption_missing=0)
     with (
@@ -49,7 +53,8 @@ def write_chunk(output: Path, path: str, run: range, root: str, section: Prepare
             "this listing and start the run again, which lists the images anew"
         )
     description: dict[str, Any] = {
-        "chunk": output.stem, "source": Path(path).name, "start": run.start, "stop": run.stop,
+        "chunk": output.stem, "source": Path(path).name, "list": identity,
+        "start": run.start, "stop": run.stop,
         "rows": counts["kept"], "counts": dict(counts), "notes": dict(notes),
         "table": sha256_file(output),
     }  # fmt: skip

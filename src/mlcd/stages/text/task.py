@@ -125,6 +125,8 @@ def write_tower(checkpoint: Checkpoint, arguments: TextArguments) -> None:
     extra = {
         "steps": checkpoint.step,
         "encoder_sha256": arguments.encoder_sha256,
+        # Sums over ranks round as their number says.
+        "ranks": len(checkpoint.pieces),
         "section": section.model_dump(mode="json"),
         "made_from": arguments.made_from,
     }

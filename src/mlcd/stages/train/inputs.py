@@ -205,7 +205,7 @@ def _write_index(sources: Sources, folder: Path, width: int) -> list[int]:
         label_path.open("wb") as label_file,
     ):
         for chunk in zip(sources.labels, sources.places, sources.images, strict=True):
-            place, label, tars = _rows(*chunk, width)
+            place, label, tars = labeled_rows(*chunk, width)
             counts += np.bincount(place["tar"], minlength=tars).tolist()
             place["tar"] += len(counts) - tars
             place_file.write(place.tobytes())
@@ -215,7 +215,7 @@ def _write_index(sources: Sources, folder: Path, width: int) -> list[int]:
     return counts
 
 
-def _rows(
+def labeled_rows(
     labels: Labels, places: Embeddings | Labels, images: ImageStore, width: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Return place [n] and label int32 [n, width] of a chunk's labeled images, and its tars.

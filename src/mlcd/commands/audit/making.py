@@ -1,0 +1,340 @@
+"""How each file of a run is made: the command of its stage, from recorded inputs and sections.
+
+A making is one command and the files that it writes. Files from outside (lists, centers) are
+looked for where the run had them, and taken only if they have the hash that was sealed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mlcd.commands.audit import lock as locks
+from mlcd.data import hdf5
+from mlcd.utils.device import has_gpu
+from mlcd.utils.errors import UserError
+from mlcd.utils.records import read_record
+
+
+class Cannot(Exception):
+    """A file whose stage cannot be run again from what is here, or failed; it says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Making:
+    """What one command writes: `kind` of files, `name` among that kind (a chunk, a data set)."""
+
+    kind: str
+    name: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """`mlcd STAGE WORDS --output OUTPUT --config SECTION`; `output` is below the results."""
+
+    stage: str
+    words: list[str]
+    section: str
+    output: str
+
+
+def making_of(path: str) -> Making | None:
+    """Return the making of a file below the results; None where no stage can be run for it."""
+    place = PurePosixPath(path)
+    first, stem = place.parts[0], place.stem
+    if first in ("urls", "embeddings"):
+        return Making(first, stem)
+    if first == "images" and len(place.parts) == 3:
+        return Making(first, place.parts[1])
+    if first == "clusters" and stem in ("centroids", "iterations"):
+        return Making(first)
+    if first == "labels":
+        return Making("summary of labels") if place.suffix == ".json" else Making(first, stem)
+    if first in ("train", "text") and len(place.parts) == 2 and stem != "accepted":
+        return Making(first)
+    if first == "text" and len(place.parts) == 3:
+        return Making(f"text {place.parts[1]}", stem)
+    if first == "evaluate":
+        return _scores(place)
+    return Making("export", place.parts[1]) if first == "export" else None
+
+
+def _scores(place: PurePosixPath) -> Making:
+    if place.parent.name == "features":
+        model, _, dataset = place.stem.partition("-")
+        return Making(f"features of {model}", dataset)
+    if place.parent.name == "texts":
+        return Making("texts", place.stem)
+    if place.stem == "summary":
+        return Making("summary of scores")
+    return Making("scores", place.stem)
+
+
+class Recorded:
+    """A run's results with all that commands need: sections, how it ran, files from outside.
+
+    `lists`: files given on the command line. Raises :class:`UserError` for one that is not of this
+    run.
+    """
+
+    def __init__(self, results: Path, lock: dict[str, Any], lists: Iterable[str] = ()) -> None:
+        self.results = results.resolve()
+        self.stages: dict[str, Any] = lock["stages"]
+        self.inputs: list[dict[str, Any]] = lock["inputs"]
+        self.by_hash = {node["hash"]: path for path, node in lock["files"].items()}
+        self.project = _project(self.results, self.inputs)
+        self._given = dict(self._checked(path) for path in lists)
+
+    def _checked(self, path: str) -> tuple[str, Path]:
+        digest = locks.hash_of(path)
+        if all(entry["hash"] != digest for entry in self.inputs):
+            raise UserError(f"{path}: no list of this run: it has the hash {digest[:16]}…, and "
+                            "those that were sealed have others")  # fmt: skip
+        return digest, Path(path).resolve()
+
+    def section(self, stage: str) -> dict[str, Any]:
+        """Return the sealed section of a stage."""
+        found: dict[str, Any] | None = self.stages.get(stage, {}).get("section")
+        if found is None:
+            raise Cannot(f"the lock has no section of stage {stage}")
+        return found
+
+    def outside(self, name: str, scratch: Path) -> Path:
+        """Return a file from outside, called as it was, with the content that was sealed."""
+        entry = next((one for one in self.inputs if one["name"] == name), None)
+        if entry is None:
+            raise Cannot(f"{name}: no file of this run's lock is called so")
+        path: Path = self._given.get(entry["hash"]) or self._found(entry)
+        if path.name == name:
+            return path
+        link = scratch / "lists" / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(path)
+        return link
+
+    def _found(self, entry: dict[str, Any]) -> Path:
+        places: list[Path] = [self.results / "listings" / entry["name"]]
+        if "path" in entry:
+            places.append(self.project / entry["path"])
+        there = [path for path in places if path.is_file()]
+        for path in there:
+            if locks.hash_of(str(path)) == entry["hash"]:
+                return path.resolve()
+        if there:
+            raise Cannot(f"{there[0]}: not what was sealed; give it by --lists")
+        raise Cannot(f"{entry['name']}: not where the run had it; give it by --lists")
+
+    def named(self, folder: str, hashes: Iterable[str]) -> list[str]:
+        """Return the files of a folder that have these hashes, in this order."""
+        paths = [self.by_hash.get(word, "") for word in hashes]
+        if not all(path.startswith(f"{folder}/") for path in paths):
+            raise Cannot(f"{folder}: not all files that it was made from are of this run")
+        return [str(self.results / path) for path in paths]
+
+    def device(self) -> str:
+        """Return cuda where the run had GPUs and this machine has one, else cpu."""
+        system = self.results / locks.SYSTEM
+        had = system.is_file() and read_record(system, "audit").get("gpus")
+        return "cuda" if had and has_gpu() else "cpu"
+
+
+def _project(results: Path, inputs: list[dict[str, Any]]) -> Path:
+    """Return the folder that the run's relative paths began at: here, or above the results."""
+    wanted = [entry["path"] for entry in inputs if "path" in entry]
+    for folder in (Path.cwd(), *results.parents[:4]):
+        if wanted and all((folder / path).exists() for path in wanted):
+            return folder
+    return Path.cwd()
+
+
+def command(run: Recorded, making: Making, scratch: Path) -> Command:
+    """Return what makes these files again. Raises :class:`Cannot`."""
+    kind = making.kind
+    if kind.startswith("features of "):
+        return _features(run, kind.removeprefix("features of "), making.name)
+    return _COMMANDS[kind](run, making.name, scratch)
+
+
+def _as(run: Recorded, stage: str, words: list[str], output: str, **changes: Any) -> Command:
+    section = {**run.section(stage), **changes}
+    return Command(stage, words, json.dumps(section), output)
+
+
+def _urls(run: Recorded, chunk: str, scratch: Path) -> Command:
+    about = read_record(run.results / "urls" / f"{chunk}.json", "prepare")
+    source = run.outside(Path(str(about["source"])).name, scratch)
+    index = chunk.rpartition("-")[2]
+    words = ["--metadata", str(source), "--chunk-index", index]
+    return _as(run, "prepare", words, f"urls/{chunk}.parquet")
+
+
+def _images(run: Recorded, chunk: str, scratch: Path) -> Command:
+    urls = run.results / "urls" / f"{chunk}.parquet"
+    words = ["--urls", str(urls), "--processes", "1", "--threads", "32"]
+    # What is gone is counted afterwards, and not refused.
+    return _as(run, "download", words, f"images/{chunk}", min_success=0)
+
+
+def _embeddings(run: Recorded, chunk: str, scratch: Path) -> Command:
+    if run.section("embed").get("embeddings"):
+        raise Cannot("own embeddings, which came from outside")
+    words = ["--images", _manifest(run, chunk), "--threads", "1"]
+    return _as(run, "embed", words, f"embeddings/{chunk}.h5")
+
+
+def _clusters(run: Recorded, name: str, scratch: Path) -> Command:
+    section = run.section("cluster")
+    output = "clusters/centroids.h5"
+    if section.get("centers"):
+        centers = run.outside(Path(section["centers"]).name, scratch)
+        return _as(run, "cluster", ["--centers", str(centers)], output)
+    attributes, _ = hdf5.attributes(run.results / output)
+    made = run.named("embeddings", json.loads(str(attributes["embeddings"])))
+    words = ["--embeddings", *made]
+    if section.get("initial"):
+        words.append(f"--initial={run.outside(Path(section['initial']).name, scratch)}")
+    return _as(run, "cluster", words, output)
+
+
+def _labels(run: Recorded, chunk: str, scratch: Path) -> Command:
+    if run.section("label").get("labels"):
+        raise Cannot("own labels, which came from outside")
+    vectors = run.results / "embeddings" / f"{chunk}.h5"
+    words = ["--embeddings", str(vectors), *_centroids(run)]
+    return _as(run, "label", words, f"labels/{chunk}.h5")
+
+
+def _label_summary(run: Recorded, name: str, scratch: Path) -> Command:
+    about = read_record(run.results / "labels" / "summary.json", "label")
+    labels = run.named("labels", about["made_from"]["labels"])
+    words = ["--summarize", *labels, *_centroids(run)]
+    return _as(run, "label", words, "labels/summary.json")
+
+
+def _train(run: Recorded, name: str, scratch: Path) -> Command:
+    labels = _all(run.results / "labels")
+    names = [Path(path).stem for path in labels]
+    words = ["--labels", *labels, "--images", *(_manifest(run, name) for name in names)]
+    if not run.section("label").get("labels"):
+        vectors = (str(run.results / "embeddings" / f"{name}.h5") for name in names)
+        words += ["--embeddings", *vectors]
+    return _as(run, "train", [*words, *_centroids(run), *_gang(run, "train")], "train")
+
+
+def _text_embeddings(run: Recorded, chunk: str, scratch: Path) -> Command:
+    from mlcd.config import Embed
+
+    section = Embed.model_validate(run.section("embed")).for_trained_encoder()
+    words = ["--images", _manifest(run, chunk), *_encoder(run), "--threads", "1"]
+    return Command("embed", words, section, f"text/embeddings/{chunk}.h5")
+
+
+def _captions(run: Recorded, chunk: str, scratch: Path) -> Command:
+    vectors = run.results / "text" / "embeddings" / f"{chunk}.h5"
+    words = ["--part", "captions", "--embeddings", str(vectors),
+             "--images", _manifest(run, chunk)]  # fmt: skip
+    return _as(run, "text", words, f"text/captions/{chunk}.h5")
+
+
+def _text(run: Recorded, name: str, scratch: Path) -> Command:
+    made = read_record(run.results / "text" / "text.json", "text")["made_from"]
+    words = ["--embeddings", *run.named("text/embeddings", made["embeddings"])]
+    words += ["--captions", *run.named("text/captions", made["captions"])]
+    return _as(run, "text", [*words, *_gang(run, "text")], "text")
+
+
+def _features(run: Recorded, model: str, dataset: str) -> Command:
+    words = ["--part", "features", "--model", model, "--dataset", dataset]
+    if model == "frozen":
+        words += ["--embed-config", json.dumps(run.section("embed"))]
+    elif model != "pixels":
+        words += _encoder(run)
+    output = f"evaluate/features/{model}-{dataset}.h5"
+    return _as(run, "evaluate", words, output)
+
+
+def _texts(run: Recorded, dataset: str, scratch: Path) -> Command:
+    words = ["--part", "texts", "--dataset", dataset, *_tower(run)]
+    return _as(run, "evaluate", words, f"evaluate/texts/{dataset}.h5")
+
+
+def _metrics(run: Recorded, model: str, scratch: Path) -> Command:
+    here = run.results / "evaluate"
+    names = [dataset["name"] for dataset in run.section("evaluate")["datasets"]]
+    features = [str(here / "features" / f"{model}-{name}.h5") for name in names]
+    # One thread, as the rule has it: the fit of a probe sums over threads.
+    words = ["--part", "metrics", "--features", *features, "--threads", "1"]
+    made = read_record(here / f"{model}.json", "evaluate").get("made_from", {})
+    if made.get("text"):
+        words += _tower(run)
+    if made.get("texts"):
+        words += ["--texts", *run.named("evaluate/texts", made["texts"])]
+    return _as(run, "evaluate", words, f"evaluate/{model}.json")
+
+
+def _score_summary(run: Recorded, name: str, scratch: Path) -> Command:
+    models = run.section("evaluate")["models"]
+    paths = [str(run.results / "evaluate" / f"{model}.json") for model in models]
+    words = ["--part", "summary", "--metrics", *paths, "--figures", json.dumps(_figures(run))]
+    return _as(run, "evaluate", words, "evaluate/summary.csv")
+
+
+def _figures(run: Recorded) -> list[dict[str, Any]]:
+    """Return the paper's figures that the run's config asked for."""
+    if run.section("evaluate").get("published") is None:
+        return []
+    from mlcd.config import SECTIONS, Config, comparison
+
+    sections = {name: about["section"] for name, about in run.stages.items()
+                if name in SECTIONS and about.get("section")}  # fmt: skip
+    return comparison.figures(Config.model_validate({"metadata": ["any"], **sections}))
+
+
+def _export(run: Recorded, form: str, scratch: Path) -> Command:
+    labels, summary = _all(run.results / "labels")[:1], run.results / "evaluate/summary.csv"
+    records = sorted((run.results / "urls").glob("*.json"))
+    lists = dict.fromkeys(str(read_record(path, "prepare")["source"]) for path in records)
+    words = [*_encoder(run), *_centroids(run), "--lists", *lists]
+    words += ["--labels", *labels] if labels else []
+    words += ["--summary", str(summary)] if summary.is_file() else []
+    found = _as(run, "export", words, f"export/{form}", formats=[form])
+    return dataclasses.replace(found, output="export")
+
+
+def _manifest(run: Recorded, chunk: str) -> str:
+    return str(run.results / "images" / chunk / "manifest.json")
+
+
+def _centroids(run: Recorded) -> list[str]:
+    path = run.results / "clusters" / "centroids.h5"
+    return ["--centroids", str(path)] if path.is_file() else []
+
+
+def _encoder(run: Recorded) -> list[str]:
+    return ["--encoder", str(run.results / "train")]
+
+
+def _tower(run: Recorded) -> list[str]:
+    return ["--text", str(run.results / "text"), *_encoder(run)]
+
+
+def _gang(run: Recorded, stage: str) -> list[str]:
+    ranks = run.stages[stage].get("how", {}).get("ranks", 1)
+    return [f"--ranks-per-node={ranks}", "--threads=1", f"--device={run.device()}"]
+
+
+def _all(folder: Path) -> list[str]:
+    """Return the HDF5 files of a folder, sorted."""
+    return sorted(map(str, folder.glob("*.h5")))
+
+
+_COMMANDS: dict[str, Callable[[Recorded, str, Path], Command]] = {
+    "urls": _urls, "images": _images, "embeddings": _embeddings, "clusters": _clusters,
+    "labels": _labels, "summary of labels": _label_summary, "train": _train,
+    "text embeddings": _text_embeddings, "text captions": _captions, "text": _text,
+    "texts": _texts, "scores": _metrics, "summary of scores": _score_summary, "export": _export,
+}  # fmt: skip
