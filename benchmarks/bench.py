@@ -28,6 +28,7 @@ _SETS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "as
 _LIBRARIES = ("torch", "numpy", "faiss-cpu", "scikit-learn", "img2dataset", "webdataset", "pillow")
 #: Name → script and its options: sizes that take minutes on two cores.
 BENCHMARKS: dict[str, list[str]] = {
+    "loss": ["loss.py", "--repeats", "3"],
     "negatives": ["negatives.py"],
     "optimizer": ["optimizer.py"],
     "checkpoint": ["checkpoint.py"],

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
+import goals
 import measure
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,10 @@ CASES = {
 }
 
 
+#: The greatest share of the peer's time that ours may take.
+GOALS = {"sampled": 1 / 6, "full": 1.15}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=[*CASES, "all"], default="all")
@@ -107,6 +112,9 @@ def main() -> None:
                 contenders, repeats=arguments.repeats, threads=arguments.threads
             )
             print(measure.table(results), flush=True)
+            peer, ours = contenders
+            row = f"{ours}, forward and backward"
+            goals.state(row, results[ours].cpus, {peer: results[peer].cpus}, GOALS[case])
 
 
 if __name__ == "__main__":
