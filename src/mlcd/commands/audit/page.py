@@ -112,7 +112,7 @@ def _inputs(lock: dict[str, Any]) -> dict[str, Any]:
     name, what = _WORDS["inputs"]
     entries = lock["inputs"]
     files = [_file(entry["name"], entry) for entry in entries[:_SHOWN]]
-    size = decimal_size(sum(entry["bytes"] for entry in entries))
+    size = decimal_size(sum(entry.get("bytes", 0) for entry in entries))
     kind = {"name": "", "count": len(entries), "bytes": size, "files": files,
             "more": len(entries) - len(files)}  # fmt: skip
     return {"stage": "inputs", "name": name, "what": what, "files": len(entries), "bytes": size,

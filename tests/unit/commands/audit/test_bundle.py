@@ -17,7 +17,7 @@ from helpers.refusals import refused
 from helpers.report_stores import CHUNKS, Stores
 from mlcd import cli
 from mlcd.commands.audit import bundle, lock
-from mlcd.commands.audit.bundle import crate, jobs
+from mlcd.commands.audit.bundle import crate, jobs, sbom
 from mlcd.models import trainable
 from mlcd.utils.files import sha256_file
 from mlcd.utils.records import read_record
@@ -45,7 +45,8 @@ def sealed(tmp_path_factory) -> Path:
     export(results / "train", results / "export", "timm", license="cc-by-4.0")
     photos = base / "photos.txt"
     photos.write_text("https://example.org/1.jpg\n")
-    words = ["--stages", json.dumps(STAGES), "--rules", json.dumps(RULES), "--inputs", str(photos)]
+    words = ["--stages", json.dumps(STAGES), "--rules", json.dumps(RULES), "--inputs", str(photos),
+             "--datasets", "few=1f38b8ee56c77480"]  # fmt: skip
     assert cli.main(["audit", "seal", str(results), *words]) == 0
     return results
 
@@ -127,6 +128,21 @@ def test_a_bundle_is_found_whole_or_what_is_wrong_with_it(sealed, changed):
         status, told = audit("verify", str(changed))
         assert status == 1
         assert said in told
+
+
+def test_a_part_that_fails_is_told_and_the_others_are_written(changed, monkeypatch, capsys):
+    def fails(run, folder):
+        (folder / "half.json").write_text("{")
+        raise RuntimeError("another version")
+
+    monkeypatch.setattr(sbom, "write", fails)
+    assert cli.main(["audit", "bundle", str(changed)]) == 0
+    assert "the bundle lacks sbom" in capsys.readouterr().err
+    parts = read_record(changed / bundle.RECORD, "audit")["parts"]
+    assert parts["sbom"] == {"failed": "RuntimeError: another version"}
+    assert all("files" in part for name, part in parts.items() if name != "sbom")
+    assert not (changed / bundle.FOLDER / "half.json").exists()
+    assert audit("verify", str(changed))[0] == 0
 
 
 def test_a_bundle_of_another_seal_is_told(changed, monkeypatch):

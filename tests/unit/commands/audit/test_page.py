@@ -47,7 +47,11 @@ def large() -> list[Node]:
 
 def test_a_run_of_40_000_tars_is_folded():
     nodes = large()
-    html = drawn(nodes, inputs=[{"name": "a.parquet", "hash": "f" * 64, "of": BYTES, "bytes": 9}])
+    inputs = [
+        {"name": "a.parquet", "hash": "f" * 64, "of": BYTES, "bytes": 9},
+        {"name": "photos", "hash": "d" * 16, "of": "the data set's files", "identities": ["d"]},
+    ]
+    html = drawn(nodes, inputs=inputs)
     assert len(html.encode()) < 100_000
     outline = Outline(html)
     assert outline.tags.count("details") == 6

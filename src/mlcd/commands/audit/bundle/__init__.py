@@ -21,6 +21,7 @@ from mlcd.commands.audit.nodes import Finding
 from mlcd.utils import disk
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_file
+from mlcd.utils.logging import LOGGER
 from mlcd.utils.records import read_record, write_record
 
 #: Modules, in this order: a later part may list the files of those before it.
@@ -60,10 +61,19 @@ def write(results: Path, key: Path | None = None) -> dict[str, Any]:
         folder.mkdir()
         for name in PARTS:
             part = importlib.import_module(f"{__name__}.{name}")
+            before = set(_files(folder))
             try:
                 paths = part.write(run, folder)
             except Lacking as why:
                 parts[part.NAME] = {"lacking": why.package}
+            except (UserError, OSError):
+                raise
+            except Exception as error:
+                # A run of weeks does not fail at its end because another library has changed.
+                LOGGER.exception("the bundle's part %s cannot be written", part.NAME)
+                for left in set(_files(folder)) - before:
+                    (folder / left).unlink()
+                parts[part.NAME] = {"failed": " ".join(f"{type(error).__name__}: {error}".split())}
             else:
                 parts[part.NAME] = {"files": dict(_described(folder, sorted(paths)))}
         # Until its record is written, a bundle is none.
@@ -82,6 +92,9 @@ def write(results: Path, key: Path | None = None) -> dict[str, Any]:
 
 def lacking(record: dict[str, Any]) -> str:
     """Return in one line which parts a bundle lacks and why; '' if it is whole."""
+    failed = [name for name, part in record["parts"].items() if "failed" in part]
+    if failed:
+        return f"the bundle lacks {', '.join(failed)}: a defect of mlcd, whose log is above"
     parts = {name: part["lacking"] for name, part in record["parts"].items() if "lacking" in part}
     if not parts:
         return ""

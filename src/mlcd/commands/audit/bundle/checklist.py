@@ -104,7 +104,7 @@ def _access(run: Run) -> str:
     code = _code(revision["commit"]) if revision.get("commit") else _NOT
     if revision.get("modified"):
         code += " with changes (audit/source.diff)"
-    lists = ", ".join(_code(entry["name"]) for entry in run.lock["inputs"]) or _NOT
+    lists = ", ".join(_code(entry["name"]) for entry in run.files_from_outside()) or _NOT
     tars = len(run.files("images/*/*.tar"))
     return (
         f"code: revision {code}; inputs, by SHA-256: {lists}; {tars:,} tars of images, by SHA-256; "

@@ -63,7 +63,7 @@ def write(run: Run, folder: Path) -> list[Path]:
 
 
 def _metadata(mlc: Any, run: Run, tables: list[str]) -> Any:
-    names = ", ".join(entry["name"] for entry in run.lock["inputs"])
+    names = ", ".join(entry["name"] for entry in run.files_from_outside())
     tars = run.files("images/*/*.tar", "images/*/*.index")
     files = [*tables, *(tars if len(tars) <= _TARS else run.files("images/*/manifest.json"))]
     told = (

@@ -44,6 +44,10 @@ class Run:
         section = self.lock["stages"].get(stage, {}).get("section")
         return dict(section) if isinstance(section, dict) else {}
 
+    def files_from_outside(self) -> list[dict[str, Any]]:
+        """Return the inputs that are one file each: lists, centers, names; no data sets."""
+        return [entry for entry in self.lock["inputs"] if "bytes" in entry]
+
     def files(self, *patterns: str) -> list[str]:
         """Return the sealed files below the results that match a pattern (fnmatch), sorted."""
         return sorted(
