@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from cluster import write_rows  # noqa: E402
+import kinds  # noqa: E402
 
 from mlcd.utils.units import parse_size  # noqa: E402
 
@@ -100,7 +100,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, cgroup(allowed) as group:
         data, output = Path(folder) / "e.h5", Path(folder) / "c.h5"
         began = time.monotonic()
-        write_rows(data, n, d, 3000)
+        kinds.write(data, "planted", n, d, 3000)
         print(f"{n} × {d} rows, {data.stat().st_size / 2**20:.0f} MiB in the file", flush=True)
         print(f"{4 * n * d / 2**20:.0f} MiB as float32; written", end=" ")
         print(f"in {time.monotonic() - began:.0f} s", flush=True)

@@ -3,73 +3,45 @@
 A matrix product's last bits depend on its block shapes, threads, BLAS and device, so its order of
 two nearly equal centers does too. Here the product only selects: its rounding error has a bound,
 and wherever two candidates lie closer than that bound allows to tell apart, both are scored anew
-by :func:`dots`, a float64 sum in a fixed order. Equal scores go to the lower id. On a GPU's tensor
-cores :mod:`mlcd.neighbors.half` does the same with products of half precision.
+by :func:`mlcd.neighbors.pairs.dots`, a float64 sum in a fixed order. Equal scores go to the lower
+id. On a GPU's tensor cores :mod:`mlcd.neighbors.half` does the same with products of half
+precision.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import faiss
 import numpy as np
 import threadpoolctl
 
-from mlcd.neighbors.bounds import LeadingBounds, Search, directions
+from mlcd.neighbors import pruned
+from mlcd.neighbors.bounds import CENTERS, ROWS, Bounds
+from mlcd.neighbors.choice import Choice, Spent
 from mlcd.neighbors.engine import engine, torch_device, torch_dtype
+from mlcd.neighbors.pairs import dots, error_bound
+from mlcd.neighbors.tiles import Workers
 
 if TYPE_CHECKING:
     from mlcd.neighbors.half import HalfSearch
 
-#: Pairs scored at once by :func:`dots`: few enough that their float64 products stay in cache.
-_PAIRS = 256
+Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
 #: Candidates asked for beyond l. They settle nearly all close calls, and cost faiss nothing.
 SPARE = 3
-#: Candidates for each of l beyond it in a search by bounds, which are looser than products, and
-#: how many at most. Scoring one takes as long as so many products of a matrix.
-_CANDIDATES, _MOST_CANDIDATES, _DOT = 7, 120, 80
-#: Fewer centers than this are searched in full: trying would cost more than it saves.
-_LEAST_CENTERS = 1024
-#: Rows on which the shares of the dimensions that leading parts may take are tried, and those
-# shares.
-_TRIED = 512
-_SHARES = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5)
-#: LeadingBounds must promise less than this part of the full work.
-_WORTH = 0.85
-#: Rows that faiss multiplies at once: their scores stay in cache until the best are picked.
-_QUERIES = 1024
+#: Fewer centers or dimensions than this are searched in full: trying would cost more than it saves.
+_LEAST_CENTERS, _LEAST_DIMS = 1024, 64
+#: Rows on which bounds are tried.
+_TRIED = 128
+#: Rows that faiss multiplies at once.
+_QUERIES = 4096
 #: Bytes of the scores of one block in :func:`scan`.
 _SCAN_BYTES = 32 << 20
 #: Candidates of a row that faiss can pick on a GPU.
 _MOST_ON_GPU = 2048
-
-
-def dots(
-    left: np.ndarray, right: np.ndarray, left_ids: np.ndarray, right_ids: np.ndarray
-) -> np.ndarray:
-    """Return the inner products left[left_ids[p]] · right[right_ids[p]], float64 [pairs].
-
-    `left` and `right` are float32 [·, d]. Products of float32 are exact in float64 and numpy sums
-    each row alone by its pairwise scheme, so a pair's value depends on nothing but its vectors.
-    """
-    out = np.empty(len(left_ids))
-    for start in range(0, len(left_ids), _PAIRS):
-        part = slice(start, start + _PAIRS)
-        products = np.multiply(left[left_ids[part]], right[right_ids[part]], dtype=np.float64)
-        out[part] = products.sum(axis=1)
-    return out
-
-
-def error_bound(d: int) -> float:
-    """Return a bound on the rounding error of a float32 inner product of two unit vectors.
-
-    γ_d = d·u / (1 − d·u) with u = 2⁻²⁴ holds for any order of summation, with or without fused
-    multiply-add (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1); 1 % more
-    covers norms that float32 rounds away from 1.
-    """
-    unit = d * 2.0**-24
-    return 1.01 * unit / (1 - unit)
 
 
 class ExactSearch:
@@ -78,13 +50,22 @@ class ExactSearch:
     `device`: 'cpu', 'cuda', 'auto', or one of these with products (:mod:`mlcd.neighbors.engine`).
     `threads` 0 leaves it to the libraries: all CPUs, or OMP_NUM_THREADS.
 
-    On the CPU, where there are many centers, bounds from few dimensions spare most of the work
-    (:mod:`mlcd.neighbors.bounds`); how many dimensions pay is tried on the first rows. `prune`
-    False never does. Raises :class:`mlcd.utils.errors.UserError` if `device` is not here.
+    On the CPU, where there are many centers, bounds spare most of the work
+    (:mod:`mlcd.neighbors.bounds`, :mod:`mlcd.neighbors.integers`); which ones pay is tried on the
+    first rows. `prune` False never does. `rows` tells how many will be searched, and
+    `allow_integers` that there is memory for the library of integer products. Raises
+    :class:`mlcd.utils.errors.UserError` if `device` is not here.
     """
 
     def __init__(
-        self, centers: np.ndarray, *, device: str = "cpu", threads: int = 0, prune: bool = True
+        self,
+        centers: np.ndarray,
+        *,
+        device: str = "cpu",
+        threads: int = 0,
+        prune: bool = True,
+        rows: int = 0,
+        allow_integers: bool = False,
     ) -> None:
         self.centers = np.ascontiguousarray(centers, np.float32)
         self.K, self.d = self.centers.shape
@@ -95,65 +76,69 @@ class ExactSearch:
         self._half = _half_search(self.centers, *where) if where.half else None
         on_gpu = where.device == "cuda" and not where.half
         self._search = _gpu_search(self.centers) if on_gpu else cpu_search(self.centers)
-        self._leading: LeadingBounds | None = None
+        self._bounds: Bounds | None = None
         prune = prune and where == ("cpu", "float32")
-        self._untried = prune and self.K >= _LEAST_CENTERS and self.d >= 64
+        self._untried = prune and self.K >= _LEAST_CENTERS and self.d >= _LEAST_DIMS
+        self._rows, self._allow_integers = rows, allow_integers
+        self._workers = Workers(threads) if self._untried else None
 
     def nearest(self, rows: np.ndarray, l: int) -> np.ndarray:
         """Return the ids of the `l` ≤ K nearest centers of each row, int64 [n, l], nearest first.
 
-        `rows` is float32 [n, d], unit rows. Nearest is the largest :func:`dots`, ties by lower id.
+        `rows` is float32 [n, d], unit rows. Nearest is the largest
+        :func:`mlcd.neighbors.pairs.dots`, ties by lower id.
         """
         if self._half is not None:
             return self._half.nearest(rows, l)
         if self._untried and len(rows) >= _TRIED:
             self._untried = False
-            self._leading = self._best_leading(rows[:: len(rows) // _TRIED][:_TRIED], l)
-        if self._leading is None:
+            self._bounds = self._best_bounds(rows[:: len(rows) // _TRIED][:_TRIED], l)
+        if self._bounds is None:
             return self._nearest_in_full(rows, l)
-        ids, certain = self._nearest_by_bounds(self._leading, rows, l)
-        rest = np.flatnonzero(~certain)
+        ids, rest = self._nearest_by_bounds(self._bounds, rows, l)
         if len(rest):
             ids[rest] = self._nearest_in_full(rows[rest], l)
         return ids
 
-    def _best_leading(self, rows: np.ndarray, l: int) -> LeadingBounds | None:
+    def nearest_one(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the nearest center of each row, int64 [n], in a search among all on the CPU.
+
+        And a similarity float32 [n] that no other center exceeds.
+        """
+        scores, ids = self._search(rows, min(self.K, 1 + SPARE))
+        bound = np.float32(error_bound(self.d))
+        close = scores[:, :1] - scores[:, 1:2] <= 2 * bound
+        other = np.where(close, scores[:, :1], scores[:, 1:2])[:, 0] + bound
+        return self._settled(rows, scores, ids, 1)[:, 0], other
+
+    def _best_bounds(self, rows: np.ndarray, l: int) -> Bounds | None:
         """Return the bounds that promise the least work on `rows`, or None for a full search."""
-        basis = directions(self.centers)
-        best, least = None, _WORTH
-        for share in _SHARES:
-            leading = LeadingBounds(self.centers, basis, int(self.d * share), cpu_search)
-            _, certain = self._nearest_by_bounds(leading, rows, l)
-            # The candidates of a search for one are too few to count.
-            scored = _candidates(l) - _candidates(1)
-            work = share + 1 - certain.mean() + scored * _DOT / self.K
-            if work < least:
-                best, least = leading, work
-        return best
+
+        def spend(bounds: Bounds) -> Spent:
+            found = pruned.nearest(bounds, self.centers, rows, l)
+            return Spent(found.scored / len(rows), float(found.full.mean()))
+
+        choice = Choice(self._allow_integers)
+        return choice.choose(self.centers, rows, spend, lambda: self._rows)
 
     def _nearest_by_bounds(
-        self, leading: LeadingBounds, rows: np.ndarray, l: int
+        self, bounds: Bounds, rows: np.ndarray, l: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids int64 [n, l] as :meth:`nearest`, and which rows they are certain for."""
-        k = min(self.K, l + _candidates(l))
-        bounds, ids = leading.search(rows, k)
-        scores = np.full(bounds.shape, -np.inf)
-        scores[:, :l] = self.similarities(rows, ids[:, :l])
-        # Candidates whose bound lies below all of the first l need no score.
-        row, column = np.nonzero(
-            bounds[:, l:] + leading.margin >= scores[:, :l].min(axis=1)[:, None]
-        )
-        scores[row, l + column] = dots(rows, self.centers, row, ids[row, l + column])
-        order = np.lexsort((ids, -scores), axis=1)[:, :l]
-        lth = np.take_along_axis(scores, order[:, -1:], axis=1)[:, 0]
-        certain = bounds[:, -1] + leading.margin < lth
-        return np.take_along_axis(ids, order, axis=1), certain
+        """Return ids int64 [n, l] as :meth:`nearest`, and the rows that need a full search."""
+        assert self._workers is not None, "only a search that may prune has bounds"
+        tiles = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
+        found = self._workers.map(lambda tile: pruned.nearest(bounds, self.centers, tile, l), tiles)
+        full = np.concatenate([part.full for part in found])
+        return np.concatenate([part.ids for part in found]), np.flatnonzero(full)
 
     def _nearest_in_full(self, rows: np.ndarray, l: int) -> np.ndarray:
         """Do what :meth:`nearest` says from products over all dimensions."""
-        wanted = min(self.K, l + SPARE)
-        scores, ids = self._search(rows, wanted)
-        open_ = settle(rows, self.centers, scores, ids, l, complete=wanted == self.K)
+        return self._settled(rows, *self._search(rows, min(self.K, l + SPARE)), l)
+
+    def _settled(self, rows: np.ndarray, scores: np.ndarray, ids: np.ndarray, l: int) -> np.ndarray:
+        """Return the exact ids [n, l] of candidates with their `scores` [n, ≥ l]."""
+        complete = scores.shape[1] == self.K
+        open_ = settle(rows, self.centers, scores, ids, l, complete=complete)
         step = max(1, _SCAN_BYTES // (4 * self.K))
         for start in range(0, len(open_), step):
             part = open_[start : start + step]
@@ -220,14 +205,16 @@ def scan(rows: np.ndarray, centers: np.ndarray, l: int) -> np.ndarray:
     return nearest
 
 
-def _candidates(l: int) -> int:
-    return min(_CANDIDATES * l, _MOST_CANDIDATES)
+def search_bytes(k: int, d: int, threads: int = 1) -> int:
+    """Return the memory that a search among centers [k, d] may take besides them, in bytes.
 
-
-def search_bytes(k: int, d: int) -> int:
-    """Return the memory that a search among centers [k, d] may take besides them, in bytes."""
-    # Two shortened copies while the shares are tried.
-    return 8 * k * (int(d * max(_SHARES)) + 1) if k >= _LEAST_CENTERS else 0
+    With `threads`, 0 for all CPUs.
+    """
+    if k < _LEAST_CENTERS:
+        return 0
+    # Two shortened copies while bounds are tried; scores of a tile, and what they rule out.
+    tile = 6 * ROWS * min(k, CENTERS)
+    return 8 * k * (d // 2 + 1) + tile * (Workers(threads).count if d >= _LEAST_DIMS else 0)
 
 
 def cpu_search(centers: np.ndarray) -> Search:

@@ -20,7 +20,7 @@ norms are taken: no device's treatment of them matters.
 
 If e bounds the error of a row, and A is its l-th greatest product found, then each of its l nearest
 centers has a product of at least A − 2e. All centers that have are scored by
-:func:`mlcd.neighbors.ordered_sums.dots`, with the bits of :func:`mlcd.neighbors.exact.dots`; equal
+:func:`mlcd.neighbors.ordered_sums.dots`, with the bits of :func:`mlcd.neighbors.pairs.dots`; equal
 scores go to the lower id.
 
 Only the greatest product of each group of centers is kept, so that a block of products is read
@@ -115,7 +115,7 @@ class HalfSearch:
     def nearest(self, rows: np.ndarray, l: int) -> np.ndarray:
         """Return the ids of the `l` ≤ K nearest centers of each row, int64 [n, l], nearest first.
 
-        `rows` is float32 [n, d]. Nearest is the largest :func:`mlcd.neighbors.exact.dots`, ties by
+        `rows` is float32 [n, d]. Nearest is the largest :func:`mlcd.neighbors.pairs.dots`, ties by
         lower id.
         """
         return self.nearest_of(self._here(rows), l).cpu().numpy()

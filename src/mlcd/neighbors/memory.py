@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import psutil
@@ -15,6 +16,10 @@ _LEAST_ROWS, _MOST_ROWS = 256, 32768
 TILE = 512
 #: Working memory of faiss and its BLAS (packing buffers, blocks of scores) and of one scan.
 _WORKING_BYTES = 112 << 20
+#: Rows of a block from which products of integers are worth their memory.
+_INTEGERS_ROWS = 4096
+#: What torch takes once it is loaded for products of integers.
+_INTEGERS_BYTES = 288 << 20
 
 
 def default_limit() -> int:
@@ -58,3 +63,19 @@ def plan_blocks(limit: int, n: int, d: int, labels: int, fixed: int) -> Blocks:
         room = limit - base - 4 * n * d
         return Blocks(min(max(room // row, _LEAST_ROWS), _MOST_ROWS), keep=True)
     return Blocks(min((limit - base) // row, _MOST_ROWS), keep=False)
+
+
+def plan_with_integers(limit: int, n: int, d: int, labels: int, fixed: int) -> tuple[Blocks, bool]:
+    """Return what :func:`plan_blocks` does, and whether there is room for products of integers.
+
+    That is so where their library is in this process already, and where blocks and what stays in
+    memory are the same without its bytes. Raises as :func:`plan_blocks`.
+    """
+    plan = plan_blocks(limit, n, d, labels, fixed)
+    if "torch" in sys.modules:
+        return plan, True
+    try:
+        less = plan_blocks(limit, n, d, labels, fixed + _INTEGERS_BYTES)
+    except UserError:
+        return plan, False
+    return (less, True) if less.keep == plan.keep and less.rows >= _INTEGERS_ROWS else (plan, False)

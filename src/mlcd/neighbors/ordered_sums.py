@@ -47,7 +47,7 @@ def pairwise_sum(x: torch.Tensor) -> torch.Tensor:
 def dots(
     left: torch.Tensor, right: torch.Tensor, left_ids: torch.Tensor, right_ids: torch.Tensor
 ) -> torch.Tensor:
-    """Return what :func:`mlcd.neighbors.exact.dots` returns, to the bit, as a tensor on `right`.
+    """Return what :func:`mlcd.neighbors.pairs.dots` returns, to the bit, as a tensor on `right`.
 
     `left` and `right` are float32 [·, d], the ids int64 [pairs]; float64 [pairs].
     """

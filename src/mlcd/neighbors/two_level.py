@@ -63,7 +63,7 @@ class TwoLevelSearch:
         """Return ids of the `l` nearest centers found for each row, int64 [n, l], nearest first.
 
         `rows` is float32 [n, d], unit rows. Nearest is the largest
-        :func:`mlcd.neighbors.exact.dots`, ties by lower id. A row whose groups hold fewer than
+        :func:`mlcd.neighbors.pairs.dots`, ties by lower id. A row whose groups hold fewer than
         `l` centers is compared to all.
         """
         probed = self._coarse.nearest(rows, self.probes)

@@ -89,10 +89,10 @@ class DevicePass:
         self._keep = stored + 8 * count <= free
         self._kept: list[tuple[int, torch.Tensor]] | None = None
 
-    def run(self, centers: np.ndarray, moved: np.ndarray | None, label: str) -> None:
+    def run(self, centers: np.ndarray, shifts: np.ndarray | None, label: str) -> None:
         """Bring every row into the sums of its nearest center and out of those of its last one.
 
-        `centers` float32 [K, d]; which of them have `moved` makes no difference here. Raises
+        `centers` float32 [K, d]; how far they have moved makes no difference here. Raises
         :class:`mlcd.utils.errors.UserError` for damaged, zero or NaN rows.
         """
         # The last pass's search is gone: two never live at once.

@@ -11,7 +11,8 @@ from mlcd.config.cluster import Cluster
 from mlcd.data.centroids import unit_rows
 from mlcd.data.own.arrays import open_array
 from mlcd.data.own.base import CENTROID
-from mlcd.neighbors.exact import ExactSearch, dots, error_bound
+from mlcd.neighbors.exact import ExactSearch
+from mlcd.neighbors.pairs import dots, error_bound
 from mlcd.neighbors.rows import Rows
 from mlcd.stages.cluster.group import Group, SingleProcess, take
 from mlcd.utils.errors import UserError

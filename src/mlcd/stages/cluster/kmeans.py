@@ -38,7 +38,7 @@ def cluster(
     n, d = sum(file.n for file in files), files[0].d
     share = -(-n // group.size)
     fixed, labels = fixed_bytes(section, share, d, threads, group.size)
-    plan = group.agree(lambda: memory.plan_blocks(limit, share, d, labels, fixed))
+    plan, integers = group.agree(lambda: memory.plan_with_integers(limit, share, d, labels, fixed))
     rows = Rows(files, plan.rows, plan.keep, part=(group.rank, group.size))
     if section.mode == "two_level":
         return two_level(
@@ -53,7 +53,10 @@ def cluster(
             return random_rows(rows, section.k, section.seed, group)
         return from_sample(rows, section, memory.bytes_left(limit), group)
 
-    return run_kmeans(rows, section, initial, folder, device=device, threads=threads, group=group)
+    return run_kmeans(
+        rows, section, initial, folder, device=device, threads=threads, group=group,
+        allow_integers=integers,
+    )  # fmt: skip
 
 
 def fixed_bytes(section: Cluster, n: int, d: int, threads: int, ranks: int = 1) -> tuple[int, int]:
@@ -85,12 +88,14 @@ def run_kmeans(
     threads: int = 0,
     group: Group | None = None,
     make_search: Callable[[np.ndarray], Search] | None = None,
+    allow_integers: bool = False,
 ) -> State:
     """Return the state after the last iteration; see :class:`State`.
 
     `initial`, called on all ranks, makes the first centers on rank 0: float32 [K, d] unit rows.
     With `folder`, each iteration is saved there and a rerun resumes from the newest whole one. In
-    a `group` of ranks each gives its part of the rows. `make_search` makes the search among the
+    a `group` of ranks each gives its part of the rows. `allow_integers`: there is memory for the
+    library of integer products. `make_search` makes the search among the
     centers of an iteration [an exact one on `device` with `threads`]. Same rows, section and first
     centers give the same bits whatever the blocks and parts of `rows`, the device and the threads.
     """
@@ -104,19 +109,25 @@ def run_kmeans(
         LOGGER.info("resuming after iteration %d", len(state.records))
     centers, records = state.centers, state.records
     # Each rank's sums are those of its own rows, which later passes change by what moved.
-    passes = _passes(rows, section.k, device, threads, make_search)
-    moved = None
+    passes = _passes(
+        rows, section.k, device, threads, make_search,
+        section.iterations - len(records), allow_integers,
+    )  # fmt: skip
+    shifts = None
     with Saver(folder if group.rank == 0 else None) as saver:
         while len(records) < section.iterations and not _settled(records, section.tolerance):
             began = time.monotonic()
             iteration = len(records) + 1
             label = f"iteration {iteration}"
-            group.agree(partial(passes.run, centers, moved, label))
+            group.agree(partial(passes.run, centers, shifts, label))
             # Before the centers that are being saved move.
             group.agree(saver.wait)
             found = move_centers(centers, passes.sums, group, threads=threads)
-            moved, shift, size = found.shift > 0, float(found.shift.mean()), found.size
-            empty = repair_empty(centers, size, found.spread, [section.seed, iteration], moved)
+            shifts, shift, size = found.shift, float(found.shift.mean()), found.size
+            repaired = np.zeros(section.k, bool)
+            empty = repair_empty(centers, size, found.spread, [section.seed, iteration], repaired)
+            # Two unit vectors are no farther apart.
+            shifts[repaired] = 2
             records.append(_record(iteration, found.objective, shift, empty, size))
             # A copy of what the next pass changes.
             state = State(centers, size.copy(), records)
@@ -139,16 +150,17 @@ class Passes(Protocol):
     @property
     def sums(self) -> Sums: ...
 
-    def run(self, centers: np.ndarray, moved: np.ndarray | None, label: str) -> None:
+    def run(self, centers: np.ndarray, shifts: np.ndarray | None, label: str) -> None:
         """Bring every row into the sums of its nearest center and out of those of its last one.
 
-        `moved` bool [K]: which `centers` are not those of the last pass [all].
+        `shifts` float [K]: how far `centers` are from those of the last pass, 0 only where no bit
+        has changed [any].
         """
 
 
 def _passes(
     rows: Rows, k: int, device: str, threads: int,
-    make_search: Callable[[np.ndarray], Search] | None,
+    make_search: Callable[[np.ndarray], Search] | None, count: int, allow_integers: bool,
 ) -> Passes:  # fmt: skip
     """Return passes on a device where `device` asks for products of half precision."""
     where = engine(device)
@@ -157,7 +169,7 @@ def _passes(
         from mlcd.stages.cluster.device_pass import DevicePass
 
         return DevicePass(rows, k, where)
-    return HostPass(rows, k, device, threads, make_search)
+    return HostPass(rows, k, device, threads, make_search, count, allow_integers)
 
 
 class HostPass:
@@ -165,17 +177,18 @@ class HostPass:
 
     def __init__(
         self, rows: Rows, k: int, device: str, threads: int,
-        make_search: Callable[[np.ndarray], Search] | None,
+        make_search: Callable[[np.ndarray], Search] | None, passes: int, allow_integers: bool,
     ) -> None:  # fmt: skip
         self._rows = rows
         self.sums = ClusterSums(k, rows.d, rows.n)
         self._assignment = Assignment(
-            *rows.share, device=device, threads=threads, make_search=make_search
-        )
+            *rows.share, device=device, threads=threads, make_search=make_search, passes=passes,
+            allow_integers=allow_integers,
+        )  # fmt: skip
 
-    def run(self, centers: np.ndarray, moved: np.ndarray | None, label: str) -> None:
+    def run(self, centers: np.ndarray, shifts: np.ndarray | None, label: str) -> None:
         """Do what :class:`Passes` says. Raises :class:`UserError` for unusable rows."""
-        self._assignment.start(centers, moved)
+        self._assignment.start(centers, shifts)
         _assign(self._rows, self._assignment, self.sums, label)
 
 

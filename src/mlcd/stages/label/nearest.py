@@ -41,14 +41,17 @@ def label_file(
     if "fingerprint" in embeddings.attributes:
         # Blocks have checksums, which an edit renews; the hash of all rows it does not.
         hdf5.verified_fingerprint(path)
-    fixed, candidates = search_bytes(centroids.K, centroids.d), section.top + 1
+    fixed, candidates = search_bytes(centroids.K, centroids.d, threads), section.top + 1
     if section.mode == "two_level":
         fixed = two_level_bytes(centroids.K, centroids.d)
         groups = min(section.groups or group_count(centroids.K), centroids.K)
         candidates = min(section.probes, groups) * (candidates + SPARE)
     # Before centers are read and copied: the limit does not count the former, `fixed` the latter.
-    plan = memory.plan_blocks(limit, embeddings.n, embeddings.d, candidates, fixed)
-    search = make_search(centroids.array, section, device=device, threads=threads)
+    plan, integers = memory.plan_with_integers(limit, embeddings.n, embeddings.d, candidates, fixed)
+    search = make_search(
+        centroids.array, section, device=device, threads=threads, rows=embeddings.n,
+        allow_integers=integers,
+    )  # fmt: skip
     rows = Rows([embeddings], plan.rows)
     agreement, looked_at = check_agreement(search, rows, section, device=device, threads=threads)
     attributes = {

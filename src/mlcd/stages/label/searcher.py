@@ -16,11 +16,22 @@ SAMPLE = 1024
 
 
 def make_search(
-    centers: np.ndarray, section: Label, *, device: str, threads: int
+    centers: np.ndarray,
+    section: Label,
+    *,
+    device: str,
+    threads: int,
+    rows: int = 0,
+    allow_integers: bool = False,
 ) -> ExactSearch | TwoLevelSearch:
-    """Return the search among `centers` float32 [K, d] in the section's mode."""
+    """Return the search among `centers` float32 [K, d] in the section's mode.
+
+    `rows` will be searched. `allow_integers`: there is memory for the library of integer products.
+    """
     if section.mode == "exact":
-        return ExactSearch(centers, device=device, threads=threads)
+        return ExactSearch(
+            centers, device=device, threads=threads, rows=rows, allow_integers=allow_integers
+        )
     count = min(section.groups or group_count(len(centers)), len(centers))
     groups = group_directions(centers, count, device=device, threads=threads)
     return TwoLevelSearch(centers, groups, section.probes, device=device, threads=threads)

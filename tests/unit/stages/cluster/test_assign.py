@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from helpers import builders
+from mlcd.neighbors import choice
+from mlcd.neighbors.bounds import LeadingBounds, Products
 from mlcd.neighbors.exact import ExactSearch
-from mlcd.stages.cluster import assign
+from mlcd.neighbors.integers import IntegerBounds
+from mlcd.stages.cluster import pairs
 from mlcd.stages.cluster.assign import Assignment
 
 K, D, N = 1100, 96, 6000
@@ -34,20 +37,36 @@ def moving_centers(rows: np.ndarray, passes: int) -> list[np.ndarray]:
     return found
 
 
-def check(rows: np.ndarray, passes: list[np.ndarray], threads: int = 1) -> list[tuple[bool, bool]]:
+def distances(centers: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Return how far each center has moved, float64 [K]."""
+    return np.linalg.norm(centers.astype(float) - before, axis=1)
+
+
+def check_remembered(assignment: Assignment, rows: np.ndarray, centers: np.ndarray) -> None:
+    """Check that no center but the last one is more similar than is remembered."""
+    true = rows.astype(float) @ centers.T.astype(float)
+    np.put_along_axis(true, assignment.last[:, None].astype(int), -2, axis=1)
+    assert (true.max(axis=1) <= assignment._other).all()
+
+
+def check(
+    rows: np.ndarray, passes: list[np.ndarray], threads: int = 1, allow_integers: bool = False
+) -> list[tuple[bool, type]]:
     """Check every pass in blocks of uneven length against a full search."""
-    assignment = Assignment(1000, len(rows), threads=threads)
+    assignment = Assignment(
+        1000, len(rows), threads=threads, passes=len(passes), allow_integers=allow_integers
+    )
     stages, before, expected = [], None, np.full(len(rows), -1)
     for centers in passes:
-        moved = None if before is None else (centers != before).any(axis=1)
-        assignment.start(centers, moved)
+        assignment.start(centers, None if before is None else distances(centers, before))
         last, before = expected, centers
         expected = ExactSearch(centers, threads=1, prune=False).nearest(rows, 1)[:, 0]
         for first, end in ((0, 4000), (4000, 4001), (4001, len(rows))):
             found, was = assignment.nearest(1000 + first, rows[first:end])
             np.testing.assert_array_equal(found, expected[first:end])
             np.testing.assert_array_equal(was, last[first:end])
-        stages.append((assignment._lists is not None, assignment._leading is not None))
+        stages.append((assignment._lists is not None, type(assignment._bounds)))
+        check_remembered(assignment, rows, centers)
         np.testing.assert_array_equal(assignment.last, expected)
     return stages
 
@@ -88,66 +107,88 @@ def test_few_directions_are_settled_by_bounds(
     monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     # Several tiles of centers.
-    monkeypatch.setattr(assign, "_CENTERS", 300)
+    monkeypatch.setattr(pairs, "CENTERS", 300)
     rows = falling_rows()
-    assert all(leading for _, leading in check(rows, moving_centers(rows, 4), threads))
+    stages = check(rows, moving_centers(rows, 4), threads)
+    assert [bounds for _, bounds in stages] == [LeadingBounds] * 4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("make", ["falling", "isotropic"])
+def test_integers_settle_any_rows(monkeypatch: pytest.MonkeyPatch, threads: int, make: str) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(pairs, "CENTERS", 300)
+    # As if their products took no time.
+    monkeypatch.setattr(choice, "_measured", lambda *arrays: 0.0)
+    monkeypatch.setattr(choice, "_LOAD", 0)
+    rows = falling_rows() if make == "falling" else builders.unit_vectors(N, D)
+    # Leading parts would settle some rows sooner.
+    monkeypatch.setattr(choice.LeadingBounds, "work", lambda self: 1e9)
+    stages = check(rows, moving_centers(rows, 4), threads, allow_integers=True)
+    assert [bounds for _, bounds in stages] == [IntegerBounds] * 4
 
 
 @pytest.mark.parametrize("most", [64, 512])
 def test_few_pairs_are_kept_at_once(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     rows = falling_rows()
     passes = moving_centers(rows, 3)
-    pairs = {}
+    counts = {}
 
     def noted(name: str, function):
         def call(found, least, full):
-            pairs[name] = max(pairs.get(name, 0), sum(len(part[0]) for part in found))
+            counts[name] = max(counts.get(name, 0), sum(len(part[0]) for part in found))
             return function(found, least, full)
 
         return call
 
-    monkeypatch.setattr(assign, "_CENTERS", 100)
-    still = assign.still
-    monkeypatch.setattr(assign, "still", noted("freely", still))
+    monkeypatch.setattr(pairs, "CENTERS", 100)
+    still = pairs.still
+    monkeypatch.setattr(pairs, "still", noted("freely", still))
     check(rows, passes)
-    monkeypatch.setattr(assign, "still", noted("held", still))
-    monkeypatch.setattr(assign, "_MOST_PAIRS", most)
+    monkeypatch.setattr(pairs, "still", noted("held", still))
+    monkeypatch.setattr(pairs, "_MOST_PAIRS", most)
     check(rows, passes)
-    assert most < pairs["held"] < 0.8 * pairs["freely"]
+    assert most < counts["held"] < 0.8 * counts["freely"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3])
-def test_few_moved_centers_are_compared_alone(
-    monkeypatch: pytest.MonkeyPatch, share: float
+@pytest.mark.parametrize("make", ["falling", "isotropic"])
+def test_few_centers_that_moved_far_are_compared_alone(
+    monkeypatch: pytest.MonkeyPatch, share: float, make: str
 ) -> None:
-    rows = falling_rows()
+    rows = falling_rows() if make == "falling" else builders.unit_vectors(N, D)
     rng = np.random.default_rng(0)
     passes = moving_centers(rows, 1)
     for _ in range(3):
-        # Some jump to a row, among them rows that lie between others' centers; some only stir.
-        centers = passes[-1].copy()
+        # Some jump to a row, among them rows that lie between others' centers; some stir; most of
+        # the others move by less than almost all gaps, and the rest not at all.
+        centers = passes[-1].astype(float)
         jump, stir = rng.random((2, K)) < share
         centers[jump] = rows[rng.choice(N, jump.sum())]
         centers[stir] += 0.02 * rng.standard_normal((stir.sum(), D))
-        passes.append((centers / np.linalg.norm(centers, axis=1, keepdims=True)).astype(np.float32))
-        passes[-1][~(jump | stir)] = passes[-2][~(jump | stir)]
+        stay = ~(jump | stir) & (rng.random(K) < 0.3)
+        little = ~(jump | stir | stay)
+        centers[little] += 1e-6 * rng.standard_normal((little.sum(), D))
+        centers = (centers / np.linalg.norm(centers, axis=1, keepdims=True)).astype(np.float32)
+        centers[stay] = passes[-1][stay]
+        passes.append(centers)
     compared = []
-    left = Assignment._left
+    by_bounds = Assignment._by_bounds
 
-    def counted(self, leading, part, known, order):
-        compared.append(len(part) * len(order))
-        return left(self, leading, part, known, order)
+    def counted(self, rows, ids, known, other, count, open_):
+        compared.append(count[open_].sum())
+        return by_bounds(self, rows, ids, known, other, count, open_)
 
-    monkeypatch.setattr(Assignment, "_left", counted)
+    monkeypatch.setattr(Assignment, "_by_bounds", counted)
     check(rows, passes)
-    # The first pass compares all, and trials on samples come on top of the three others.
-    assert sum(compared) < (4.2 if share > 0.1 else 1.9) * N * K
+    # The first pass compares all, and the second knows of no gaps.
+    assert sum(compared) < (2.4, 2.6, 4.1)[[0.0, 0.02, 0.3].index(share)] * N * K
 
 
 def test_rows_in_all_directions_are_searched_in_full() -> None:
     rows = builders.unit_vectors(N, D)
     stages = check(rows, moving_centers(rows, 4))
-    assert not any(leading for _, leading in stages)
+    assert [bounds for _, bounds in stages] == [Products] * 4
 
 
 @pytest.mark.parametrize("angle", [1e-4, 0.01, 0.3, 0.7])
@@ -155,6 +196,6 @@ def test_rivals_beyond_twice_the_angle_are_never_nearer(angle: float) -> None:
     # In a plane: the row at `angle` from its center, a rival just within twice that on its side.
     bound = 1e-6
     known = np.array([np.cos(angle)], np.float32)
-    assert np.cos(2 * angle) > assign.least_similarity(known, bound)[0]
-    assert assign.least_similarity(known, bound)[0] > np.cos(2 * angle) - 2e-5
-    assert assign.least_similarity(np.array([-0.1], np.float32), bound)[0] < -1
+    assert np.cos(2 * angle) > pairs.least_similarity(known, bound)[0]
+    assert pairs.least_similarity(known, bound)[0] > np.cos(2 * angle) - 2e-5
+    assert pairs.least_similarity(np.array([-0.1], np.float32), bound)[0] < -1

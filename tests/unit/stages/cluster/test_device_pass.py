@@ -36,7 +36,7 @@ def files(folder: Path) -> list[Embeddings]:
 @pytest.mark.parametrize("room", ["all", "no sums", "no rows"])
 def test_sums_are_those_of_main_memory(tmp_path: Path, room: str) -> None:
     part = Rows(files(tmp_path), 128, part=(1, 2))
-    host = HostPass(part, 50, "cpu", 1, None)
+    host = HostPass(part, 50, "cpu", 1, None, 1, False)
     device = DevicePass(part, 50, HALF)
     if room == "no sums":
         device.sums = device._on_host = ClusterSums(50, part.d, part.n)
