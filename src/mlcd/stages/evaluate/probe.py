@@ -8,15 +8,17 @@ with the softmax loss for classes, and the sum of one logistic loss per tag for 
 the tags do not influence one another). The intercept b is not regularized.
 
 Features vary along a few directions far more than along others, and L-BFGS crawls along the rest.
-So it moves in the principal axes of the features, each stretched by about the square root of the
-objective's curvature there: the same minimum, in fewer steps.
+So it moves in the principal axes of the features, and begins each step with about the objective's
+curvature along each of them: the same minimum, in fewer steps.
 
 C is found by CLIP's parametric binary search: fits two decades apart over the whole range, then the
-interval around the best is halved until the steps are an eighth of a decade.
+interval around the best is halved until the steps are an eighth of a decade. A fit begins between
+those on both sides of it, and ends early once it has settled at a score below the best.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable
@@ -26,15 +28,19 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from mlcd.stages.evaluate import lbfgs
 from mlcd.utils.logging import LOGGER
 
-#: L-BFGS stops when no entry of the gradient, in the stretched axes, exceeds this. A looser one
+#: L-BFGS stops when it expects to be no more than this above the minimum. It may be wrong by a
+#: factor of a hundred at large C, where few rows are left that the loss depends on. A looser one
 #: while C is sought would save time and choose another C: separable rows end the fits at large C
 #: before these overfit.
-GRADIENT_TOLERANCE = 1e-4
+TOLERANCE = 1e-7
 #: Steps of the search for C: the finest a decade, and the first in units of it (two decades).
 STEPS_A_DECADE = 8
 FIRST_STEP = 16
+#: How many times what its score has moved lately a fit must be below the best to be ended.
+SETTLED = 3.0
 #: Numbers in a block of rows: on a CPU as many as its caches hold, since a block is used twice.
 _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
 
@@ -43,14 +49,15 @@ _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
 class Fit:
     """A fitted probe: logits of rows x [n, d] are x @ weight [d, c] + bias [c].
 
-    `gradient` is its largest entry at the end, which is to be below :data:`GRADIENT_TOLERANCE`.
+    `excess` is by how much `loss` is above the minimum, as far as the curvature is known, which is
+    to be below :data:`TOLERANCE`.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor
     loss: float
     iterations: int
-    gradient: float = 0.0
+    excess: float = 0.0
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         return rows @ self.weight + self.bias
@@ -72,6 +79,17 @@ class Rows:
         self.axes[alive] = axes.to(rows.dtype)
         self.along = rows @ self.axes
 
+    def where(self, chosen: torch.Tensor) -> Rows:
+        """Return the rows where `chosen` (bool [n]) in the same axes, with their own variance."""
+        part = copy.copy(self)
+        part.along = self.along[chosen]
+        part.variance = part.along.square().mean(0)
+        return part
+
+
+#: Is asked for a fit on its way, whenever its excess has fallen to a quarter; True ends it there.
+Watch = Callable[[Fit], bool]
+
 
 def fit(
     rows: Rows,
@@ -79,86 +97,123 @@ def fit(
     c: float,
     max_iterations: int,
     start: Fit | None = None,
+    watch: Watch | None = None,
 ) -> Fit:
     """Fit rows [n, d] to targets: float [n, t] of 0 and 1 (tags), or int64 [n] (classes).
 
     Classes are 0 … max(targets), all of them present. `start` is a fit of equal shape to begin
-    from: the objective is convex, so it saves time and does not change the result. Beside the rows,
-    memory for a block of logits is needed, not for all of them.
+    from: the objective is convex, so it saves time and does not change the result. `watch` may end
+    the fit before its minimum. Beside the rows, memory for a block of logits is needed, not for all
+    of them.
     """
-    along = rows.along
-    n, d = along.shape
-    share = targets.mean(0) if targets.ndim == 2 else torch.bincount(targets) / n
-    outputs = len(share)
-    decay = 1.0 / (c * n)
-    # p (1 - p) is the curvature at the start; it falls as the fit grows sure, hence the tenth.
-    curvature = max(0.1 * float((share * (1 - share)).mean()), 1e-8)
-    stretch = (curvature * rows.variance + decay).rsqrt()[:, None]
-    stretch_bias = curvature**-0.5
-    penalty = decay * stretch.square()
-    # One tensor [d + 1, c], the bias its last row, so that L-BFGS moves one parameter.
-    solution = torch.zeros(d + 1, outputs, dtype=along.dtype, device=along.device)
+    objective = _Objective(rows, targets, c)
+    place = objective.zero()
     if start is not None:
-        solution[:-1] = rows.axes.T @ start.weight / stretch
-        solution[-1] = start.bias / stretch_bias
-    slope = solution.grad = torch.empty_like(solution)
-    size = max(1, _BLOCK[along.device.type] // (d + outputs))
-    blocks = list(zip(along.split(size), targets.split(size), strict=True))
+        place[:-1] = rows.axes.T @ start.weight
+        place[-1] = start.bias
+    before, following = math.inf, math.inf
 
-    def objective() -> torch.Tensor:
-        weight, bias = solution[:-1] * stretch, solution[-1] * stretch_bias
-        slope_weight, slope_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        data = torch.zeros((), dtype=torch.float64, device=along.device)
-        for block, truth in blocks:
-            loss, by_logit = _loss_and_slope(torch.addmm(bias, block, weight), truth)
-            data += loss
-            slope_weight.addmm_(block.T, by_logit)
-            slope_bias += by_logit.sum(0)
-        torch.add(slope_weight * (stretch / n), penalty * solution[:-1], out=slope[:-1])
-        torch.mul(slope_bias, stretch_bias / n, out=slope[-1])
-        strength: torch.Tensor = 0.5 * (penalty * solution[:-1].square()).sum()
-        return (data / n).to(along.dtype) + strength
+    def fitted(point: lbfgs.Point) -> Fit:
+        weight = rows.axes @ point.place[:-1]
+        return Fit(weight, point.place[-1].clone(), point.value, point.iterations, point.excess)
 
-    optimizer = torch.optim.LBFGS(
-        [solution],
-        max_iter=max_iterations,
-        max_eval=2 * max_iterations,
-        tolerance_grad=GRADIENT_TOLERANCE,
-        tolerance_change=0.0,
-        history_size=10,
-        line_search_fn="strong_wolfe",
+    def done(point: lbfgs.Point) -> bool:
+        nonlocal before, following
+        # Of two steps, since one alone may look along a direction in which all is done.
+        excess, before = max(before, point.excess), point.excess
+        if excess <= TOLERANCE:
+            return True
+        if watch is None or point.excess > following:
+            return False
+        following = point.excess / 4
+        return watch(fitted(point))
+
+    return fitted(
+        lbfgs.minimize(objective, place, objective.inverse_curvature, max_iterations, done)
     )
-    with torch.no_grad():
-        optimizer.step(objective)
-        loss = float(objective())
-    weight = rows.axes @ (solution[:-1] * stretch)
-    iterations = optimizer.state[solution]["n_iter"]
-    gradient = float(slope.abs().max())
-    return Fit(weight, solution[-1] * stretch_bias, loss, iterations, gradient)
 
 
-def _loss_and_slope(logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+class _Objective:
+    """Value and gradient, at weights along the principal axes [d + 1, c]; the bias comes last."""
+
+    def __init__(self, rows: Rows, targets: torch.Tensor, c: float) -> None:
+        along = rows.along
+        self._n, self._d = along.shape
+        self._outputs = targets.shape[1] if targets.ndim == 2 else int(targets.max()) + 1
+        self._decay = 1.0 / (c * self._n)
+        self._variance = torch.cat([rows.variance, rows.variance.new_ones(1)])
+        size = max(1, _BLOCK[along.device.type] // (self._d + self._outputs))
+        self._blocks = list(zip(along.split(size), targets.split(size), strict=True))
+        self._sure: torch.Tensor | None = None
+
+    def zero(self) -> torch.Tensor:
+        """Return weights of zero."""
+        return self._variance.new_zeros(self._d + 1, self._outputs)
+
+    def inverse_curvature(self) -> torch.Tensor:
+        """Return about one over the second derivatives [d + 1, c] where it was first called.
+
+        As if how sure a row is of a class had nothing to do with where the row lies.
+        """
+        assert self._sure is not None
+        curvature = torch.outer(self._variance, self._sure.clamp(min=1e-8))
+        curvature[:-1] += self._decay
+        return curvature.reciprocal_()
+
+    def __call__(self, place: torch.Tensor) -> tuple[float, torch.Tensor]:
+        weight, bias = place[:-1], place[-1]
+        slope = torch.zeros_like(place)
+        sure = torch.zeros_like(bias) if self._sure is None else None
+        data = torch.zeros((), dtype=torch.float64, device=place.device)
+        for block, truth in self._blocks:
+            loss, by_logit = _loss_and_slope(torch.addmm(bias, block, weight), truth, sure)
+            data += loss
+            slope[:-1].addmm_(block.T, by_logit)
+            slope[-1] += by_logit.sum(0)
+        if sure is not None:
+            self._sure = sure / self._n
+        slope /= self._n
+        slope[:-1].add_(weight, alpha=self._decay)
+        penalty = 0.5 * self._decay * weight.square().sum(dtype=torch.float64)
+        return float(data / self._n + penalty), slope
+
+
+def _loss_and_slope(
+    logits: torch.Tensor, truth: torch.Tensor, sure: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss summed over rows, and its gradient to `logits` [b, c], made in their place.
 
-    `truth` is int64 [b] (softmax over classes) or float [b, c] of 0 and 1 (one-vs-rest).
+    `truth` is int64 [b] (softmax over classes) or float [b, c] of 0 and 1 (one-vs-rest). To `sure`
+    [c], if given, p (1 - p) is added, the second derivatives.
     """
     if truth.ndim == 2:
         loss = (functional.softplus(logits) - logits * truth).sum()
-        return loss, logits.sigmoid_().sub_(truth)
+        _add_curvature(logits.sigmoid_(), sure)
+        return loss, logits.sub_(truth)
     places = truth[:, None]
     total = torch.logsumexp(logits, 1, keepdim=True)
     loss = (total - logits.gather(1, places)).sum()
     slope = logits.sub_(total).exp_()
+    _add_curvature(slope, sure)
     return loss, slope.scatter_add_(1, places, slope.new_full((1, 1), -1.0).expand(places.shape))
+
+
+def _add_curvature(probability: torch.Tensor, sure: torch.Tensor | None) -> None:
+    if sure is not None:
+        sure += (probability - probability.square()).sum(0)
 
 
 @dataclass
 class Chosen:
-    """The outcome of :func:`choose`: C, the fit that chose it, and all scores by C, rising."""
+    """The outcome of :func:`choose`: C, the fit that chose it, and all scores by C, rising.
+
+    `rows` are all rows, those of validation too, for the last fit.
+    """
 
     c: float
     fit: Fit
     scores: dict[float, float]
+    rows: Rows
 
 
 def choose(
@@ -173,11 +228,13 @@ def choose(
 
     CLIP's parametric binary search (arXiv 2103.00020, A.3). `score(fit, rows, targets)` is better
     when larger; among equals the smallest C, the simplest probe, wins. A winner at a limit is
-    logged, since a better one may lie beyond.
+    logged, since a better one may lie beyond. A fit that has settled below the best so far
+    (:class:`_Settled`) ends early.
     """
     low = math.log10(limits[0])
     last = max(1, round((math.log10(limits[1]) - low) * STEPS_A_DECADE))
-    fitted, targets_fitted = Rows(rows[~validation]), targets[~validation]
+    whole = Rows(rows)
+    fitted, targets_fitted = whole.where(~validation), targets[~validation]
     held, targets_held = rows[validation], targets[validation]
     fits: dict[int, Fit] = {}
     scores: dict[int, float] = {}
@@ -185,13 +242,16 @@ def choose(
     def c_of(step: int) -> float:
         return float(f"{10 ** (low + step / STEPS_A_DECADE):.6g}")
 
+    def scored(found: Fit) -> float:
+        return score(found, held, targets_held)
+
     def look(step: int) -> None:
         if step in fits or not 0 <= step <= last:
             return
-        nearest = min(fits, key=lambda other: abs(other - step), default=None)
-        start = None if nearest is None else fits[nearest]
-        fits[step] = fit(fitted, targets_fitted, c_of(step), max_iterations, start)
-        scores[step] = score(fits[step], held, targets_held)
+        watch = _Settled(scored, max(scores.values())) if scores else None
+        start = _between(fits, step)
+        fits[step] = fit(fitted, targets_fitted, c_of(step), max_iterations, start, watch)
+        scores[step] = scored(fits[step])
 
     def best() -> int:
         return max(scores, key=lambda step: (scores[step], -step))
@@ -211,7 +271,38 @@ def choose(
             "max" if peak else "min",
             c_of(peak),
         )
-    return Chosen(c_of(peak), fits[peak], {c_of(step): scores[step] for step in sorted(scores)})
+    by_c = {c_of(step): scores[step] for step in sorted(scores)}
+    return Chosen(c_of(peak), fits[peak], by_c, whole)
+
+
+def _between(fits: dict[int, Fit], step: int) -> Fit | None:
+    """Return where to begin: on the line between the fits on both sides, or at the only one."""
+    below = max((other for other in fits if other < step), default=None)
+    above = min((other for other in fits if other > step), default=None)
+    if below is None or above is None:
+        one = above if below is None else below
+        return None if one is None else fits[one]
+    share = (step - below) / (above - below)
+    weight = torch.lerp(fits[below].weight, fits[above].weight, share)
+    return Fit(weight, torch.lerp(fits[below].bias, fits[above].bias, share), math.nan, 0)
+
+
+class _Settled:
+    """Ends a fit (:data:`Watch`) that cannot win any more, as far as its scores say.
+
+    It is below `best` by more than :data:`SETTLED` times what its score moved while the excess
+    fell to a sixteenth.
+    """
+
+    def __init__(self, score: Callable[[Fit], float], best: float) -> None:
+        self._score, self._best = score, best
+        self._scores: list[float] = []
+
+    def __call__(self, found: Fit) -> bool:
+        self._scores.append(self._score(found))
+        recent = self._scores[-3:]
+        moved = max(recent) - min(recent)
+        return len(recent) == 3 and self._best - recent[-1] > SETTLED * moved
 
 
 def validation_rows(

@@ -380,7 +380,7 @@ def _probe(
     validation = torch.from_numpy(held).to(rows.device)
     limits = (section.probe_c_min, section.probe_c_max)
     choice = probe.choose(rows, targets, validation, limits, iterations, scorer)
-    fitted = probe.fit(probe.Rows(rows), targets, choice.c, iterations, start=choice.fit)
+    fitted = probe.fit(choice.rows, targets, choice.c, iterations, start=choice.fit)
     if fitted.iterations >= iterations:
         LOGGER.warning(
             "evaluate.probe_max_iterations: the probe of %s on %s stopped at %d; raise it",
@@ -388,11 +388,11 @@ def _probe(
             data.dataset,
             iterations,
         )
-    elif fitted.gradient > 10 * probe.GRADIENT_TOLERANCE:
+    elif fitted.excess > 10 * probe.TOLERANCE:
         LOGGER.warning(
-            "the probe of %s on %s ended at iteration %d with a gradient of %.1e: no step found "
-            "made the loss less; its score may be too low",
-            data.model, data.dataset, fitted.iterations, fitted.gradient,
+            "the probe of %s on %s ended at iteration %d about %.1e above the least loss: no "
+            "step found made it less; its score may be too low",
+            data.model, data.dataset, fitted.iterations, fitted.excess,
         )  # fmt: skip
     return fitted, {
         "dim": rows.shape[1],
