@@ -117,6 +117,17 @@ class Encoded:
                 self._image.draft(None, (width // shrink, height // shrink))
             return _rgb(self._image)
 
+    def looked_at(self) -> tuple[int, int]:
+        """Read the image to its end, once; return upright width and height. Raises BadImage.
+
+        A JPEG is decoded at the least size, which finds what a whole decoding finds damaged: the
+        decoder reads the same codes, and leaves out the sums that make pixels of them.
+        """
+        if self.jpeg_size is None:
+            return self.decode().size
+        self.decode(next(each for each in (8, 4, 2, 1) if min(self.jpeg_size) >= each**2))
+        return self.jpeg_size
+
 
 @contextlib.contextmanager
 def _told(data: bytes) -> Iterator[None]:

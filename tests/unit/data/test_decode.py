@@ -6,7 +6,7 @@ from PIL import Image
 
 from helpers.builders import jpeg, png_header
 from helpers.images import encoded, gray, twelve_bits
-from mlcd.data.decode import BadImage, decode
+from mlcd.data.decode import BadImage, Encoded, decode
 
 LIMIT = 1_000_000
 
@@ -97,3 +97,40 @@ def test_first_frame_of_an_animation():
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decode(data, max_pixels=LIMIT).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 4}])
+def test_a_look_finds_what_a_whole_decoding_finds(mode, options):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((160, 120))
+    data = encoded(noise.convert(mode), "JPEG", quality=85, **options)
+
+    def told(data: bytes, way: str) -> object:
+        try:
+            image = Encoded(data, max_pixels=LIMIT)
+            return image.looked_at() if way == "look" else image.decode().size
+        except BadImage as error:
+            return error.reason
+
+    damaged = [data, *(data[: int(rng.integers(2, len(data)))] for _ in range(10))]
+    for _ in range(20):
+        start = int(rng.integers(2, len(data) - 300))
+        other = rng.integers(0, 256, 300, dtype=np.uint8).tobytes()
+        damaged += [data[:start] + other + data[start + 300 :], data[:start] + data[start + 9 :]]
+    found = [told(each, "look") for each in damaged]
+    assert found == [told(each, "decode") for each in damaged]
+    assert found[0] == (160, 120)
+    assert "damaged" in found[1:]
+
+
+def test_a_look_says_the_upright_size_of_every_format_and_of_small_images():
+    for side in (1, 3, 15, 16, 63, 64):
+        for kind in ("JPEG", "PNG"):
+            data = encoded(Image.new("RGB", (side, 70), "red"), kind)
+            assert Encoded(data, max_pixels=LIMIT).looked_at() == (side, 70)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(Image.new("RGB", (90, 70), "red"), "JPEG", exif=exif)
+    assert Encoded(turned, max_pixels=LIMIT).looked_at() == (70, 90)
+    assert decode(turned, max_pixels=LIMIT).size == (70, 90)

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from mlcd.config import Download
-from mlcd.data.decode import BadImage, decode
+from mlcd.data.decode import BadImage, Encoded
 from mlcd.stages.download.reasons import OWN
 
 #: Longest side over shortest of an image whose shorter side is scaled to a given length: beyond
@@ -25,7 +25,7 @@ _FILTER, _GAP = Image.Resampling.BICUBIC, 3.0
 
 
 class Resizer:
-    """Decodes every image whole before it counts; then keeps its bytes, or resizes and encodes it.
+    """Reads an image to its end before it counts; then keeps its bytes, or resizes and encodes it.
 
     Called as img2dataset calls its own: bytes in; bytes, width, height, width and height before,
     and the reason of a failure out.
@@ -41,18 +41,25 @@ class Resizer:
     def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: Any = None) -> tuple[Any, ...]:
         data = img_stream.getvalue()
         try:
-            image = decode(data, max_pixels=self._max_pixels)
-            before = image.size
-            if min(before) < self._least:
-                raise BadImage("too_small", f"{before[0]} × {before[1]}")
-            if self._side is not None:
+            encoded = Encoded(data, max_pixels=self._max_pixels)
+            if self._side is None:
+                size = before = encoded.looked_at()
+                self._require(before)
+            else:
+                image = encoded.decode()
+                before = image.size
+                self._require(before)
                 image = resized(image, self._side, self._mode, max_pixels=self._max_pixels)
-                data = _jpeg(image, self._quality)
+                data, size = _jpeg(image, self._quality), image.size
         except BadImage as error:
             return (*[None] * 5, OWN + error.reason)
         except MemoryError:
             return (*[None] * 5, f"{OWN}other")
-        return data, *image.size, *before, None
+        return data, *size, *before, None
+
+    def _require(self, size: tuple[int, int]) -> None:
+        if min(size) < self._least:
+            raise BadImage("too_small", f"{size[0]} × {size[1]}")
 
 
 def resized(image: Image.Image, side: int, mode: str, *, max_pixels: int) -> Image.Image:

@@ -41,6 +41,8 @@ STEPS_A_DECADE = 8
 FIRST_STEP = 16
 #: How many times what its score has moved lately a fit must be below the best to be ended.
 SETTLED = 3.0
+#: Steps after which a fit is scored at the latest.
+WATCH_EVERY = 10
 #: Numbers in a block of rows: on a CPU as many as its caches hold, since a block is used twice.
 _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
 
@@ -87,7 +89,8 @@ class Rows:
         return part
 
 
-#: Is asked for a fit on its way, whenever its excess has fallen to a quarter; True ends it there.
+#: Is asked for a fit on its way, whenever its excess has fallen to a quarter, and after some steps
+#: in any case; True ends it there.
 Watch = Callable[[Fit], bool]
 
 
@@ -111,21 +114,21 @@ def fit(
     if start is not None:
         place[:-1] = rows.axes.T @ start.weight
         place[-1] = start.bias
-    before, following = math.inf, math.inf
+    before, following, asked = math.inf, math.inf, 0
 
     def fitted(point: lbfgs.Point) -> Fit:
         weight = rows.axes @ point.place[:-1]
         return Fit(weight, point.place[-1].clone(), point.value, point.iterations, point.excess)
 
     def done(point: lbfgs.Point) -> bool:
-        nonlocal before, following
+        nonlocal before, following, asked
         # Of two steps, since one alone may look along a direction in which all is done.
         excess, before = max(before, point.excess), point.excess
         if excess <= TOLERANCE:
             return True
-        if watch is None or point.excess > following:
+        if watch is None or (point.excess > following and point.iterations < asked + WATCH_EVERY):
             return False
-        following = point.excess / 4
+        following, asked = min(following, point.excess / 4), point.iterations
         return watch(fitted(point))
 
     return fitted(
@@ -290,8 +293,8 @@ def _between(fits: dict[int, Fit], step: int) -> Fit | None:
 class _Settled:
     """Ends a fit (:data:`Watch`) that cannot win any more, as far as its scores say.
 
-    It is below `best` by more than :data:`SETTLED` times what its score moved while the excess
-    fell to a sixteenth.
+    It is below `best` by more than :data:`SETTLED` times what its score moved since it was asked
+    the time before last.
     """
 
     def __init__(self, score: Callable[[Fit], float], best: float) -> None:

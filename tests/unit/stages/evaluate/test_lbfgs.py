@@ -43,7 +43,7 @@ def test_it_finds_the_minimum_and_knows_how_far_it_is():
     assert values == sorted(values, reverse=True)
     assert [point.iterations for point in visited] == list(range(len(visited)))
     # On the way it may know a part of the curvature alone; at the end it is near.
-    assert 0 < min(point.excess / point.value for point in visited)
+    assert min(point.excess / point.value for point in visited) > 0
     assert found.value < 100 * found.excess
 
 
