@@ -76,11 +76,11 @@ def serve(folder: str) -> None:
 def images(kind: str, folder: Path, count: int) -> None:
     """Write JPEGs of one kind, a size that is no multiple of anything."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    import input as pictures
+    import input as kinds
 
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for row, image in enumerate(pictures.KINDS[kind](count)):
+    for row, image in enumerate(kinds.KINDS[kind](count)):
         image = image.resize((640, 427)).transpose(int(rng.integers(0, 2)))
         image.save(folder / f"{row:05d}.jpg", quality=90, subsampling="4:2:0")
 
