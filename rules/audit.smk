@@ -60,19 +60,3 @@ rule audit:
             --log {log:q}
         mlcd audit bundle {params.folder:q} --log {log:q}
         """
-
-
-def sealed_identity():
-    """Return the identity of the run; '' if its seal is missing, or older than any of its files."""
-    try:
-        sealed = os.stat(f"{RESULTS}/audit/lock.json").st_mtime
-        is_whole = all(os.stat(path).st_mtime <= sealed for path in RUN_FILES)
-    except OSError:
-        return ""
-    return identity_of_run() if is_whole else ""
-
-
-onsuccess:
-    # The last word of a run: its jobs may have printed a thousand lines since.
-    if found := sealed_identity():
-        logger.info(f"identity of this run: {found} (mlcd audit verify {shlex.quote(RESULTS)})")

@@ -248,6 +248,16 @@ def identity_of_run():
     return found[1] if found else ""
 
 
+def sealed_identity():
+    """Return the identity of the run; '' if its seal is missing, or older than any of its files."""
+    try:
+        sealed = os.stat(f"{RESULTS}/audit/lock.json").st_mtime
+        is_whole = all(os.stat(path).st_mtime <= sealed for path in RUN_FILES)
+    except OSError:
+        return ""
+    return identity_of_run() if is_whole else ""
+
+
 if workflow.is_main_process:
     # Read by workflow/report/workflow.rst, which Snakemake renders after the run.
     config["run_identity"] = identity_of_run()
@@ -261,6 +271,12 @@ onstart:
     snakemake_process.announce(
         Path.cwd(), CONFIG.model_dump(mode="json"), files_beside_inputs()
     )
+
+
+onsuccess:
+    # The last word of a run: its jobs may have printed a thousand lines since.
+    if found := sealed_identity():
+        logger.info(f"identity of this run: {found} (mlcd audit verify {shlex.quote(RESULTS)})")
 
 
 check_command_length()
