@@ -88,6 +88,7 @@ test-hard: $(STAMP)
 	python tests/hard/campaign.py $(HARD)
 
 bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt $(PIP_OPTIONS) --editable '.[bench]'
 	python benchmarks/bench.py $(BENCH)
 
 check: lint docs test

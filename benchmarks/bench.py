@@ -12,27 +12,31 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import re
 import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 import goals
+import machine
 
 HERE = Path(__file__).resolve().parent
-#: Instruction sets that decide which kernels libraries choose.
-_SETS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
-_LIBRARIES = ("torch", "numpy", "faiss-cpu", "scikit-learn", "img2dataset", "webdataset", "pillow")
 #: Name → script and its options: sizes that take minutes on two cores.
 BENCHMARKS: dict[str, list[str]] = {
+    "clusters": ["cluster.py", "--kinds", "isotropic", "planted", "spectrum", "mixture"],
+    "clusters-small": ["cluster.py", "--rows", "20000", "--k", "1024", "--dim", "512"],
+    "clusters-crops": ["cluster.py", "--crops", "20000"],
+    "labels": ["label.py", "--rows", "8192", "--probes", "--repeats", "3"],
+    "embed": ["input.py", "embed", "--images", "640", "--repeats", "3"],
+    "download": ["download_chunk.py", "--images", "1000", "--repeats", "3"],
+    "crops": ["input.py", "crops", "--images", "128", "--repeats", "3"],
+    "training-input": ["input.py", "training", "--images", "512", "--repeats", "3"],
+    "probe": ["probe_search.py", "--repeats", "3"],
     "loss": ["loss.py", "--repeats", "3"],
     "negatives": ["negatives.py"],
     "optimizer": ["optimizer.py"],
     "checkpoint": ["checkpoint.py"],
-    "planning": ["plan_scale.py", "laion-times-ten", "--repeats", "3", "--plan-only"],
+    "planning": ["plan_scale.py", "laion-times-ten", "--repeats", "1", "--plan-only"],
 }
 _HEADER = ["row", "unit", "mlcd", "best peer", "its figure", "ratio", "goal", ""]
 
@@ -43,7 +47,7 @@ def main() -> int:
                         help=f"of {', '.join(sorted(BENCHMARKS))} [all]")  # fmt: skip
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
-    lines = machine()
+    lines = machine.description().splitlines()
     print("\n".join(lines), flush=True)
     rows, failed = [], []
     for name in arguments.only or BENCHMARKS:
@@ -81,46 +85,6 @@ def run(command: list[str]) -> tuple[list[str], int]:
             if line.startswith(goals.MARK):
                 rows.append(line.removeprefix(goals.MARK).strip())
     return rows, process.returncode
-
-
-def machine() -> list[str]:
-    """Return lines that name processor, instruction sets, BLAS, versions and load."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"^model name\s*: (.*)$", text, re.M)
-    flags = set((re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.M) or [""])[0].split())
-    versions = [f"{name} {version}" for name in _LIBRARIES if (version := _version(name))]
-    return [
-        f"processor: {model[1] if model else platform.processor()}, {os.cpu_count()} cores, "
-        f"{', '.join(name for name in _SETS if name in flags) or 'no known instruction set'}",
-        f"BLAS: {', '.join(_blas()) or 'not told'}",
-        f"Python {platform.python_version()}, {', '.join(versions)}",
-        f"load at the start: {_load()}",
-    ]
-
-
-def _blas() -> list[str]:
-    # Loaded first, so that threadpoolctl sees what they bring.
-    import faiss  # noqa: F401
-    import numpy  # noqa: F401
-    import torch
-    from threadpoolctl import threadpool_info
-
-    keys = ("internal_api", "version", "architecture")
-    found = {
-        " ".join(str(info[key]) for key in keys if info.get(key))
-        for info in threadpool_info()
-        if info["user_api"] == "blas"
-    }
-    if torch.backends.mkl.is_available():
-        found.add("MKL of torch")
-    return sorted(found)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _load() -> str:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import goals
+import machine
 import measure
 import spread
 import torch
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="on the disk to be measured [a new one]")
     arguments = parser.parse_args()
-    print(spread.machine())
+    print(machine.description())
     peer = "torch.distributed.checkpoint"
     with tempfile.TemporaryDirectory(prefix="mlcd-checkpoint-", dir=arguments.folder) as name:
         for part, builders in PARTS.items():

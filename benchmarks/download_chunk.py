@@ -26,6 +26,8 @@ import tempfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import goals
+import machine
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,6 +162,9 @@ def measure(kind: str, port: int, count: int, repeats: int, folder: Path) -> Non
                 f" | {middle / first:.2f} |",
                 flush=True,
             )
+        peers = {"img2dataset": times["img2dataset"]}
+        row = f"download, {mode}, {kind}, per image"
+        goals.state(row, times["mlcd"], peers, 1.05, unit="CPU ms")
 
 
 def main() -> None:
@@ -168,6 +173,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", default=["photographs", "clip art", "noise"])
     arguments = parser.parse_args()
+    print(machine.description(), end="\n\n")
     print("| images | stored | contender | CPU ms per image | times img2dataset |")
     print("|---|---|---|---:|---:|")
     with tempfile.TemporaryDirectory() as name:

@@ -38,6 +38,14 @@ def state(
     return met
 
 
+def state_figure(row: str, ours: Sequence[float], limit: float, *, unit: str) -> bool:
+    """Print a row whose goal is a figure, at least `limit`, and return whether it is met."""
+    met = statistics.median(ours) >= limit
+    cells = [row, unit, _spread(ours), "–", "–", "–", f"≥ {limit:g}", "met" if met else "**short**"]
+    print(f"{MARK}{' | '.join(cells)}", flush=True)
+    return met
+
+
 def _spread(values: Sequence[float]) -> str:
     """Return median, minimum and maximum with three digits."""
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"

@@ -16,8 +16,6 @@ import argparse
 import io
 import itertools
 import json
-import os
-import platform
 import resource
 import statistics
 import sys
@@ -37,8 +35,8 @@ sys.path.insert(0, str(ROOT / "src"))
 import mlcd.utils.compat  # noqa: E402, F401  (before torchvision)
 
 # isort: split
-import PIL  # noqa: E402
-import torchvision  # noqa: E402
+import goals  # noqa: E402
+import machine  # noqa: E402
 import webdataset as wds  # noqa: E402
 from PIL import Image  # noqa: E402
 from sleeping import Sleeping  # noqa: E402
@@ -59,6 +57,8 @@ from mlcd.training.shuffle import Order  # noqa: E402
 WIDTH, HEIGHT, SIDE, AREA = 512, 384, 224, 0.5
 BICUBIC = transforms.InterpolationMode.BICUBIC
 Call = Callable[[], object]
+#: Contender → CPU milliseconds per image of each round.
+Times = dict[str, list[float]]
 
 
 def photographs(count: int) -> Iterator[Image.Image]:
@@ -111,8 +111,8 @@ def cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def compare(title: str, calls: dict[str, Call], images: int, repeats: int) -> None:
-    """Print what `calls` take in turn, each with `images` images."""
+def compare(title: str, calls: dict[str, Call], images: int, repeats: int) -> Times:
+    """Print what `calls` take in turn, each with `images` images; return CPU ms per image."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -120,6 +120,7 @@ def compare(title: str, calls: dict[str, Call], images: int, repeats: int) -> No
             call()
             times[name].append(1000 * (cpu_seconds() - start) / images)
     table(title, times)
+    return times
 
 
 def table(title: str, times: dict[str, list[float]]) -> None:
@@ -172,7 +173,10 @@ def crops(count: int, repeats: int) -> None:
         }
         size = sum(map(len, data)) / count / 1000
         title = f"{kind}: {count} JPEGs of {WIDTH} × {HEIGHT}, {size:.0f} kB, crop of {SIDE}"
-        compare(title, calls, count, repeats)
+        times = compare(title, calls, count, repeats)
+        against = {"torchvision, bicubic": times["torchvision, bicubic"]}
+        row = f"decode and crop, {kind}, per image"
+        goals.state(row, times["mlcd, fast"], against, 1 / 1.7, unit="CPU ms")
         pairs = [
             (fast.decoded(one, 0, row).astype(int), exact.decoded(one, 0, row))
             for row, one in enumerate(data)
@@ -249,7 +253,9 @@ def training(count: int, repeats: int) -> None:
                 "mlcd, exact": lambda run=ours: run(False),  # type: ignore[misc]
                 "mlcd, fast": lambda run=ours: run(True),  # type: ignore[misc]
             }
-            compare(f"{kind}: {count} images, one worker", calls, count, repeats)
+            times = compare(f"{kind}: {count} images, one worker", calls, count, repeats)
+            rates = [1000 / spent for spent in times["mlcd, fast"]]
+            goals.state_figure(f"training input, {kind}", rates, 300, unit="images per CPU s")
 
 
 def tiny_clip(folder: Path) -> str:
@@ -295,6 +301,9 @@ def embeddings(count: int, repeats: int) -> None:
                 for label, (least, most) in spent.items():
                     times[label].append(1000 * (most - least) / count)
             table(f"{kind}: {count} images through a tiny CLIP, beyond start-up", times)
+            ours, (peer, theirs) = times.pop("mlcd embed"), *times.items()
+            row = f"embed, tiny model, {kind}, per image"
+            goals.state(row, ours, {peer: theirs}, 1 / 1.5, unit="CPU ms")
 
 
 def by_others(encoder: FrozenEncoder, tars: Path) -> None:
@@ -364,14 +373,7 @@ def main() -> None:
     for name in set(KINDS) - {arguments.kind or name for name in KINDS}:
         del KINDS[name]
     torch.set_num_threads(1)
-    cpu = next(
-        (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines()
-         if line.startswith("model name")), platform.machine())  # fmt: skip
-    print(
-        f"{cpu}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, torchvision "
-        f"{torchvision.__version__}, Pillow {PIL.__version__}, webdataset {wds.__version__}; load "
-        f"{os.getloadavg()[0]:.1f}"
-    )
+    print(machine.description())
     PARTS[arguments.part](arguments.images, arguments.repeats)
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import faiss
+import goals
 import machine
 import numpy as np
 import planted
@@ -120,6 +121,8 @@ def measure(kind: str, arguments: argparse.Namespace) -> None:
             f"{hits:.4f} | {notes.get(name, '')} |",
             flush=True,
         )
+    ours, peers = ([cpu for _, cpu in times[name]] for name in ("exact", "faiss.knn"))
+    goals.state(f"labels, {kind}, K = {k:,}, d = {d}", ours, {"faiss.knn": peers}, 1.0)
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ import threadpoolctl
 
 #: What decides how fast products are, as Linux names it.
 _INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8")
-_PACKAGES = ("numpy", "faiss-cpu", "faiss-gpu", "torch", "scikit-learn", "superkmeans")
+_PACKAGES = ("numpy", "faiss-cpu", "faiss-gpu", "torch", "torchvision", "pillow", "scikit-learn",
+             "superkmeans", "img2dataset", "webdataset")  # fmt: skip
 #: Variables that change which kernels libraries choose.
 _CHOSEN = ("OPENBLAS_CORETYPE", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import partial
 
 import goals
+import machine
 import measure
 import numpy as np
 import spread
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 80])
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
-    print(spread.machine())
+    print(machine.description())
     for ranks in arguments.ranks:
         contenders = {kind: partial(build, kind, arguments.classes, ranks) for kind in CONTENDERS}
         results = measure.compare(contenders, repeats=arguments.repeats, threads=1)

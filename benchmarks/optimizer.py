@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import goals
+import machine
 import measure
 import spread
 import torch
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    print(spread.machine())
+    print(machine.description())
     print(f"K = {NUM_CLASSES}, d = {DIM}, {arguments.threads} threads")
     results = measure.compare(CONTENDERS, repeats=arguments.repeats, threads=arguments.threads)
     print(measure.table(results), end="\n\n")

@@ -16,15 +16,14 @@ from __future__ import annotations
 import argparse
 import io
 import multiprocessing
-import os
-import platform
 import statistics
 import tempfile
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
+import goals
+import machine
 import numpy as np
 import torch
 
@@ -155,14 +154,8 @@ def compare(kind: str, size: tuple[int, int, int], repeats: int, folder: str) ->
             f"{middle / first:.2f} | {len(scores[name])} | {c:g} | {scores[name][c]:.4f} |",
             flush=True,
         )
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "?")
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    widest = next((word for word in ("avx512f", "avx2", "sse2") if word in flags.split()), "?")
-    return f"{name} ({platform.machine()}, {widest}), load {os.getloadavg()[0]:.1f}"
+    peers = {name: times[name] for name in CONTENDERS[1:]}
+    goals.state(f"probe, search for C, {title}", times["mlcd"], peers, 1.0)
 
 
 def main() -> None:
@@ -170,9 +163,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", default=["blobs", "spectrum", "crops"])
     arguments = parser.parse_args()
-    blas = "MKL" if torch.backends.mkl.is_available() else "no MKL"
-    names = ("torch", "numpy", "scipy", "scikit-learn")
-    print(f"{cpu()}; {blas} in torch; {', '.join(f'{name} {version(name)}' for name in names)}\n")
+    print(machine.description(), end="\n\n")
     print("| rows | search | CPU s | times scikit-learn, warm | fits | C | validation accuracy |")
     print("|---|---|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,26 +1,8 @@
-"""A table of contenders with the goal beside the figure, and the machine it was measured on."""
+"""A table of contenders with the goal beside the figure."""
 
 from __future__ import annotations
 
-import os
-import platform
-import re
-from pathlib import Path
-
 import measure
-import numpy as np
-import torch
-
-
-def machine() -> str:
-    """Return a line: CPU, its instruction set as torch uses it, cores, versions, load."""
-    names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
-    return (
-        f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), "
-        f"{len(os.sched_getaffinity(0))} cores, load {load}; Python {platform.python_version()}, "
-        f"numpy {np.__version__}, torch {torch.__version__}"
-    )
 
 
 def table(

@@ -40,8 +40,13 @@ def test_every_benchmark_is_a_script_of_the_folder():
         assert (ROOT / "benchmarks" / script).is_file(), name
 
 
+def test_a_goal_may_be_a_figure(capsys):
+    assert goals.state_figure("row", [310.0, 290.0, 305.0], 300, unit="images per CPU s")
+    assert not goals.state_figure("row", [299.0], 300, unit="images per CPU s")
+    assert capsys.readouterr().out.splitlines()[1].endswith("≥ 300 | **short**")
+
+
 def test_the_machine_is_named():
-    lines = bench.machine()
-    assert lines[0].startswith("processor: ")
-    assert "BLAS: " in lines[1]
-    assert "torch" in lines[2]
+    text = bench.machine.description()
+    for word in ("CPU: ", "instructions: ", "BLAS: ", "torch ", "load"):
+        assert word in text
