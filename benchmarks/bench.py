@@ -21,11 +21,13 @@ import goals
 import machine
 
 HERE = Path(__file__).resolve().parent
+#: scikit-learn and faiss.SuperKmeans take several times as long as these two.
+_CLOSE = ["--peers", "faiss.Kmeans", "superkmeans (PyPI)"]
 #: Name → script and its options: sizes that take minutes on two cores.
 BENCHMARKS: dict[str, list[str]] = {
-    "clusters": ["cluster.py", "--kinds", "isotropic", "planted", "spectrum", "mixture"],
-    "clusters-small": ["cluster.py", "--rows", "20000", "--k", "1024", "--dim", "512"],
-    "clusters-crops": ["cluster.py", "--crops", "20000"],
+    "clusters": ["cluster.py", *_CLOSE],
+    "clusters-small": ["cluster.py", "--rows", "20000", "--k", "1024", "--dim", "512", *_CLOSE],
+    "clusters-crops": ["cluster.py", "--crops", "20000", *_CLOSE],
     "labels": ["label.py", "--rows", "8192", "--probes", "--repeats", "3"],
     "embed": ["input.py", "embed", "--images", "640", "--repeats", "3"],
     "download": ["download_chunk.py", "--images", "1000", "--repeats", "3"],
