@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlcd.commands.audit import cards, nearness
 from mlcd.commands.audit import lock as locks
-from mlcd.commands.audit import nearness
 from mlcd.commands.audit.making import Cannot, Making, Recorded, command, making_of
 from mlcd.commands.audit.nodes import ORDER, Node, collect
 from mlcd.utils.errors import UserError
@@ -66,6 +66,9 @@ def replay(run: Recorded, lock: dict[str, Any], making: Making, scratch: Path) -
         run_again(run, making, scratch)
     except Cannot as why:
         return [Outcome(_together(paths), nearness.UNKNOWN, str(why))]
+    # The seal has let the run's cards name it.
+    made: dict[str, dict[str, Any]] = {path: {} for path in paths if (scratch / path).is_file()}
+    cards.name_run(scratch, {"root": lock["root"], "files": made})
     nodes, problems, _ = collect(scratch)
     said = problems[0].what if problems else "its stage wrote no such file"
     outcomes = []
