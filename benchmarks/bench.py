@@ -30,7 +30,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "clusters-crops": ["cluster.py", "--crops", "20000", *_CLOSE],
     "labels": ["label.py", "--rows", "8192", "--probes", "--repeats", "3"],
     "embed": ["input.py", "embed", "--images", "640", "--repeats", "3"],
-    "download": ["download_chunk.py", "--images", "1000", "--repeats", "3"],
+    "download": ["download_chunk.py", "--images", "3000", "--kinds", "photographs"],
     "crops": ["input.py", "crops", "--images", "128", "--repeats", "3"],
     "training-input": ["input.py", "training", "--images", "512", "--repeats", "3"],
     "probe": ["probe_search.py", "--repeats", "3"],

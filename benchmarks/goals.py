@@ -28,6 +28,12 @@ def state(
     better.
     """
     medians = {name: statistics.median(values) for name, values in peers.items()}
+    if min(*ours, *(value for values in peers.values() for value in values)) <= 0:
+        # What is left after a start-up is taken off may be less than the noise of that start.
+        print(
+            f"{MARK}{row} | {unit} | {_spread(ours)} | – | – | – | – | within the noise", flush=True
+        )
+        return False
     best = (max if more_is_better else min)(medians, key=lambda name: medians[name])
     ratio = statistics.median(ours) / medians[best]
     met = ratio >= limit if more_is_better else ratio <= limit

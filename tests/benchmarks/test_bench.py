@@ -40,6 +40,11 @@ def test_every_benchmark_is_a_script_of_the_folder():
         assert (ROOT / "benchmarks" / script).is_file(), name
 
 
+def test_a_difference_below_the_noise_meets_nothing(capsys):
+    assert not goals.state("row", [2.0, 2.1], {"peer": [-0.3, 0.8]}, 1.0)
+    assert capsys.readouterr().out.rstrip().endswith("within the noise")
+
+
 def test_a_goal_may_be_a_figure(capsys):
     assert goals.state_figure("row", [310.0, 290.0, 305.0], 300, unit="images per CPU s")
     assert not goals.state_figure("row", [299.0], 300, unit="images per CPU s")
