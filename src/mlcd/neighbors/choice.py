@@ -14,6 +14,7 @@ import numpy as np
 from mlcd.neighbors import integers
 from mlcd.neighbors.bounds import CENTERS, ROWS, Bounds, LeadingBounds, directions
 from mlcd.neighbors.integers import IntegerBounds
+from mlcd.neighbors.tiles import one_thread
 
 #: Directions that leading parts may have, at most half of all.
 _DIMS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
@@ -122,6 +123,12 @@ class Choice:
 
     def _integers(self, centers: np.ndarray, rows: np.ndarray) -> IntegerBounds | None:
         """Return bounds by integers, or None where their products are slow or not exact."""
+        integers.load()
+        # A product of torch would take all CPUs, and time on others is not in that of this thread.
+        with one_thread():
+            return self._measured_integers(centers, rows)
+
+    def _measured_integers(self, centers: np.ndarray, rows: np.ndarray) -> IntegerBounds | None:
         if self._mixed is None:
             self._mixed = integers.mixing_pays(centers, rows)
         largest = integers.usable(*centers.shape)

@@ -61,6 +61,11 @@ def loaded() -> bool:
     return "torch" in sys.modules
 
 
+def load() -> None:
+    """Load that library."""
+    import torch  # noqa: F401
+
+
 def possible() -> bool:
     """Return whether this CPU may have fast products of integers."""
     try:

@@ -11,6 +11,8 @@ from mlcd.neighbors.pairs import dots, error_bound, pair_scores, true_pairs
 
 #: Rows of which more than this share of the centers is left are searched in full.
 _MOST_LEFT = 1 / 4
+#: Pairs that wait to be scored, beside those of one tile, and those that are kept of all rows.
+_MOST_PAIRS = 1 << 18
 #: Groups of neighboring centers, of each of which one is among the first candidates.
 _GROUPS = 64
 
@@ -59,12 +61,18 @@ def nearest(bounds: Bounds, centers: np.ndarray, rows: np.ndarray, l: int) -> Fo
         waiting.append((row, column + first))
         scored += len(row)
         # Sorted whenever the centers seen have doubled: the l-th best rises with their logarithm.
-        if tile & (tile + 1) == 0 or tile + 1 == len(starts):
+        # And before pairs take more memory than they should.
+        many = sum(len(part[0]) for part in waiting) > _MOST_PAIRS
+        if many or tile & (tile + 1) == 0 or tile + 1 == len(starts):
             row, center = (np.concatenate(part) for part in zip(*waiting, strict=True))
             waiting = []
             new = _Pairs(row, center, pair_scores(rows, centers, row, center))
             both = _Pairs(*map(np.concatenate, zip(pairs, new, strict=True)))
             pairs, lth = _kept(both, lth, l, close)
+            if len(pairs.row) > _MOST_PAIRS:
+                # Rows as near to very many centers, such as copies.
+                full |= np.bincount(pairs.row, minlength=n) > max(_MOST_PAIRS // n, l)
+                pairs = _Pairs(*(values[~full[pairs.row]] for values in pairs))
     pairs = _Pairs(*(values[~full[pairs.row]] for values in pairs))
     ids = np.zeros((n, l), np.int64)
     ids[~full] = _ordered(pairs, rows, centers, l, close)[~full]

@@ -37,6 +37,13 @@ class Workers:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Let the libraries of products, numpy's and torch, use one thread. Load torch before."""
+    with threadpoolctl.threadpool_limits(1, user_api="blas"), _torch_alone():
+        yield
+
+
+@contextmanager
 def _torch_alone() -> Iterator[None]:
     """Let torch use one thread, where it is loaded."""
     torch = sys.modules.get("torch")

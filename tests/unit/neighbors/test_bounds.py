@@ -94,3 +94,14 @@ def test_nearest_one_tells_what_no_other_center_exceeds() -> None:
     np.put_along_axis(true, ids[:, None], -2, axis=1)
     assert (true.max(axis=1) <= other).all()
     assert (other - true.max(axis=1)).max() < 1e-4
+
+
+def test_copies_of_a_center_take_no_more_memory_than_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pruned, "CENTERS", 100)
+    monkeypatch.setattr(pruned, "_MOST_PAIRS", 2000)
+    rows, centers = planted(1100)
+    centers[::6] = centers[0]
+    rows = np.tile(centers[:1], (100, 1))
+    assert pruned.nearest(Products(centers), centers, rows, 4).full.all()
