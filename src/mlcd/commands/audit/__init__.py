@@ -156,13 +156,14 @@ def _verify(results: Path, arguments: argparse.Namespace) -> bool:
     if arguments.public_key is not None:
         folder = results / bundle.FOLDER
         levels["signatures"] = [*signatures.check(results, folder, Path(arguments.public_key))]
+    notes = [*integrity.accepted(results), *integrity.not_sealed(results, sealed)]
     if arguments.json:
         found = {
             level: [{"path": one.path, "what": one.what} for one in findings]
             for level, findings in levels.items()
         }
         value = {"identity": sealed["root"], "findings": found, "compared": told,
-                 "not_compared": skipped, "notes": integrity.accepted(results)}  # fmt: skip
+                 "not_compared": skipped, "notes": notes}  # fmt: skip
         print(json.dumps(value, indent=1))
         return not any(levels.values())
     print(f"identity: {sealed['root']}, {len(sealed['files'])} files")
@@ -172,7 +173,7 @@ def _verify(results: Path, arguments: argparse.Namespace) -> bool:
             print(f"  {one.path}: {one.what}")
         if len(findings) > 20:
             print(f"  and {len(findings) - 20} more")
-    for line in integrity.accepted(results):
+    for line in notes:
         print(f"  note: {line}")
     for line in told:
         print(f"  compared: {line}")

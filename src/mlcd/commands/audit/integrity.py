@@ -73,7 +73,11 @@ def summary(results: Path, files: Iterable[str]) -> Iterator[Finding]:
         place = row["model"], row["dataset"], row["metric"]
         if place in known:
             # The table has four digits.
-            if abs(float(row["value"]) - known[place]) > 1e-6 + 1e-4 * abs(known[place]):
+            value, said = known[place], float(row["value"])
+            # A score that does not exist is NaN in both.
+            if not (
+                abs(said - value) <= 1e-6 + 1e-4 * abs(value) or (said != said) & (value != value)
+            ):
                 yield Finding(name, f"{' '.join(place)} is not {known[place]}")
         elif known and row["model"] != "chance" and not row["dataset"].startswith("mean"):
             yield Finding(name, f"{' '.join(place)} is a score of no file")
@@ -105,6 +109,13 @@ def accepted(results: Path) -> list[str]:
     ]
 
 
+def not_sealed(results: Path, lock: dict[str, Any]) -> list[str]:
+    """Return in words the files that lay there when the run was sealed, and are no part of it."""
+    names = [name for name in map(str, lock["not_locked"]) if (results / name).is_file()]
+    more = [f"and {len(names) - 20} more files of no stage"] if len(names) > 20 else []
+    return [f"{name}: of no stage, so nothing is said of it" for name in names[:20]] + more
+
+
 def _beside(results: Path, lock: dict[str, Any]) -> Iterator[Finding]:
     for name, digest in lock["beside"].items():
         path = results / locks.LOCK.parent / Path(name).name
@@ -126,6 +137,9 @@ def _compared(
             yield Finding(path, "no record tells of it any more: the one beside it is damaged")
     elif node.hash != locked.hash:
         yield Finding(path, f"says {node.hash[:16]}…, and was sealed as {locked.hash[:16]}…")
+    # The identity is not of these, and --bytes goes by them.
+    elif (node.of, node.stage, node.repeats) != (locked.of, locked.stage, locked.repeats):
+        yield Finding(path, "is not of the kind that the lock says: the lock was edited")
     elif node.inputs != locked.inputs:
         yield Finding(path, "names other inputs than when it was sealed")
     elif file.stat().st_size != locked.size:

@@ -297,7 +297,9 @@ def _figures(run: Recorded) -> list[dict[str, Any]]:
 def _export(run: Recorded, form: str, scratch: Path) -> Command:
     labels, summary = _all(run.results / "labels")[:1], run.results / "evaluate/summary.csv"
     records = sorted((run.results / "urls").glob("*.json"))
-    lists = dict.fromkeys(str(read_record(path, "prepare")["source"]) for path in records)
+    # The name alone is used; and a stranger's record gives no options to the command.
+    sources = (Path(str(read_record(path, "prepare")["source"])).name for path in records)
+    lists = dict.fromkeys(f"./{name}" for name in sources)
     words = [*_encoder(run), *_centroids(run), "--lists", *lists]
     words += ["--labels", *labels] if labels else []
     words += ["--summary", str(summary)] if summary.is_file() else []

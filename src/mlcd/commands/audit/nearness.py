@@ -95,7 +95,11 @@ def _values(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
             if one != other and not _is_hash(one, other):
                 return DIFFERENT, f"{key}: {_shown(one)} recorded, {_shown(other)} now"
             continue
+        if one == other or (one != one and other != other):
+            continue
         gap = abs(one - other) / max(1.0, abs(one))
+        # NaN, of which no comparison holds, is as far as can be.
+        gap = gap if gap == gap else float("inf")
         if gap > worst:
             worst, where = gap, f"{key}: {one:.6g} recorded, {other:.6g} now"
     if worst > TOLERANCE:
@@ -144,6 +148,10 @@ def _datasets(old: Path, new: Path) -> tuple[str, str]:
                 share = float(np.mean(first != second))
                 return DIFFERENT, f"{name}: {share:.2%} of its entries differ"
             continue
+        if not np.array_equal(np.isfinite(first), np.isfinite(second)):
+            return DIFFERENT, f"{name}: other entries are no finite numbers"
+        whole = np.isfinite(first)
+        first, second = first[whole], second[whole]
         scale = max(1e-12, float(np.abs(first).max(initial=0)))
         gap = np.abs(first.astype(np.float64) - second.astype(np.float64)).max(initial=0)
         if float(gap) / scale > worst:

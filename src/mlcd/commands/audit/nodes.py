@@ -87,6 +87,8 @@ def collect(results: Path) -> tuple[dict[str, Node], list[Finding], list[str]]:
             others.append(path)
             continue
         try:
+            if not (results / path).is_file():  # a pipe or a device would be read without end
+                raise UserError(f"{results / path}: is no file")
             found = reader(results, path)
         except (UserError, KeyError, TypeError, ValueError, OSError) as error:
             problems.append(Finding(path, _one_line(error, results)))
@@ -101,7 +103,13 @@ def collect(results: Path) -> tuple[dict[str, Node], list[Finding], list[str]]:
 def _files(results: Path) -> Iterator[str]:
     """Iterate over all files but those left out; records first, since they tell of others."""
     found = []
-    for folder, folders, files in os.walk(results):
+    seen: set[str] = set()
+    # Folders may be links to a larger disk; one that leads back to where it was is not entered.
+    for folder, folders, files in os.walk(results, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders[:] = []
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if name not in LEFT_OUT and name[0] != ".")
         below = Path(folder).relative_to(results)
         found += [(below / name).as_posix() for name in files if name[0] != "."]
