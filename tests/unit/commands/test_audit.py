@@ -214,3 +214,20 @@ def test_a_list_that_is_not_the_one_of_the_chunks_is_no_input(results, tmp_path,
     assert str(tmp_path) not in (results / lock.LOCK).read_text()
     table.unlink()
     table.with_suffix(".json").unlink()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [{"files": []}, {"files": {"labels/a.h5": 3}}, {"inputs": [{"name": 3}]}, {"stages": []},
+     {"stages": {"train": "x"}}, {"not_locked": [7]}, {"root": None},
+     {"files": {"labels/a.h5": {"stage": "nowhere", "hash": "", "of": "", "size": 0,
+                                "inputs": [], "repeats": True}}}],
+)  # fmt: skip
+def test_a_lock_of_other_types_is_damaged_and_not_different(results, tmp_path, capsys, edit):
+    seal(results)
+    value = read_record(results / lock.LOCK, "audit")
+    write_record(tmp_path / lock.LOCK, {**value, **edit})
+    for words in (["verify"], ["replay", "--all"], ["explain", "labels/a.h5"]):
+        capsys.readouterr()
+        assert cli.main(["audit", words[0], str(tmp_path), *words[1:]]) == 2
+        refused(capsys, "so it is damaged")

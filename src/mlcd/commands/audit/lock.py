@@ -7,11 +7,11 @@ went in, and of section and code of each stage; not of times, machines and pages
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mlcd.commands.audit.nodes import BYTES, CONTENT, Node, collect
+from mlcd.commands.audit.nodes import BYTES, CONTENT, ORDER, Node, collect
 from mlcd.data.listing import summary
 from mlcd.data.listing_table import is_listing
 from mlcd.utils.errors import UserError
@@ -27,6 +27,11 @@ SYSTEM = Path("audit") / "system.json"
 CHANGES = Path("audit") / "source.diff"
 RULES = Path("audit") / "rules.json"
 FORMAT = 2
+#: What a lock holds, and a node and an input of it: a stranger's may hold anything.
+_KINDS = {"root": str, "inputs": list, "stages": dict, "files": dict, "beside": dict,
+          "not_locked": list}  # fmt: skip
+_NODE = {"stage": str, "hash": str, "of": str, "size": int, "inputs": list, "repeats": bool}
+_INPUT = {"name": str, "hash": str, "of": str}
 #: Inputs up to this size are hashed whole; of larger ones it is size, first and last MiB.
 _WHOLE = 1 << 30
 _ENDS = "size, first and last MiB"
@@ -144,10 +149,24 @@ def read(results: Path) -> dict[str, Any]:
     lock = read_record(results / LOCK, "audit")
     if lock.get("format") != FORMAT:
         raise UserError(f"{results / LOCK}: of another version of mlcd")
-    wanted = ("root", "inputs", "stages", "files", "beside", "not_locked")
-    if lacking := [name for name in wanted if name not in lock]:
-        raise UserError(f"{results / LOCK}: lacks {lacking[0]!r}, so it is damaged")
+    for name, kind in _KINDS.items():
+        if not isinstance(lock.get(name), kind):
+            raise UserError(f"{results / LOCK}: has no {name!r} as it should, so it is damaged")
+    if not (
+        all(_has(node, _NODE) and node["stage"] in ORDER for node in lock["files"].values())
+        and all(_has(entry, _INPUT) for entry in lock["inputs"])
+        and all(_has(about, {"code": str}) for about in lock["stages"].values())
+        and all(isinstance(path, str) for path in lock["not_locked"])
+    ):
+        raise UserError(f"{results / LOCK}: its entries are none of a lock, so it is damaged")
     return lock
+
+
+def _has(value: Any, kinds: Mapping[str, type]) -> bool:
+    """Tell whether a value read from JSON is an object with these fields, each of its type."""
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), kind) for name, kind in kinds.items()
+    )
 
 
 def nodes_of(lock: dict[str, Any]) -> dict[str, Node]:

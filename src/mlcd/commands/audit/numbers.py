@@ -66,8 +66,10 @@ def check(results: Path, lock: dict[str, Any], rows: int, seed: int) -> tuple[li
     for one in (_images, _embeddings, _labels, _objective, _scores, _summary, _exports):
         try:
             found += list(one(run))
-        except UserError as error:
-            found.append(Finding(one.__name__.strip("_"), " ".join(str(error).split())))
+        except (UserError, OSError, LookupError, ValueError, TypeError) as error:
+            # Files and settings are a stranger's, or of another version: anything may be in them.
+            said = " ".join(f"{error}".split()) or type(error).__name__
+            found.append(Finding(one.__name__.strip("_"), said))
     return found, run
 
 
