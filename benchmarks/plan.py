@@ -33,7 +33,8 @@ SIZES = {
 _TIMED = """
 import sys, time
 from mlcd import cli
-from mlcd.stages.cluster import kmeans, plan
+from mlcd.commands.plan import cluster
+from mlcd.stages.cluster import kmeans
 from mlcd.neighbors import two_level
 start = time.process_time(), time.perf_counter()
 code = cli.main(sys.argv[1:])

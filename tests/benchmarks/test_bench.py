@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -55,3 +56,23 @@ def test_the_machine_is_named():
     text = bench.machine.description()
     for word in ("CPU: ", "instructions: ", "BLAS: ", "torch ", "load"):
         assert word in text
+
+
+def test_every_script_finds_what_it_imports():
+    """Each in one fresh process after the other: a move of the code must not break them unseen."""
+    scripts = sorted((ROOT / "benchmarks").glob("*.py"))
+    program = (
+        "import importlib.util, sys\n"
+        f"sys.path[:0] = [{str(ROOT / 'benchmarks')!r}, {str(ROOT / 'src')!r}]\n"
+        "import mlcd.utils.compat\n"
+        f"for name in {[path.stem for path in scripts]!r}:\n"
+        "    spec = importlib.util.find_spec(name)\n"
+        "    module = importlib.util.module_from_spec(spec)\n"
+        "    sys.modules[name] = module\n"
+        "    spec.loader.exec_module(module)\n"
+        "import plan\n"
+        "exec(plan._TIMED.partition('start =')[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(scripts) > 20
