@@ -28,6 +28,8 @@ from mlcd.classifier.sampler import NegativeSampler
 
 #: A measurement: CPU seconds of one run at a size.
 Measure = Callable[[int], float]
+#: CPU seconds of the start of a program; None where no program starts.
+Base = Callable[[], float] | None
 INLINE = ("--launcher", "inline", "--threads", 1)
 
 
@@ -94,29 +96,36 @@ def negatives(k: int) -> float:
     return (time.process_time() - start) / 5
 
 
-def measures(files: Files) -> dict[str, tuple[list[int], Measure, int]]:
-    """Return row → its sizes, the measurement, and a size that costs next to nothing."""
+def measures(files: Files) -> dict[str, tuple[list[int], Measure, Base]]:
+    """Return row → its sizes, the measurement, and what a run of next to nothing takes."""
+
+    def start() -> float:
+        return files.cluster(2048, 64, 8)
+
+    def label() -> float:
+        return files.label(64, 64, 64)
+
     two = ("--mode", "two_level", "--refinements", 1)
     return {
         "cluster, exact, N": ([25_000, 50_000, 100_000],
-                              lambda n: files.cluster(n, 128, 1024), 2048),
+                              lambda n: files.cluster(n, 128, 1024), start),
         "cluster, exact, K": ([512, 1024, 2048],
-                              lambda k: files.cluster(50_000, 128, k), 8),
+                              lambda k: files.cluster(50_000, 128, k), start),
         "cluster, exact, d": ([64, 128, 256],
-                              lambda d: files.cluster(50_000, d, 1024), 2),
+                              lambda d: files.cluster(50_000, d, 1024), start),
         "cluster, two_level, K": ([1024, 4096, 16_384],
-                                  lambda k: files.cluster(100_000, 64, k, *two), 64),
+                                  lambda k: files.cluster(100_000, 64, k, *two), start),
         "label, exact, N": ([8192, 16_384, 32_768],
-                            lambda n: files.label(n, 128, 4096), 64),
+                            lambda n: files.label(n, 128, 4096), label),
         "label, exact, K": ([2048, 4096, 8192],
-                            lambda k: files.label(16_384, 128, k), 64),
+                            lambda k: files.label(16_384, 128, k), label),
         "train, loss and classifier, batch": ([256, 512, 1024],
-                                              lambda b: classifier(b, 50_000, 256), 0),
+                                              lambda b: classifier(b, 50_000, 256), None),
         "train, loss and classifier, K": ([25_000, 50_000, 100_000],
-                                          lambda k: classifier(512, k, 256), 0),
+                                          lambda k: classifier(512, k, 256), None),
         "train, loss and classifier, d": ([128, 256, 512],
-                                          lambda d: classifier(512, 50_000, d), 0),
-        "train, negatives of a step, K": ([250_000, 500_000, 1_000_000], negatives, 0),
+                                          lambda d: classifier(512, 50_000, d), None),
+        "train, negatives of a step, K": ([250_000, 500_000, 1_000_000], negatives, None),
     }  # fmt: skip
 
 
@@ -127,10 +136,10 @@ def main() -> None:
     arguments = parser.parse_args()
     print("| sizes | CPU s | exponent |\n|---|---|---:|")
     with tempfile.TemporaryDirectory() as folder:
-        for row, (sizes, measure, least) in measures(Files(Path(folder))).items():
+        for row, (sizes, measure, start) in measures(Files(Path(folder))).items():
             if not row.startswith(arguments.only):
                 continue
-            base = min(measure(least) for _ in range(arguments.repeats)) if least else 0.0
+            base = min(start() for _ in range(arguments.repeats)) if start else 0.0
             taken = np.array([[measure(size) for size in sizes] for _ in range(arguments.repeats)])
             seconds = np.maximum(taken.min(0) - base, 1e-6)
             slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
