@@ -11,8 +11,8 @@ from typing import Any
 
 from mlcd.config import comparison, load
 from mlcd.config.registry import published_sets, registry, zero_shot_sets
+from mlcd.stages.evaluate.chosen import DIGITS
 from mlcd.stages.evaluate.measures import of_tower, score_name, zero_shot_name
-from mlcd.stages.evaluate.scores import DIGITS
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import atomic_path, write_text
 from mlcd.utils.ownership import MARKDOWN_MARK, claim
