@@ -63,5 +63,14 @@ def test_test_modules_lie_in_folders():
     ]
 
 
+def test_no_file_is_longer_than_400_lines():
+    folders = ("benchmarks", "demo", "docs", "rules", "src", "tests", "workflow")
+    files = [path for name in folders for path in (ROOT / name).rglob("*")
+             if path.suffix in (".py", ".smk") and ".snakemake" not in path.parts]  # fmt: skip
+    assert len(files) > 500
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {str(path): count for path, count in lines.items() if count > 400} == {}
+
+
 def test_the_packages_root_holds_the_command_line_alone():
     assert {path.name for path in SOURCE.glob("*.py")} == {"__init__.py", "__main__.py", "cli.py"}

@@ -173,6 +173,8 @@ def bytes_of(results: Path, node: Node) -> Iterator[Finding]:
     """Iterate over what is wrong with the bytes of a file: at most one finding."""
     path = results / node.path
     try:
+        if not path.is_file():  # a pipe would be read without end
+            raise UserError(f"{path}: is no file")
         digest = node.hash
         if path.suffix == ".h5":
             digest = hdf5.verified_fingerprint(path)

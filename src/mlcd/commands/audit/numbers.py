@@ -25,6 +25,8 @@ from mlcd.utils.errors import UserError
 _SIMILARITY = 2.0**-11
 #: Cosine of an embedding that is computed anew, on this machine, to the stored one.
 _SAME = 0.999
+#: Centers that sampled rows are compared with at once.
+_CENTERS = 16_384
 #: Images that each encoder sees again.
 _IMAGES = 16
 #: They were decoded before, under a limit of their own.
@@ -158,13 +160,12 @@ def _labels(run: Run) -> Iterator[Finding]:
         rows = run.chosen(len(labels), len(chunks))
         looked += len(rows)
         unit, wrong = _unit(vectors, rows), ""
-        cosine = unit @ centers.T.astype(np.float64)
-        best = -np.sort(-cosine, axis=1)
+        best = _best(unit, centers, labels.label(0, 1).shape[1])
         for place, row in enumerate(rows.tolist()):
             given = labels.label(row, row + 1)[0]
             said = labels.similarity(row, row + 1)[0].astype(np.float64)
             kept = given >= 0
-            mine = cosine[place, given[kept]]
+            mine = centers[given[kept]].astype(np.float64) @ unit[place]
             if not kept.any() or not np.abs(mine - said[kept]).max() <= _SIMILARITY:
                 wrong = wrong or f"row {row}: its similarities are not those of its labels"
             elif "two_level" not in labels.section and not (
@@ -174,6 +175,19 @@ def _labels(run: Run) -> Iterator[Finding]:
         if wrong:
             yield Finding(f"labels/{chunk}.h5", wrong)
     run.told.append(f"labels: {looked} rows compared with all {len(centers):,} centers")
+
+
+def _best(rows: np.ndarray, centers: np.ndarray, l: int) -> np.ndarray:
+    """Return the `l` greatest similarities of unit rows float64 [n, d], falling: float64 [n, l].
+
+    By blocks of centers float32 [K, d]: all products of a million would take gigabytes.
+    """
+    best = np.full((len(rows), l), -np.inf)
+    for start in range(0, len(centers), _CENTERS):
+        block = rows @ centers[start : start + _CENTERS].T.astype(np.float64)
+        both = np.concatenate([best, block], axis=1)
+        best = -np.sort(np.partition(-both, l - 1, axis=1)[:, :l], axis=1)
+    return best
 
 
 def _objective(run: Run) -> Iterator[Finding]:
@@ -197,7 +211,7 @@ def _objective(run: Run) -> Iterator[Finding]:
     for chunk in chunks:
         vectors, _ = _opened(run, chunk)
         rows = _unit(vectors, run.chosen(len(vectors), len(chunks)))
-        best.append((rows @ centers.T.astype(np.float64)).max(1))
+        best.append(_best(rows, centers, 1)[:, 0])
     sample = np.concatenate(best)
     # It was taken before the centers moved for the last time, which raises it a little.
     noise = 5 * float(sample.std()) / np.sqrt(len(sample))

@@ -40,14 +40,20 @@ def describe() -> dict[str, Any]:
 
 
 def difference() -> str:
-    """Return how the source tree differs from its revision, as git's diff; '' if it does not."""
+    """Return how the source tree differs from its revision, as `git apply` takes it; '' if not.
+
+    Of code, rules and workflow: files that git does not track are not in it.
+    """
     import mlcd
     from mlcd.stages.report import provenance
 
     folder = Path(mlcd.__file__).parent
     if provenance.revision(folder) is None:
         return ""
-    return provenance.git(folder, "diff", "--no-color", "HEAD", "--", ".")
+    top = Path(provenance.git(folder, "rev-parse", "--show-toplevel"))
+    words = ["diff", "--no-color", "--no-ext-diff", "HEAD", "--", "src", "rules", "workflow"]
+    changes = provenance.git(top, *words)
+    return f"{changes}\n" if changes else ""
 
 
 def _revision(folder: Path) -> dict[str, Any] | None:
