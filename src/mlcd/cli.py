@@ -15,6 +15,7 @@ import importlib
 import io
 import json
 import os
+import signal
 import sys
 import typing
 from collections.abc import Sequence
@@ -77,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("interrupted; finished work is kept, the same command continues")
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_left():
+            return 128 + signal.SIGPIPE
         if (told := disk.explained(error)) is not None:
             _say(str(told))
             return 2
@@ -98,6 +101,16 @@ def _flush() -> None:
         # A reader that has seen enough, such as `head`, is no failure.
         if not isinstance(error, BrokenPipeError):
             raise disk.explained(error, "standard output") or error from None
+
+
+def _reader_has_left() -> bool:
+    """Tell whether nobody reads standard output any more, as after `| head`; no failure of ours."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _name_all_files() -> None:

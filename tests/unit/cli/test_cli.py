@@ -106,3 +106,25 @@ def test_run_passes_on_every_word(monkeypatch):
     monkeypatch.setattr(run, "run", lambda arguments, section: passed.append(arguments.arguments))
     passed = []
     assert main(["run", *words]) == 0 and passed == [words]
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    """As `mlcd audit explain … | head`: what was printed is more than a pipe holds."""
+    program = (
+        "import argparse, sys\n"
+        "from mlcd import cli\n"
+        "from mlcd.commands import status\n"
+        "def run(arguments, section):\n"
+        "    for number in range(100_000):\n"
+        "        print('line', number, flush=True)\n"
+        "status.run = run\n"
+        "sys.exit(cli.main(['status']))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "line 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
