@@ -15,6 +15,7 @@ import importlib
 import io
 import json
 import os
+import select
 import signal
 import sys
 import typing
@@ -105,12 +106,13 @@ def _flush() -> None:
 
 def _reader_has_left() -> bool:
     """Tell whether nobody reads standard output any more, as after `| head`; no failure of ours."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    asked = select.poll()
+    asked.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in asked.poll(0)):
+        return False
+    # Python's own attempt to write the rest, at its end, could only print a traceback.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _name_all_files() -> None:
