@@ -49,9 +49,9 @@ from mlcd.data.tars import digest_of  # noqa: E402
 from mlcd.models import frozen  # noqa: E402
 from mlcd.models.frozen.base import FrozenEncoder  # noqa: E402
 from mlcd.stages.embed.chunk import embed  # noqa: E402
-from mlcd.stages.train.crops import Augment  # noqa: E402
 from mlcd.stages.train.images import Steps  # noqa: E402
-from mlcd.stages.train.read_ahead import batches  # noqa: E402
+from mlcd.training.crops import Augment  # noqa: E402
+from mlcd.training.read_ahead import batches  # noqa: E402
 from mlcd.training.shuffle import Order  # noqa: E402
 
 WIDTH, HEIGHT, SIDE, AREA = 512, 384, 224, 0.5

@@ -10,9 +10,9 @@ import torch
 
 from helpers.train_stores import stores
 from mlcd.stages.train import inputs
-from mlcd.stages.train.crops import Augment
 from mlcd.stages.train.images import Steps
-from mlcd.stages.train.read_ahead import batches
+from mlcd.training.crops import Augment
+from mlcd.training.read_ahead import batches
 from mlcd.training.shuffle import Order
 from mlcd.utils.errors import UserError
 

@@ -13,17 +13,11 @@ from mlcd.data.decode import BadImage
 from mlcd.data.pointers import advise as advise_indexed
 from mlcd.data.pointers import is_index
 from mlcd.data.tars import OpenTars
-from mlcd.stages.train.crops import Augment
 from mlcd.stages.train.inputs import Index
+from mlcd.training.crops import Augment
+from mlcd.training.read_ahead import ImageBatch
 from mlcd.training.shuffle import Order
 from mlcd.utils.errors import UserError
-
-
-class ImageBatch(NamedTuple):
-    """One rank's images uint8 [b, 3, side, side] and labels int64 [b, l] (−1 pads)."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
 
 
 class Reads(NamedTuple):

@@ -16,18 +16,18 @@ from mlcd.models import initial, layers, trainable
 from mlcd.models.resize_weights import fitted
 from mlcd.stages.train import fit
 from mlcd.stages.train.arguments import TrainArguments
-from mlcd.stages.train.crops import Augment
 from mlcd.stages.train.engine import EncoderEngine
 from mlcd.stages.train.final import running_statistics, set_weights, write_encoder
-from mlcd.stages.train.images import ImageBatch, Steps
+from mlcd.stages.train.images import Steps
 from mlcd.stages.train.initial_centers import initial_rows
 from mlcd.stages.train.inputs import Index
 from mlcd.stages.train.phases import Phase, phases
-from mlcd.stages.train.read_ahead import batches
 from mlcd.training import trainer
 from mlcd.training.collectives import all_sum
+from mlcd.training.crops import Augment
 from mlcd.training.memory import Job
 from mlcd.training.metrics import Record
+from mlcd.training.read_ahead import ImageBatch, batches
 from mlcd.training.shuffle import Order
 from mlcd.training.tensors import cpu_copy, draw
 from mlcd.training.trainer import require_finite

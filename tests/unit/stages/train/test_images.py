@@ -9,10 +9,11 @@ import torch
 from helpers import mounts, small_shared_memory
 from helpers.train_stores import stores
 from mlcd.data.decode import BadImage, decode
-from mlcd.stages.train import crops, inputs, read_ahead
-from mlcd.stages.train.crops import Augment
+from mlcd.stages.train import inputs
 from mlcd.stages.train.images import Steps
-from mlcd.stages.train.read_ahead import batches
+from mlcd.training import crops, read_ahead
+from mlcd.training.crops import Augment
+from mlcd.training.read_ahead import batches
 from mlcd.training.shuffle import Order
 from mlcd.utils.errors import UserError
 

@@ -51,9 +51,9 @@ from mlcd.launch.options import Resources
 from mlcd.losses import cluster_loss
 from mlcd.models import trainable
 from mlcd.stages.train import fit
-from mlcd.stages.train.crops import Augment
 from mlcd.stages.train.images import Steps
 from mlcd.stages.train.inputs import Index
+from mlcd.training.crops import Augment
 from mlcd.training.memory import classifier_bytes, encoder_bytes
 from mlcd.training.shuffle import Order
 from mlcd.utils.errors import UserError

@@ -10,13 +10,12 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from mlcd.stages.train.images import ImageBatch, Steps
 from mlcd.utils import disk
 from mlcd.utils.errors import UserError
 from mlcd.utils.processes import check_workers
@@ -25,6 +24,32 @@ from mlcd.utils.processes import check_workers
 _PIECE, _PIECE_BYTES = 32, 8 << 20
 #: Pieces that a worker has read, or reads, before they are asked for.
 _AHEAD = 2
+
+
+class ImageBatch(NamedTuple):
+    """One rank's images uint8 [b, 3, side, side] and labels int64 [b, l] (−1 pads)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class Steps(Protocol):
+    """A rank's micro-batches by number: `images` of each, of `shape` (3, side, side)."""
+
+    images: int
+    shape: tuple[int, int, int]
+
+    def __getitem__(self, item: int) -> ImageBatch:
+        """Return a micro-batch. Raises :class:`UserError` for an image that cannot be read."""
+
+    def labels(self, item: int) -> torch.Tensor:
+        """Return int64 [b, l] of a micro-batch."""
+
+    def read(self, item: int, part: range, images: np.ndarray) -> None:
+        """Write images `part` of a micro-batch to uint8 [len(part), 3, side, side]."""
+
+    def advise(self, item: int, part: range) -> None:
+        """Ask the system to read images `part` of a micro-batch ahead."""
 
 
 class Pieces(Dataset["int | UserError"]):

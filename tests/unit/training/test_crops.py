@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mlcd.data.decode import BadImage, Encoded, decode
-from mlcd.stages.train.crops import Augment, resized
+from mlcd.training.crops import Augment, resized
 
 
 def pattern(width: int, height: int, seed: int = 0) -> Image.Image:
