@@ -84,7 +84,7 @@ rule ablate_evaluate:
         features=temp(
             expand(
                 f"{ABLATE}/{{{{cell}}}}/seed-{{{{seed}}}}/evaluate/features/trained-{{dataset}}.h5",
-                dataset=DATASETS,
+                dataset=FEATURE_SETS,
             )
         ),
     log:
@@ -125,7 +125,7 @@ rule ablate_baseline:
         features=temp(
             expand(
                 f"{ABLATE}/baselines/{{{{model}}}}-seed-{{{{seed}}}}/features/{{{{model}}}}-{{dataset}}.h5",
-                dataset=DATASETS,
+                dataset=FEATURE_SETS,
             )
         ),
     log:

@@ -288,6 +288,19 @@ def names_identity():
     return [file_identity(path) for path in prompts.check(CONFIG.evaluate)]
 
 
+#: Data sets whose images have cached features: a task looks at them.
+FEATURE_SETS = [name for name, dataset in DATASETS.items() if dataset.asks_features]
+
+
+def own_parts(model):
+    """Return the results of tasks that have parts of their own, for a model, on all data sets."""
+    fine_tuned = [name for name, dataset in DATASETS.items() if "finetune" in dataset.tasks]
+    found = []
+    if model in CONFIG.evaluate.finetuned():
+        found += expand(f"{RESULTS}/evaluate/finetune/{model}-{{dataset}}.json", dataset=fine_tuned)
+    return found
+
+
 def images_of(wildcards):
     """Return the path of a data set, if it lies on disk, as an input."""
     dataset = DATASETS[wildcards.dataset]

@@ -4,6 +4,7 @@
 #                  results/text/text.safetensors where a task needs the text tower
 # OUTPUTS          results/evaluate/features/{model}-{dataset}.h5   features, cached once
 #                  results/evaluate/texts/{dataset}.h5              captions, embedded
+#                  results/evaluate/finetune/{model}-{dataset}.json scores after fine-tuning
 #                  results/evaluate/{model}.json                    scores of a model
 #                  results/evaluate/summary.csv, .md, .svg          all models side by side
 
@@ -12,8 +13,9 @@ SCORES = [
     *expand(
         f"{RESULTS}/evaluate/features/{{model}}-{{dataset}}.h5",
         model=CONFIG.evaluate.models,
-        dataset=DATASETS,
+        dataset=FEATURE_SETS,
     ),
+    *[path for model in CONFIG.evaluate.models for path in own_parts(model)],
     *expand(f"{RESULTS}/evaluate/{{model}}.json", model=CONFIG.evaluate.models),
     *expand(f"{RESULTS}/evaluate/summary.{{ending}}", ending=["csv", "md", "svg"]),
 ]
@@ -87,14 +89,48 @@ rule evaluate_texts:
         """
 
 
+rule evaluate_finetune:
+    """Train {wildcards.model} end to end on the classes of {wildcards.dataset}, and score it."""
+    input:
+        encoder=encoder_files,
+        images=images_of,
+    output:
+        scores=f"{RESULTS}/evaluate/finetune/{{model}}-{{dataset}}.json",
+    log:
+        f"{RESULTS}/logs/evaluate/finetune-{{model}}-{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate/finetune-{{model}}-{{dataset}}.tsv"
+    threads: 2
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=finetune_minutes,
+    params:
+        cfg=lambda wildcards: CONFIG.evaluate.for_finetune(wildcards.dataset, wildcards.model),
+        code=code_hash("evaluate"),
+        source=model_options,
+        identity=lambda wildcards: layout.identity(DATASETS[wildcards.dataset]),
+    shell:
+        """
+        mlcd evaluate --part finetune \
+            --model {wildcards.model:q} \
+            --dataset {wildcards.dataset:q} \
+            {params.source} \
+            --output {output.scores:q} \
+            --threads {threads} \
+            --config {params.cfg:q} \
+            --log {log:q}
+        """
+
+
 rule evaluate:
     """Score the features of {wildcards.model}: k-NN, linear probe, retrieval, tags, texts."""
     input:
         tower=tower_files,
         texts=texts_files,
         features=expand(
-            f"{RESULTS}/evaluate/features/{{{{model}}}}-{{dataset}}.h5", dataset=DATASETS
+            f"{RESULTS}/evaluate/features/{{{{model}}}}-{{dataset}}.h5", dataset=FEATURE_SETS
         ),
+        more=lambda wildcards: own_parts(wildcards.model),
     output:
         metrics=f"{RESULTS}/evaluate/{{model}}.json",
     log:
@@ -106,7 +142,7 @@ rule evaluate:
         mem_mb=scores_memory,
         runtime=scores_minutes,
     params:
-        cfg=section("evaluate"),
+        cfg=CONFIG.evaluate.for_scores(),
         code=code_hash("evaluate"),
         # Prompts and names of classes: the section has only their paths. Not by way of `input`, for
         # Snakemake does not compare such parameters.
@@ -116,11 +152,11 @@ rule evaluate:
             if input.tower
             else ""
         ),
-        texts=lambda wildcards, input: as_options({"texts": input.texts} if input.texts else {}),
+        files=lambda wildcards, input: options_of(input, "features", "more", "texts"),
     shell:
         """
         mlcd evaluate --part metrics \
-            --features {input.features:q} {params.tower} {params.texts} \
+            --model {wildcards.model:q} {params.files} {params.tower} \
             --output {output.metrics:q} \
             --threads {threads} \
             --config {params.cfg:q} \

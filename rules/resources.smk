@@ -56,6 +56,15 @@ def features_minutes(wildcards, attempt):
     return attempt * (240 + (entry.get("train", 0) + entry.get("test", 0)) // 6000)
 
 
+def finetune_minutes(wildcards, attempt):
+    """Return runtime of fine-tuning: four hours, and a minute for each 6,000 images of an epoch.
+
+    On a GPU; a job that is cut off resumes.
+    """
+    entry = registry.registry().get(wildcards.dataset, {})
+    return attempt * (240 + CONFIG.evaluate.finetune_epochs * entry.get("train", 0) // 6000)
+
+
 def scores_memory(wildcards, attempt):
     """Return mem_mb of scoring: 8 GB, and four copies of the largest set, 2,048 floats per row."""
     return attempt * (8000 + max(rows_to_score(), default=0) * 4 * 4 * 2048 // 1_000_000)

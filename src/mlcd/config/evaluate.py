@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from mlcd.config import published, registry
 from mlcd.config.base import MOST_SEED, Section, as_json
+from mlcd.config.finetune import FINETUNE, Finetune, FinetuneKeys
 
 #: Measures of one class per image, and of several tags per image.
 CLASS_METRICS = ("accuracy", "mean_per_class", "roc_auc", "mean_top1_top5")
@@ -16,6 +17,9 @@ TAG_METRICS = ("map", "map_11_point")
 #: The task that judges captions, and all that rest on the text tower, of model trained alone.
 IMAGE_TEXT = "image_text_retrieval"
 TOWER_TASKS = ("zero_shot", IMAGE_TEXT)
+#: Tasks that do not look at the cached features of images, and the parts that write their files.
+OWN_TASKS = (FINETUNE,)
+OWN_PARTS = (FINETUNE,)
 
 
 class Dataset(Section):
@@ -33,7 +37,7 @@ class Dataset(Section):
         "docs/how-to/evaluate.md.",
     )
     tasks: list[
-        Literal["knn", "linear_probe", "retrieval", "zero_shot", "image_text_retrieval"]
+        Literal["knn", "linear_probe", "retrieval", "zero_shot", "image_text_retrieval", "finetune"]
     ] = Field(
         ["knn", "linear_probe"],
         min_length=1,
@@ -41,7 +45,7 @@ class Dataset(Section):
         "(which needs no train images), zero_shot by the text tower (section text; of tags where "
         "the metric is theirs). Tags always by the probe. image_text_retrieval: do test images "
         "and their captions (caption_field) find one another by the encoder and the text tower? It "
-        "needs no classes.",
+        "needs no classes. finetune: the whole encoder trained on the classes (finetune_*).",
     )
     metric: (
         Literal["accuracy", "mean_per_class", "roc_auc", "mean_top1_top5", "map", "map_11_point"]
@@ -123,6 +127,11 @@ class Dataset(Section):
         return self
 
     @property
+    def asks_features(self) -> bool:
+        """True if a task looks at the cached features of its images."""
+        return self.tags_field is not None or bool(set(self.tasks) - set(OWN_TASKS))
+
+    @property
     def class_metric(self) -> str:
         """The measure of the probe on classes."""
         return self.metric if self.metric in CLASS_METRICS else "accuracy"
@@ -137,8 +146,8 @@ class Dataset(Section):
 _OF_SCORES = {"tasks", "metric", "class_names", "templates", "min_tag_count", "caption_field"}
 
 
-class Evaluate(Section):
-    """Judge features of the trained encoder beside pixels, random weights and the frozen one."""
+class ScoreKeys(Section):
+    """What is judged and how; the tasks with parts of their own have keys of their own."""
 
     datasets: list[Dataset] = Field(
         [
@@ -259,7 +268,7 @@ class Evaluate(Section):
         return name
 
     @model_validator(mode="after")
-    def _range_is_one(self) -> Evaluate:
+    def _range_is_one(self) -> Self:
         if self.probe_c_min >= self.probe_c_max:
             raise ValueError(
                 f"probe_c_min: {self.probe_c_min:g} is not below probe_c_max, "
@@ -300,3 +309,31 @@ class Evaluate(Section):
         (kept,) = (item for item in values if item["name"] == name)
         (field,) = (item.caption_field for item in self.datasets if item.name == name)
         return as_json({"datasets": [{**kept, "caption_field": field}]})
+
+
+class Evaluate(FinetuneKeys, ScoreKeys):
+    """Judge features of the trained encoder beside pixels, random weights and the frozen one."""
+
+    def finetuning(self, model: str) -> Finetune:
+        """Return the section of one fine-tuning of `model`."""
+        keys = self.model_dump(mode="json", include=set(FinetuneKeys.model_fields))
+        del keys["finetune_models"]
+        return Finetune(**keys, seed=self.seed, layered=model != "random")
+
+    def finetuned(self) -> list[str]:
+        """Return the models that the task finetune is of."""
+        return [model for model in self.models if model in self.finetune_models]
+
+    def for_finetune(self, name: str, model: str) -> str:
+        """Return what fine-tuning `model` on data set `name` depends on as one line of JSON."""
+        values = json.loads(self.for_features_of(name, model))
+        values.pop("pixel_side", None)
+        (metric,) = (item.metric for item in self.datasets if item.name == name)
+        values["datasets"] = [{**item, "metric": metric} for item in values["datasets"]]
+        keys = self.model_dump(mode="json", include=set(FinetuneKeys.model_fields))
+        del keys["finetune_models"]
+        return as_json({**values, **keys})
+
+    def for_scores(self) -> str:
+        """Return what the scores of cached features depend on as one line of JSON."""
+        return as_json(self.model_dump(mode="json", exclude=set(FinetuneKeys.model_fields)))

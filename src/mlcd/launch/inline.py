@@ -37,7 +37,7 @@ class InlineBackend(Backend["InlineJob"]):
             if newest is not None and newest.token != record.token:
                 raise UserError(f"{home}: another job has taken over; this one publishes no more")
 
-        with _place(self.resources.threads), fencing.fenced(require_right):
+        with alone(self.resources.threads), fencing.fenced(require_right):
             result = call.function(**call.kwargs)
         write_json(files / "rank-0.done", {"result": result})
 
@@ -75,10 +75,13 @@ class InlineJob(Job):
 
 
 @contextmanager
-def _place(threads: int) -> Iterator[None]:
-    """Export the place of the only rank; restore the process's own environment afterwards."""
+def alone(threads: int, gpu: int = 0) -> Iterator[None]:
+    """Export the place of the only rank; restore the process's own environment afterwards.
+
+    `threads` of a CPU; `gpu`: the number of the GPU that :func:`mlcd.utils.device.take_gpu` takes.
+    """
     place = {
-        "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+        "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": str(gpu), "LOCAL_WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip

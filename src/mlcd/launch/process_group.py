@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -68,7 +69,17 @@ def process_group(
     try:
         yield place
     finally:
-        dist.destroy_process_group()
+        leave()
+
+
+def leave() -> None:
+    """Leave the process group, and let DeepSpeed, where it is in use, forget its copy of it.
+
+    A process may train several times, each time in a group of its own.
+    """
+    dist.destroy_process_group()
+    if groups := sys.modules.get("deepspeed.utils.groups"):
+        vars(groups)["_WORLD_GROUP"] = None
 
 
 def share_timeout(place: RankPlace) -> None:

@@ -22,10 +22,11 @@ _VIT = (
         r"class_embedding|class_angle|positional_embedding|patches\.|norm_in\.|conv1\.|ln_pre\."
     ),
 )
+_EFFICIENTNET = (re.compile(r"model\._blocks\.(\d+)\."), re.compile(r"model\._(?:conv_stem|bn0)\."))
 _RESNET = (re.compile(r"layer(\d+)\.(\d+)\."), re.compile(r"(?:conv|bn)\d\."))
 
 
-def numbers(encoder: Encoder, key: str = "layer_decay") -> dict[str, int]:
+def numbers(encoder: Encoder, key: str = "train.layer_decay") -> dict[str, int]:
     """Return the number of its layer for each weight's name: 0 is the stem.
 
     The projection belongs to the last layer. Raises :class:`UserError`, with `key`, if the model
@@ -42,12 +43,12 @@ def numbers(encoder: Encoder, key: str = "layer_decay") -> dict[str, int]:
         found = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
     elif isinstance(trunk, MLCDViT) or hasattr(trunk, "transformer"):
         found = _numbered(names, *_VIT)
+    elif names[0].startswith("model._"):  # the package's EfficientNet
+        found = _numbered(names, *_EFFICIENTNET)
     elif hasattr(trunk, "layer1"):
         found = _numbered(names, *_RESNET)
     else:
-        raise UserError(
-            f"train.{key}: {encoder.model} does not say the order of its layers; unset it"
-        )
+        raise UserError(f"{key}: {encoder.model} does not say the order of its layers; unset it")
     last = max(found.values())
     return {
         name: found.get(name.removeprefix(prefix), last) if name.startswith(prefix) else last
@@ -55,14 +56,17 @@ def numbers(encoder: Encoder, key: str = "layer_decay") -> dict[str, int]:
     }
 
 
-def lr_scales(encoder: Encoder, decay: float | None) -> dict[str, float] | None:
+def lr_scales(
+    encoder: Encoder, decay: float | None, key: str = "train.layer_decay"
+) -> dict[str, float] | None:
     """Return the factor on the learning rate of each weight, by name; None for one rate.
 
-    Layer i of 0 … n has decay to the power of n − i (BEiT, arXiv 2106.08254).
+    Layer i of 0 … n has decay to the power of n − i (BEiT, arXiv 2106.08254). Raises
+    :class:`UserError`, with the `key` of the config, if the model does not say its order.
     """
     if decay is None:
         return None
-    found = numbers(encoder)
+    found = numbers(encoder, key)
     last = max(found.values())
     return {name: decay ** (last - number) for name, number in found.items()}
 
@@ -74,7 +78,7 @@ def freeze(encoder: Encoder, count: int) -> None:
     """
     if not count:
         return
-    found = numbers(encoder, "freeze_layers")
+    found = numbers(encoder, "train.freeze_layers")
     last = max(found.values())
     if count > last:
         raise UserError(

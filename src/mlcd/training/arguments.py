@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from mlcd.config.finetune import Finetune
 from mlcd.config.text import Text
 from mlcd.config.train import Train
 
@@ -28,7 +29,7 @@ class RankArguments(BaseModel, ABC):
 
     stage: ClassVar[str]
 
-    section: Train | Text
+    section: Train | Text | Finetune
     identity: str
     state: Path
     output: Path

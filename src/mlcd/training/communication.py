@@ -21,8 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mlcd.classifier.collectives import gather_parts
-from mlcd.config.text import Text
-from mlcd.config.train import Train
+from mlcd.config.recipe import Recipe
 from mlcd.training.memory import PART, WHOLE
 
 #: Layers that compute in bfloat16 under autocast: their weights may be gathered rounded.
@@ -36,7 +35,7 @@ class Communication:
     backward pass and once per step.
     """
 
-    def __init__(self, section: Train | Text, device: torch.device) -> None:
+    def __init__(self, section: Recipe, device: torch.device) -> None:
         self.stage = section.zero_stage
         self.halves = section.precision == "bf16"
         self.tuned = self.halves or device.type == "cuda"

@@ -9,7 +9,6 @@ send are drawn at random.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mlcd.launch.process_group import RankPlace
+from mlcd.launch.process_group import RankPlace, leave
 from mlcd.models import vit
 from mlcd.models.footprint import norms_as_on_cuda
 
@@ -50,9 +49,7 @@ def rank_of(ranks: int) -> Iterator[RankPlace]:
             yield RankPlace(0, ranks, torch.device("cpu"))
     finally:
         nn.Module._apply = apply  # type: ignore[method-assign]
-        dist.destroy_process_group()
-        if groups := sys.modules.get("deepspeed.utils.groups"):
-            vars(groups)["_WORLD_GROUP"] = None  # its copy of the group that is gone
+        leave()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 

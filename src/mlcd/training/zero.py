@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlcd.config.text import Text
-from mlcd.config.train import Train
+from mlcd.config.recipe import Recipe
 from mlcd.launch.process_group import RankPlace, share_timeout
 from mlcd.training.communication import Communication
 from mlcd.training.tensors import cpu_copy
@@ -38,7 +37,7 @@ class ZeroEngine:
     def __init__(
         self,
         network: nn.Module,
-        section: Train | Text,
+        section: Recipe,
         place: RankPlace,
         micro_batch: int,
         *,
@@ -216,7 +215,7 @@ def parameter_groups(
     ]
 
 
-def _deepspeed_config(section: Train | Text, place: RankPlace, micro_batch: int) -> dict[str, Any]:
+def _deepspeed_config(section: Recipe, place: RankPlace, micro_batch: int) -> dict[str, Any]:
     return {
         "train_batch_size": section.batch_size,
         "train_micro_batch_size_per_gpu": micro_batch,

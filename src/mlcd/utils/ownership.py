@@ -45,6 +45,7 @@ _FIELDS = tuple(
         "model embedding_dim image_size sha256",  # an encoder
         "vocabulary embedding_dim sha256",  # a text tower
         "model seed datasets",  # scores
+        "part model dataset scores",  # scores of one part of the stage evaluate
         "images texts scores",  # scores of image-text retrieval
         "images num_classes labels_per_image",  # the summary of labels
         "format encoder_sha256 largest_difference",  # an export

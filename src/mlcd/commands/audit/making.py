@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlcd.commands.audit import lock as locks
+from mlcd.config.evaluate import OWN_PARTS
 from mlcd.data import hdf5
 from mlcd.utils.device import has_gpu
 from mlcd.utils.errors import UserError
@@ -66,6 +67,9 @@ def _scores(place: PurePosixPath) -> Making:
     if place.parent.name == "features":
         model, _, dataset = place.stem.partition("-")
         return Making(f"features of {model}", dataset)
+    if place.parent.name in OWN_PARTS:
+        model, _, dataset = place.stem.partition("-")
+        return Making(f"{place.parent.name} of {model}", dataset)
     if place.parent.name == "texts":
         return Making("texts", place.stem)
     if place.stem == "summary":
@@ -154,6 +158,9 @@ def _project(results: Path, inputs: list[dict[str, Any]]) -> Path:
 def command(run: Recorded, making: Making, scratch: Path) -> Command:
     """Return what makes these files again. Raises :class:`Cannot`."""
     kind = making.kind
+    part, _, model = kind.partition(" of ")
+    if part in OWN_PARTS:
+        return _own_part(run, part, model, making.name)
     if kind.startswith("features of "):
         return _features(run, kind.removeprefix("features of "), making.name)
     return _COMMANDS[kind](run, making.name, scratch)
@@ -257,6 +264,18 @@ def _features(run: Recorded, model: str, dataset: str) -> Command:
     return _as(run, "evaluate", words, output)
 
 
+def _own_part(run: Recorded, part: str, model: str, dataset: str) -> Command:
+    output = f"evaluate/{part}/{model}-{dataset}.json"
+    words = ["--part", part, "--model", model, "--dataset", dataset, f"--device={run.device()}"]
+    if model == "frozen":
+        words += ["--embed-config", json.dumps(run.section("embed"))]
+    else:
+        words += _encoder(run)
+    if threads := read_record(run.results / output, "evaluate").get("threads"):
+        words += ["--threads", str(threads)]
+    return _as(run, "evaluate", words, output)
+
+
 def _texts(run: Recorded, dataset: str, scratch: Path) -> Command:
     words = ["--part", "texts", "--dataset", dataset, *_tower(run)]
     return _as(run, "evaluate", words, f"evaluate/texts/{dataset}.h5")
@@ -265,9 +284,13 @@ def _texts(run: Recorded, dataset: str, scratch: Path) -> Command:
 def _metrics(run: Recorded, model: str, scratch: Path) -> Command:
     here = run.results / "evaluate"
     names = [dataset["name"] for dataset in run.section("evaluate")["datasets"]]
-    features = [str(here / "features" / f"{model}-{name}.h5") for name in names]
+    features = [here / "features" / f"{model}-{name}.h5" for name in names]
+    more = [here / part / f"{model}-{name}.json" for part in OWN_PARTS for name in names]
     # One thread, as the rule has it: the fit of a probe sums over threads.
-    words = ["--part", "metrics", "--features", *features, "--threads", "1"]
+    words = ["--part", "metrics", "--threads", "1"]
+    for option, paths in (("--features", features), ("--more", more)):
+        if there := [str(path) for path in paths if path.exists()]:
+            words += [option, *there]
     made = read_record(here / f"{model}.json", "evaluate").get("made_from", {})
     if made.get("text"):
         words += _tower(run)

@@ -90,6 +90,14 @@ def _model(image_size: int) -> tuple[nn.Module, str]:
     return model.eval().requires_grad_(False), weights_sha256(state)
 
 
+def unfolded(image_size: int) -> nn.Module:
+    """Return the network with its batch normalization, in evaluation mode, to be trained further.
+
+    `extract_features` gives the last convolution's output [B, 1280, h, w].
+    """
+    return _model(image_size)[0]
+
+
 def _folded(model: nn.Module) -> nn.Module:
     """Fold each batch normalization into the convolution before it, in place."""
     _fold(model, "_conv_stem", "_bn0")

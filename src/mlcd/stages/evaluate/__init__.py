@@ -1,9 +1,10 @@
 """Stage `evaluate`: how good are the features? k-NN, linear probe, retrieval on labeled images.
 
-Four parts, which Snakemake runs as jobs of their own and `--part all` runs in turn:
+Five parts, which Snakemake runs as jobs of their own and `--part all` runs in turn:
 
     features   every image of one data set through one model, cached once    {model}-{dataset}.h5
     texts      captions of one data set through the text tower             {dataset}.h5
+    finetune   the encoder trained on the classes of one data set  {model}-{dataset}.json
     metrics    k-NN, linear probe, retrieval, tags, texts on cached features       {model}.json
     summary    all models side by side                         summary.csv, summary.md, summary.svg
 
@@ -23,7 +24,7 @@ from mlcd.utils.errors import UserError
 if TYPE_CHECKING:
     from mlcd.config import Evaluate
 
-PARTS = ("features", "texts", "metrics", "summary", "all", "image_text")
+PARTS = ("features", "texts", "finetune", "metrics", "summary", "all", "image_text")
 
 
 def add_arguments(parser: argparse._ActionsContainer) -> None:
@@ -33,7 +34,8 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         choices=PARTS,
         default="all",
         help="features: one model on one data set; texts: captions of one data set through the "
-        "text tower; metrics: one model on its features; summary: all models; all: these in turn, "
+        "text tower; finetune: one model trained on the classes of one data set; metrics: one "
+        "model on its features; summary: all models; all: these in turn, "
         "features that exist being used again; image_text: retrieval between images and texts "
         "[all]",
     )
@@ -41,18 +43,18 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--output",
         required=True,
         metavar="PATH",
-        help="features, texts: the .h5; metrics, image_text: the .json; summary: the .csv (.md and "
-        ".svg beside it); all: a folder",
+        help="features, texts: the .h5; finetune, metrics, image_text: the .json; summary: the "
+        ".csv (.md and .svg beside it); all: a folder",
     )
-    parser.add_argument("--model", help="one of evaluate.models [features]")
+    parser.add_argument("--model", help="one of evaluate.models [features, finetune, metrics]")
     parser.add_argument(
-        "--dataset", metavar="NAME", help="one of evaluate.datasets [features, texts]"
+        "--dataset", metavar="NAME", help="one of evaluate.datasets [features, texts, finetune]"
     )
     parser.add_argument(
         "--encoder",
         metavar="DIR",
-        help="results/train, for random and trained [features, all], and to check that --text is "
-        "its tower [texts, metrics, all]",
+        help="results/train, for random and trained [features, finetune, all], and to check that "
+        "--text is its tower [texts, metrics, all]",
     )
     parser.add_argument(
         "--text",
@@ -63,10 +65,13 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--embed-config",
         default="",
         metavar="FILE|JSON",
-        help="config.yaml or the section embed as JSON, for frozen [features, all]",
+        help="config.yaml or the section embed as JSON, for frozen [features, finetune, all]",
     )
     parser.add_argument(
         "--features", nargs="+", metavar="H5", help="features of one model [metrics]"
+    )
+    parser.add_argument(
+        "--more", nargs="+", metavar="JSON", help="results of finetune, of one model [metrics]"
     )
     parser.add_argument("--metrics", nargs="+", metavar="JSON", help="one per model [summary]")
     parser.add_argument(
@@ -87,7 +92,8 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--batch-size",
         type=int,
         metavar="N",
-        help="images per forward pass [on GPUs what fits, up to 128; on CPUs 64]",
+        help="images per forward pass [on GPUs what fits, up to 128; on CPUs 64; finetune: a whole "
+        "step's]",
     )
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, …; auto takes cuda if there is [auto]"
@@ -96,7 +102,11 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--threads", type=int, default=0, metavar="N", help="CPU threads; 0: all [0]"
     )
     parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="decoding threads; 0: as --threads [0]"
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads that decode, in finetune processes; 0: as --threads [0]",
     )
 
 
@@ -109,7 +119,9 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
     from mlcd.data.labeled import prompts
     from mlcd.data.labeled.samples import find
     from mlcd.stages.evaluate.caption_retrieval import texts_part
-    from mlcd.stages.evaluate.parts import Resources, all_parts, features_part, load_tower
+    from mlcd.stages.evaluate.finetune import finetune_part
+    from mlcd.stages.evaluate.parts import all_parts, features_part, load_tower
+    from mlcd.stages.evaluate.resources import Resources
     from mlcd.stages.evaluate.retrieval import image_text_part
     from mlcd.stages.evaluate.scores import metrics_part
     from mlcd.stages.evaluate.summary import published_figures, summary_part
@@ -134,6 +146,7 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
         device=pick_device(arguments.device),
         workers=arguments.workers or threads,
         batch_size=arguments.batch_size,
+        threads=threads,
     )
     if arguments.part == "features":
         features_part(
@@ -150,11 +163,26 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
         tower = load_tower(_needed(arguments, "text"), arguments.encoder, resources.device)
         assert tower is not None
         texts_part(dataset, tower, arguments.output)
+    elif arguments.part == "finetune":
+        finetune_part(
+            section,
+            resources,
+            model=_needed(arguments, "model"),
+            dataset=_needed(arguments, "dataset"),
+            encoder=arguments.encoder,
+            embed_config=arguments.embed_config,
+            output=arguments.output,
+        )
     elif arguments.part == "metrics":
         tower = load_tower(arguments.text, arguments.encoder, resources.device)
-        features = _needed(arguments, "features")
+        features, more = arguments.features or (), arguments.more or ()
         texts = arguments.texts or ()
-        metrics_part(section, features, arguments.output, resources.device, tower, texts)
+        if not (features or more or arguments.model):
+            raise UserError("--features: needed for --part metrics, or --more; give one of them")
+        metrics_part(
+            section, features, arguments.output, resources.device, tower, texts, more,
+            arguments.model,
+        )  # fmt: skip
     elif arguments.part == "summary":
         figures = published_figures(arguments.figures)
         summary_part(_needed(arguments, "metrics"), arguments.output, figures)

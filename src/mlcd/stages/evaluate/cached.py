@@ -11,7 +11,8 @@ import torch
 
 from mlcd.data import hdf5
 from mlcd.data.labeled.sample import judged
-from mlcd.stages.evaluate.features import KIND, SPLITS
+from mlcd.stages.evaluate.features import KIND
+from mlcd.stages.evaluate.table import SPLITS
 from mlcd.utils.errors import UserError
 
 

@@ -15,8 +15,8 @@ from mlcd.data.labeled.sample import judged
 from mlcd.data.labeled.samples import samples
 from mlcd.models import text_tower as towers
 from mlcd.stages.evaluate.cached import Features
-from mlcd.stages.evaluate.features import to_bytes
 from mlcd.stages.evaluate.retrieval import RANKS, TEXTS, image_text_recall, read_embeddings
+from mlcd.stages.evaluate.table import to_bytes
 from mlcd.utils.errors import UserError
 from mlcd.utils.logging import LOGGER, progress
 

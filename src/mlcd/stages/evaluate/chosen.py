@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,21 @@ from mlcd.utils.logging import LOGGER
 DIGITS = 4
 
 
-def sides(data: Features) -> tuple[np.ndarray, np.ndarray]:
+class Images(Protocol):
+    """n images of a data set: `label` int64 [n], −1 where there is none; `classes` of them."""
+
+    dataset: str
+    label: np.ndarray
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+
+    def on(self, *splits: str) -> np.ndarray:
+        """Return bool [n]: the images of these splits."""
+
+
+def sides(data: Images) -> tuple[np.ndarray, np.ndarray]:
     """Return bool [n] twice: images to learn from, and to test on.
 
     Raises :class:`UserError` if there is none of either.

@@ -11,7 +11,7 @@ from mlcd.config import Evaluate
 from mlcd.config.evaluate import Dataset
 from mlcd.stages.evaluate import knn, measures, probe
 from mlcd.stages.evaluate.cached import Features
-from mlcd.stages.evaluate.chosen import fitted_probe, held_out, sides
+from mlcd.stages.evaluate.chosen import Images, fitted_probe, held_out, sides
 from mlcd.utils.errors import UserError
 from mlcd.utils.logging import LOGGER
 
@@ -35,14 +35,18 @@ def judge(section: Evaluate, dataset: Dataset, data: Features, result: dict[str,
     Test images of a class without a train image stay in, and count as wrong.
     Raises :class:`UserError` if too few images or classes are there.
     """
-    labeled = _labeled(data, result)
+    labeled = sides_of(data, result)
     if "knn" in dataset.tasks:
         _knn(section, data, labeled, result)
     if "linear_probe" in dataset.tasks:
         _linear_probe(section, dataset, data, labeled, result)
 
 
-def _labeled(data: Features, result: dict[str, Any]) -> Labeled:
+def sides_of(data: Images, result: dict[str, Any]) -> Labeled:
+    """Return the labeled sides; what is left out, and counts as wrong, goes to `result`.
+
+    Raises :class:`UserError` if too few images or classes are there.
+    """
     train, test = (side & (data.label >= 0) for side in sides(data))
     counts = np.bincount(data.label[train], minlength=data.classes)
     if (counts > 0).sum() < 2 or not test.any():
@@ -93,7 +97,7 @@ def _knn(
             "evaluate.knn_k: %s has %d labeled train images; left out there: %s",
             data.dataset, len(rows), ", ".join(map(str, left_out)),
         )  # fmt: skip
-    constant = _by_size(targets, len(truth), seen)
+    constant = by_size(targets, len(truth), seen)
     found = knn.predict(rows, targets, test_rows, ks, section.knn_temperature)
     for k, predicted in found.items():
         result["scores"][f"knn_{k}"] = float((predicted == truth).double().mean())
@@ -125,10 +129,10 @@ def _linear_probe(
     )  # fmt: skip
     name = measures.score_name(metric)
     result["scores"][name] = measure(fitted.logits(scale(test_rows)), truth)
-    result["chance"][name] = measure(_by_size(targets, len(truth), seen), truth)
+    result["chance"][name] = measure(by_size(targets, len(truth), seen), truth)
     result["linear_probe"] = about
 
 
-def _by_size(targets: torch.Tensor, rows: int, seen: int) -> torch.Tensor:
+def by_size(targets: torch.Tensor, rows: int, seen: int) -> torch.Tensor:
     """Return what the same answer for every image is: the classes by their size in train."""
     return torch.bincount(targets).float().expand(rows, seen)

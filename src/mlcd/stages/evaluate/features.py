@@ -6,10 +6,8 @@ import itertools
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +21,14 @@ from mlcd.data.labeled import layout
 from mlcd.data.labeled.sample import Sample
 from mlcd.data.labeled.samples import samples
 from mlcd.stages.evaluate.feature_models import FeatureModel
+from mlcd.stages.evaluate.table import Table, words_of
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_json, state_dir
 from mlcd.utils.fingerprint import code_hash
-from mlcd.utils.logging import LOGGER, progress
+from mlcd.utils.logging import progress
 
-#: Kind of the file, and what the numbers of its column `split` mean.
+#: Kind of the file.
 KIND = "features"
-SPLITS = layout.SPLITS
 #: Images of a part, which is what a job that is cut off loses at most; their files are in memory.
 PART = 2048
 _PART_KIND = "features of a part"
@@ -73,7 +71,7 @@ def extract(
     if model.encoder_sha256 is not None:
         attributes["encoder_sha256"] = model.encoder_sha256
     state = state_dir(output, attributes)
-    table = _Table()
+    table = Table()
     parts: list[Path] = []
     found = iter(progress(samples(dataset), label=f"features of {dataset.name}", unit="image"))
     while block := list(itertools.islice(found, PART)):
@@ -120,71 +118,7 @@ def _write_part(
                         "train again with a lower train.lr"
                     )
                 writer.append(column, rows.astype(np.float32))
-        writer.append("reason", _bytes(reasons))
-
-
-class _Table:
-    """What is known about the images, in their order; failed ones apart."""
-
-    def __init__(self) -> None:
-        self.kept: list[Sample] = []
-        self.failed: list[tuple[str, str]] = []
-
-    def add(self, sample: Sample, reason: str) -> None:
-        """Note an image, and why it could not be decoded: '' if it was."""
-        if reason:
-            self.failed.append((sample.key, reason))
-        else:
-            # Without its bytes: the table of a large data set must stay small.
-            self.kept.append(replace(sample, data=b"", captions=[]))
-
-    def check(self, section: Evaluate, dataset: Dataset) -> None:
-        total = len(self.kept) + len(self.failed)
-        if not total:
-            raise UserError(f"{dataset.path}: no images; docs/how-to/evaluate.md says what is read")
-        if self.failed:
-            self._check_failures(section, dataset, total)
-        keys = Counter(sample.key for sample in self.kept)
-        if keys and max(keys.values()) > 1:
-            key = keys.most_common(1)[0][0]
-            raise UserError(f"{dataset.path}: {keys[key]} images are called {key}; rename them")
-        for option in ("label", "tags", "group"):
-            name = getattr(dataset, f"{option}_field")
-            if name is not None and not any(getattr(sample, option) for sample in self.kept):
-                raise UserError(
-                    f"{dataset.path}: no image has a field {name!r}, which evaluate.datasets."
-                    f"{option}_field of {dataset.name} names; correct it, or set it to null"
-                )
-
-    def _check_failures(self, section: Evaluate, dataset: Dataset, total: int) -> None:
-        reasons = Counter(reason for _, reason in self.failed)
-        words = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-        if len(self.failed) > section.max_failed * total:
-            raise UserError(
-                f"{dataset.path}: {len(self.failed)} of {total} images failed ({words}), the "
-                f"first {self.failed[0][0]}; fix them or raise evaluate.max_failed"
-            )
-        LOGGER.warning("%s: %d of %d images failed: %s", dataset.name, len(self.failed), total,
-                       words)  # fmt: skip
-
-    def columns(self) -> dict[str, np.ndarray]:
-        label, class_name = _numbered([sample.label for sample in self.kept])
-        group, group_name = _numbered([sample.group for sample in self.kept])
-        tag_name = sorted({tag for sample in self.kept for tag in sample.tags})
-        number = {tag: index for index, tag in enumerate(tag_name)}
-        pairs = [(row, number[t]) for row, sample in enumerate(self.kept) for t in sample.tags]
-        return {
-            "key": _bytes([sample.key for sample in self.kept]),
-            "split": np.array([SPLITS.index(sample.split) for sample in self.kept], np.int8),
-            "label": label,
-            "class_name": _bytes(class_name),
-            "tag": np.array(pairs, np.int32).reshape(-1, 2),
-            "tag_name": _bytes(tag_name),
-            "group": group,
-            "group_name": _bytes(group_name),
-            "failed_key": _bytes([key for key, _ in self.failed]),
-            "failed_reason": _bytes([reason for _, reason in self.failed]),
-        }
+        writer.append("reason", words_of(reasons))
 
 
 def _batches(
@@ -216,23 +150,3 @@ def _batches(
             if pixels:
                 yield np.stack(pixels)
             waiting = following
-
-
-def _numbered(values: list[str | None]) -> tuple[np.ndarray, list[str]]:
-    """Return int32 [n] places in the sorted distinct values (−1 where None), and those values."""
-    names = sorted({value for value in values if value is not None})
-    number = {name: index for index, name in enumerate(names)}
-    places = [-1 if value is None else number[value] for value in values]
-    return np.array(places, np.int32), names
-
-
-def _bytes(words: list[str]) -> np.ndarray:
-    return np.array([to_bytes(word) for word in words], dtype="S")
-
-
-def to_bytes(word: str) -> bytes:
-    """Return a key or name as UTF-8; bytes of a file's name that are none as they are."""
-    try:
-        return word.encode(errors="surrogateescape")
-    except UnicodeEncodeError:  # JSON may hold half a surrogate pair
-        return word.encode(errors="replace")

@@ -98,9 +98,12 @@ def check(metric: str, dataset: str, classes: int, truth: torch.Tensor, side: st
         )
 
 
-def of_tower(score: str) -> bool:
-    """Return whether a score is of the text tower, which only the trained encoder has."""
-    return score.startswith(("zero_shot", "image_to_text", "text_to_image"))
+def of_some(score: str) -> bool:
+    """Return whether a score is of some models only: of the text tower, or of tasks of own parts.
+
+    Only the trained encoder has a tower, and raw pixels have no weights to fine-tune.
+    """
+    return score.startswith(("zero_shot", "image_to_text", "text_to_image", "finetune"))
 
 
 def score_name(metric: str) -> str:
@@ -111,6 +114,11 @@ def score_name(metric: str) -> str:
     if metric in OF_TAGS:
         return f"tags_{metric}"
     return "linear_probe" if metric == "accuracy" else f"linear_probe_{metric}"
+
+
+def finetune_name(metric: str) -> str:
+    """Return what the score of fine-tuning is called: finetune, finetune_mean_per_class, …."""
+    return "finetune" if metric == "accuracy" else f"finetune_{metric}"
 
 
 def zero_shot_name(metric: str) -> str:

@@ -2,57 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mlcd.config import Evaluate
-from mlcd.config.evaluate import IMAGE_TEXT, TOWER_TASKS
+from mlcd.config.evaluate import IMAGE_TEXT, OWN_PARTS, TOWER_TASKS
+from mlcd.config.finetune import FINETUNE
 from mlcd.data import hdf5
 from mlcd.data.labeled import samples
 from mlcd.models import text_tower as towers
 from mlcd.models import trainable
 from mlcd.stages.evaluate import caption_retrieval, feature_models, features
+from mlcd.stages.evaluate.finetune import finetune_part
+from mlcd.stages.evaluate.resources import Resources
 from mlcd.stages.evaluate.scores import metrics_part
 from mlcd.stages.evaluate.summary import summary_part
-from mlcd.training import forward
 from mlcd.utils.errors import UserError
 from mlcd.utils.logging import LOGGER
 from mlcd.utils.ownership import claim
-
-#: Images per forward pass on CPUs, and on GPUs at most: more are no faster.
-_ON_CPU, _MOST = 64, 128
-
-
-@dataclass(frozen=True)
-class Resources:
-    """How wide the stage runs. No result depends on it, beyond the order of float sums.
-
-    `batch_size`: images per forward pass; None: on GPUs what fits, on CPUs :data:`_ON_CPU`.
-    """
-
-    device: torch.device
-    workers: int
-    batch_size: int | None
-
-    def batch(self, model: feature_models.FeatureModel) -> int:
-        """Return the images per forward pass of `model`. Raises :class:`UserError`.
-
-        What it takes is found by shapes, beside what is free on the GPU by now.
-        """
-        if model.network is None or self.device.type != "cuda":
-            return self.batch_size or _ON_CPU
-        room = forward.free(self.device)
-        taken = forward.bytes_of(model.network, model.pixels, halves=model.halves)
-        if self.batch_size is None:
-            size = forward.largest(taken, room, _MOST)
-            LOGGER.info("%d images at once", size or 1)
-            forward.require("--batch-size", size or 1, taken, room)
-            return size
-        forward.require("--batch-size", self.batch_size, taken, room)
-        return self.batch_size
 
 
 def features_part(
@@ -104,9 +73,11 @@ def all_parts(
     tower = load_tower(text, encoder, resources.device)
     metrics = []
     for name in section.models:
-        model = feature_models.load(name, section, encoder, embed_config, resources.device)
-        paths = []
-        for dataset in section.datasets:
+        paths, more = [], _own_parts(section, resources, name, encoder, embed_config, folder)
+        asked = [dataset for dataset in section.datasets if dataset.asks_features]
+        if asked:
+            model = feature_models.load(name, section, encoder, embed_config, resources.device)
+        for dataset in asked:
             path = folder / "features" / f"{name}-{dataset.name}.h5"
             paths.append(str(path))
             if path.exists() and _identity(path) == features.identity(section, dataset, model):
@@ -124,10 +95,30 @@ def all_parts(
         metrics.append(str(folder / f"{name}.json"))
         if name == "trained" and tower is not None:
             texts = _texts(section, tower, folder / "texts")
-            metrics_part(section, paths, metrics[-1], resources.device, tower, texts)
+            metrics_part(section, paths, metrics[-1], resources.device, tower, texts, more, name)
         else:
-            metrics_part(section, paths, metrics[-1], resources.device)
+            metrics_part(section, paths, metrics[-1], resources.device, more=more, model=name)
     summary_part(metrics, folder / "summary.csv", published)
+
+
+def _own_parts(
+    section: Evaluate,
+    resources: Resources,
+    model: str,
+    encoder: str | None,
+    embed_config: str,
+    folder: Path,
+) -> list[str]:
+    """Run the tasks that have parts of their own on every data set that asks; return the files."""
+    found = []
+    for dataset in section.datasets:
+        if FINETUNE in dataset.tasks and model in section.finetuned():
+            found.append(str(folder / FINETUNE / f"{model}-{dataset.name}.json"))
+            finetune_part(
+                section, resources, model=model, dataset=dataset.name, encoder=encoder,
+                embed_config=embed_config, output=found[-1],
+            )  # fmt: skip
+    return found
 
 
 def _claim(section: Evaluate, folder: Path) -> None:
@@ -138,6 +129,12 @@ def _claim(section: Evaluate, folder: Path) -> None:
         *(folder / f"{name}.json" for name in section.models),
         *(folder / "features" / f"{name}-{one}.h5" for name in section.models for one in sets),
         *(folder / "texts" / f"{one}.h5" for one in sets),
+        *(
+            folder / part / f"{name}-{one}.json"
+            for part in OWN_PARTS
+            for name in section.models
+            for one in sets
+        ),
     )
 
 

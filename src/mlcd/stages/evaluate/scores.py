@@ -27,7 +27,7 @@ from mlcd.stages.evaluate.cached import Features, read
 from mlcd.stages.evaluate.chosen import DIGITS
 from mlcd.utils.errors import UserError
 from mlcd.utils.logging import LOGGER
-from mlcd.utils.records import write_record
+from mlcd.utils.records import read_record, read_with_checksum, write_record
 
 
 def metrics_part(
@@ -37,11 +37,14 @@ def metrics_part(
     device: torch.device,
     tower: TextTower | None = None,
     texts: Sequence[str] = (),
+    more: Sequence[str] = (),
+    model: str | None = None,
 ) -> None:
     """Write one model's scores on all its data sets as JSON (docs/explanation/evaluation.md).
 
     `tower`: the text tower of the model trained, for zero-shot classification; `texts`: files of
-    captions that it embedded, for image–text retrieval.
+    captions that it embedded, for image–text retrieval; `more`: results of tasks that have a part
+    of their own, for the same model; `model`: its name, where no task is of it and no file tells.
     Raises :class:`UserError` if the files are of several models or encoders, or of a data set that
     the config does not have.
     """
@@ -71,7 +74,15 @@ def metrics_part(
             data.model, data.dataset, time.monotonic() - start,
             ", ".join(f"{key} {value:.4f}" for key, value in found[data.dataset]["scores"].items()),
         )  # fmt: skip
+    for path in more:
+        _add(section, path, found, models, weights)
+    if not models:
+        models, weights = {model or ""}, {None}
+    elif model not in (None, *models):
+        raise UserError(f"--model: {model}, but the files are of {min(models)}; give that")
     made_from = {"features": [hdf5.fingerprint(path) for path in paths]}
+    if more:
+        made_from["more"] = [read_with_checksum(path, "evaluate")[1] for path in more]
     if tower is not None and tower.sha256:
         made_from["text"] = [tower.sha256]
         made_from["texts"] = [hdf5.fingerprint(path) for path in texts]
@@ -79,6 +90,37 @@ def metrics_part(
     if sha256 := weights.pop():
         about["encoder_sha256"] = sha256
     write_record(output, {**about, "datasets": found})
+
+
+def _add(
+    section: Evaluate,
+    path: str,
+    found: dict[str, Any],
+    models: set[str],
+    weights: set[str | None],
+) -> None:
+    """Add the result of another part to what was `found` of its data set.
+
+    Raises :class:`UserError` if it is of another model or encoder, or of a data set that the
+    config does not have.
+    """
+    record = read_record(path, "evaluate")
+    models.add(record["model"])
+    weights.add(record.get("encoder_sha256"))
+    if len(models) > 1 or len(weights) > 1:
+        raise UserError(
+            f"{path}: of another model or encoder than the other files; run --part "
+            f"{record['part']} again"
+        )
+    name = find(section, record["dataset"]).name
+    result = found.setdefault(name, {"images": record["images"], "scores": {}, "chance": {}})
+    for key in ("classes", record["part"]):
+        if key in record:
+            result.setdefault(key, record[key])
+    for key in ("scores", "chance"):
+        if twice := set(result[key]) & set(record[key]):
+            raise UserError(f"{path}: {min(twice)} of {name} a second time; give each once")
+        result[key] |= record[key]
 
 
 def score(

@@ -12,7 +12,7 @@ from typing import Any
 from mlcd.config import comparison, load
 from mlcd.config.registry import published_sets, registry, zero_shot_sets
 from mlcd.stages.evaluate.chosen import DIGITS
-from mlcd.stages.evaluate.measures import of_tower, score_name, zero_shot_name
+from mlcd.stages.evaluate.measures import of_some, score_name, zero_shot_name
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import atomic_path, write_text
 from mlcd.utils.ownership import MARKDOWN_MARK, claim
@@ -36,6 +36,10 @@ _WORDS = {
     "zero_shot_mean_top1_top5": "zero-shot, mean of top 1 and 5",
     "zero_shot_map": "zero-shot, mAP of tags",
     "zero_shot_map_11_point": "zero-shot, 11-point mAP of tags",
+    "finetune": "fine-tuned",
+    "finetune_mean_per_class": "fine-tuned, mean per class",
+    "finetune_roc_auc": "fine-tuned, ROC-AUC",
+    "finetune_mean_top1_top5": "fine-tuned, mean of top 1 and 5",
     "tags_map": "mAP of tags",
     "tags_map_11_point": "11-point mAP of tags",
 }
@@ -124,7 +128,7 @@ def table(models: Sequence[dict[str, Any]], figures: Sequence[dict[str, Any]] = 
     """Return one row per data set, metric and model, chance before the models.
 
     Chance belongs to the data set and not to a model; it carries the first model's seed. Scores of
-    the text tower are of models that have one; the others have no row of them. Where all
+    the text tower and of fine-tuning are of some models; the others have no row of them. Where all
     sets of the paper are judged, their means follow. Of the trained encoder's rows, those of a
     published data set and metric carry the figure.
     """
@@ -136,7 +140,7 @@ def table(models: Sequence[dict[str, Any]], figures: Sequence[dict[str, Any]] = 
         for metric in dict.fromkeys(metrics):
             having = [m for m in judged if metric in m["datasets"][dataset]["scores"]]
             lacking = [m["model"] for m in judged if m not in having]
-            if lacking and not of_tower(metric):
+            if lacking and not of_some(metric):
                 raise UserError(
                     f"{lacking[0]}: no {metric} on {dataset}, which {having[0]['model']} "
                     "has; run --part metrics of both with one config"
@@ -211,11 +215,11 @@ def markdown(models: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
             grounds = {**about["datasets"].get(dataset, {}), **grounds}
         lines += ["", *(_grounds(grounds) if grounds else []), ""]
     lines += [
-        "k-NN and linear probe: accuracy, unless another measure is named. R@k: one of the k "
-        "nearest test images is of the same class. Image to text, text to image: one of the k "
-        "nearest captions is the image's, one of the k nearest images the caption's. chance: "
-        "one answer for all images, the largest class of train; the share of images with a "
-        "tag; a class, or k images or captions, drawn. Bold: best of the column.",
+        "k-NN, linear probe and fine-tuning: accuracy, unless another measure is named. R@k: "
+        "one of the k nearest test images is of the same class. Image to text, text to image: "
+        "one of the k nearest captions is the image's, one of the k nearest images the "
+        "caption's. chance: one answer for all images, the largest class of train; the share of "
+        "images with a tag; a class, or k images or captions, drawn. Bold: best of the column.",
         "",
         MARKDOWN_MARK,
         "",
