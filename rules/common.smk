@@ -294,11 +294,8 @@ FEATURE_SETS = [name for name, dataset in DATASETS.items() if dataset.asks_featu
 
 def own_parts(model):
     """Return the results of tasks that have parts of their own, for a model, on all data sets."""
-    fine_tuned = [name for name, dataset in DATASETS.items() if "finetune" in dataset.tasks]
-    found = []
-    if model in CONFIG.evaluate.finetuned():
-        found += expand(f"{RESULTS}/evaluate/finetune/{model}-{{dataset}}.json", dataset=fine_tuned)
-    return found
+    parts = CONFIG.evaluate.parts_of(model)
+    return [f"{RESULTS}/evaluate/{part}/{model}-{dataset}.json" for part, dataset in parts]
 
 
 def images_of(wildcards):

@@ -5,6 +5,7 @@
 # OUTPUTS          results/evaluate/features/{model}-{dataset}.h5   features, cached once
 #                  results/evaluate/texts/{dataset}.h5              captions, embedded
 #                  results/evaluate/finetune/{model}-{dataset}.json scores after fine-tuning
+#                  results/evaluate/dense/{model}-{dataset}.json    scores of patches and regions
 #                  results/evaluate/{model}.json                    scores of a model
 #                  results/evaluate/summary.csv, .md, .svg          all models side by side
 
@@ -112,6 +113,39 @@ rule evaluate_finetune:
     shell:
         """
         mlcd evaluate --part finetune \
+            --model {wildcards.model:q} \
+            --dataset {wildcards.dataset:q} \
+            {params.source} \
+            --output {output.scores:q} \
+            --threads {threads} \
+            --config {params.cfg:q} \
+            --log {log:q}
+        """
+
+
+rule evaluate_dense:
+    """Score the patch tokens of {wildcards.model} on {wildcards.dataset}: masks, boxes, places."""
+    input:
+        encoder=encoder_files,
+        images=images_of,
+    output:
+        scores=f"{RESULTS}/evaluate/dense/{{model}}-{{dataset}}.json",
+    log:
+        f"{RESULTS}/logs/evaluate/dense-{{model}}-{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate/dense-{{model}}-{{dataset}}.tsv"
+    threads: 2
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=features_minutes,
+    params:
+        cfg=lambda wildcards: CONFIG.evaluate.for_dense(wildcards.dataset, wildcards.model),
+        code=code_hash("evaluate"),
+        source=model_options,
+        identity=lambda wildcards: layout.identity(DATASETS[wildcards.dataset]),
+    shell:
+        """
+        mlcd evaluate --part dense \
             --model {wildcards.model:q} \
             --dataset {wildcards.dataset:q} \
             {params.source} \

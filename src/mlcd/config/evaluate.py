@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mlcd.config import published, registry
 from mlcd.config.base import MOST_SEED, Section, as_json
+from mlcd.config.dense import DENSE, DENSE_TASKS, DenseKeys
 from mlcd.config.finetune import FINETUNE, Finetune, FinetuneKeys
 
 #: Measures of one class per image, and of several tags per image.
@@ -18,8 +19,8 @@ TAG_METRICS = ("map", "map_11_point")
 IMAGE_TEXT = "image_text_retrieval"
 TOWER_TASKS = ("zero_shot", IMAGE_TEXT)
 #: Tasks that do not look at the cached features of images, and the parts that write their files.
-OWN_TASKS = (FINETUNE,)
-OWN_PARTS = (FINETUNE,)
+OWN_TASKS = (FINETUNE, *DENSE_TASKS)
+OWN_PARTS = (FINETUNE, DENSE)
 
 
 class Dataset(Section):
@@ -37,7 +38,18 @@ class Dataset(Section):
         "docs/how-to/evaluate.md.",
     )
     tasks: list[
-        Literal["knn", "linear_probe", "retrieval", "zero_shot", "image_text_retrieval", "finetune"]
+        Literal[
+            "knn",
+            "linear_probe",
+            "retrieval",
+            "zero_shot",
+            "image_text_retrieval",
+            "finetune",
+            "segmentation",
+            "regions",
+            "pointing",
+            "token_spread",
+        ]
     ] = Field(
         ["knn", "linear_probe"],
         min_length=1,
@@ -45,7 +57,8 @@ class Dataset(Section):
         "(which needs no train images), zero_shot by the text tower (section text; of tags where "
         "the metric is theirs). Tags always by the probe. image_text_retrieval: do test images "
         "and their captions (caption_field) find one another by the encoder and the text tower? It "
-        "needs no classes. finetune: the whole encoder trained on the classes (finetune_*).",
+        "needs no classes. finetune: the whole encoder trained on the classes (finetune_*). "
+        "Of patches: segmentation (from masks), regions and pointing (from boxes), token_spread.",
     )
     metric: (
         Literal["accuracy", "mean_per_class", "roc_auc", "mean_top1_top5", "map", "map_11_point"]
@@ -311,7 +324,7 @@ class ScoreKeys(Section):
         return as_json({"datasets": [{**kept, "caption_field": field}]})
 
 
-class Evaluate(FinetuneKeys, ScoreKeys):
+class Evaluate(DenseKeys, FinetuneKeys, ScoreKeys):
     """Judge features of the trained encoder beside pixels, random weights and the frozen one."""
 
     def finetuning(self, model: str) -> Finetune:
@@ -324,6 +337,17 @@ class Evaluate(FinetuneKeys, ScoreKeys):
         """Return the models that the task finetune is of."""
         return [model for model in self.models if model in self.finetune_models]
 
+    def parts_of(self, model: str) -> list[tuple[str, str]]:
+        """Return (part, data set) of the tasks that have parts of their own, for a model."""
+        found = []
+        for part, tasks, models in (
+            (FINETUNE, (FINETUNE,), self.finetuned()),
+            (DENSE, DENSE_TASKS, self.densely()),
+        ):
+            asked = [item.name for item in self.datasets if set(tasks) & set(item.tasks)]
+            found += [(part, name) for name in asked if model in models]
+        return found
+
     def for_finetune(self, name: str, model: str) -> str:
         """Return what fine-tuning `model` on data set `name` depends on as one line of JSON."""
         values = json.loads(self.for_features_of(name, model))
@@ -334,6 +358,23 @@ class Evaluate(FinetuneKeys, ScoreKeys):
         del keys["finetune_models"]
         return as_json({**values, **keys})
 
+    def densely(self) -> list[str]:
+        """Return the models that the dense tasks are of."""
+        return [model for model in self.models if model in self.dense_models]
+
+    def for_dense(self, name: str, model: str) -> str:
+        """Return what the dense scores of `model` on data set `name` depend on, as JSON."""
+        values = json.loads(self.for_features_of(name, model))
+        (tasks,) = (item.tasks for item in self.datasets if item.name == name)
+        dense = [task for task in tasks if task in DENSE_TASKS]
+        values["datasets"] = [{**item, "tasks": dense} for item in values["datasets"]]
+        shared = {"knn_temperature", "probe_features", "probe_max_iterations", "probe_c_min"}
+        shared |= {"probe_c_max", "validation_share"}
+        keys = self.model_dump(mode="json", include=shared | set(DenseKeys.model_fields))
+        del keys["dense_models"]
+        return as_json({**values, **keys})
+
     def for_scores(self) -> str:
         """Return what the scores of cached features depend on as one line of JSON."""
-        return as_json(self.model_dump(mode="json", exclude=set(FinetuneKeys.model_fields)))
+        own = {*FinetuneKeys.model_fields, *DenseKeys.model_fields}
+        return as_json(self.model_dump(mode="json", exclude=own))

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from mlcd.config import registry
+from mlcd.config.dense import DENSE_TASKS, POINTING, REGIONS, SEGMENTATION
 from mlcd.config.evaluate import IMAGE_TEXT, Dataset
 from mlcd.data.members import is_hidden
 from mlcd.data.url_lists import open_parquet
@@ -23,6 +24,14 @@ DIGITS = "sklearn:digits"
 #: Sides of a split, and what their folders, files and fields may be called.
 SPLITS = ("train", "validation", "test", "query", "gallery")
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
+#: Data sets with a mask for each image in a folder per split: kind → split → folder.
+MASKED = {
+    "ade20k": {"train": "training", "validation": "validation"},
+    "coco_stuff": {"train": "train2017", "validation": "val2017"},
+}
+#: Kinds with masks, and those with boxes of objects.
+WITH_MASKS = ("scenes", "voc", *MASKED, "idx", "digits")
+WITH_BOXES = ("scenes", "voc", "idx", "digits")
 #: Files of a folder of which the first and last MiB count, evenly spread over all.
 _LOOKED_INTO = 200
 
@@ -53,7 +62,7 @@ def split_folders(path: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def kind(dataset: Dataset) -> str:
-    """Return digits, tar, parquet, idx, split_tars or folders.
+    """Return digits, tar, parquet, idx, split_tars, folders, scenes, voc, ade20k or coco_stuff.
 
     Raises :class:`UserError`, one line that names data set and path, if nothing is there, or
     nothing of these kinds.
@@ -81,6 +90,8 @@ def kind(dataset: Dataset) -> str:
             f"{where}: expected a webdataset .tar, a .parquet or a folder, got "
             f"{path.suffix or 'no'} suffix; see docs/how-to/evaluate.md"
         )
+    if (found := _kind_with_masks(path, names)) is not None:
+        return found
     if any("idx3-ubyte" in name for name in names):
         return "idx"
     for ending in ("tar", "parquet"):
@@ -98,16 +109,51 @@ def kind(dataset: Dataset) -> str:
     return "split_tars" if tars else "folders"
 
 
+def _kind_with_masks(path: Path, names: list[str]) -> str | None:
+    """Return the kind of a folder of images with masks or objects, None if it is none of these."""
+    if {"images", "objects.parquet", "split.parquet"} <= set(names):
+        return "scenes"
+    if {"JPEGImages", "ImageSets"} <= set(names):
+        return "voc"
+    for found, folders in MASKED.items():
+        wanted = [path / side / name for side in ("images", "annotations") for name in
+                  folders.values()]  # fmt: skip
+        if all(folder.is_dir() for folder in wanted):
+            return found
+    return None
+
+
 def check(dataset: Dataset) -> None:
     """Raise :class:`UserError` as :func:`kind`, or if a task asks for what the kind cannot hold."""
     found = kind(dataset)
     if not os.access(dataset.path, os.R_OK) and found != "digits":
         raise UserError(f"evaluate.datasets: {dataset.name}: {dataset.path}: may not be read")
     _check_fields(dataset, found)
-    if IMAGE_TEXT in dataset.tasks and found in ("digits", "idx", "folders"):
+    _check_masks(dataset, found)
+    if IMAGE_TEXT in dataset.tasks and found in ("folders", *WITH_MASKS):
         raise UserError(
             f"evaluate.datasets: {dataset.name}: {dataset.path}: no place for captions, which "
             f"{IMAGE_TEXT} needs; pack it as a tar or a parquet, or take the task out"
+        )
+
+
+def _check_masks(dataset: Dataset, found: str) -> None:
+    """Raise :class:`UserError` if a task asks for masks, boxes or classes that the kind has not."""
+    where = f"evaluate.datasets: {dataset.name}: {dataset.path}"
+    for tasks, kinds, what in (
+        ([SEGMENTATION], WITH_MASKS, "masks"), ([REGIONS, POINTING], WITH_BOXES, "boxes"),
+    ):  # fmt: skip
+        asked = [task for task in tasks if task in dataset.tasks]
+        if asked and found not in kinds:
+            raise UserError(
+                f"{where}: no {what}, which {asked[0]} needs; give scenes, VOC or another kind "
+                "with them (docs/how-to/evaluate.md), or take the task out"
+            )
+    rest = [task for task in dataset.tasks if task not in DENSE_TASKS]
+    if found in MASKED and (rest or dataset.tags_field):
+        raise UserError(
+            f"{where}: its images have masks and no class or tag; set tasks to [{SEGMENTATION}], "
+            f"and {', '.join([*rest, 'tags_field'])} out"
         )
 
 
@@ -146,7 +192,7 @@ def _check_fields(dataset: Dataset, found: str) -> None:
     if found == "parquet" and (paths := files(dataset.path, "parquet")):
         parquet_fields(dataset, paths[0], open_parquet(paths[0]).schema_arrow.names)
     if dataset.label_field is None and dataset.tags_field is None:
-        judged = [task for task in dataset.tasks if task != IMAGE_TEXT]
+        judged = [task for task in dataset.tasks if task not in (IMAGE_TEXT, *DENSE_TASKS)]
         if judged:
             raise UserError(
                 f"evaluate.datasets: {dataset.name}: {judged[0]} needs classes or tags; set "

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from mlcd.config import Evaluate
 from mlcd.config.evaluate import Dataset
-from mlcd.data.labeled import arrays, files
-from mlcd.data.labeled.layout import kind
+from mlcd.data.labeled import arrays, files, scenes
+from mlcd.data.labeled.layout import MASKED, kind
 from mlcd.data.labeled.sample import Sample
 from mlcd.utils.errors import UserError
 
@@ -34,5 +34,6 @@ def samples(dataset: Dataset) -> Iterator[Sample]:
         "parquet": files.parquets,
         "idx": arrays.idx,
         "digits": arrays.digits,
+        **dict.fromkeys(("scenes", "voc", *MASKED), scenes.samples),
     }
     return readers[kind(dataset)](dataset)

@@ -1,10 +1,11 @@
 """Stage `evaluate`: how good are the features? k-NN, linear probe, retrieval on labeled images.
 
-Five parts, which Snakemake runs as jobs of their own and `--part all` runs in turn:
+Six parts, which Snakemake runs as jobs of their own and `--part all` runs in turn:
 
     features   every image of one data set through one model, cached once    {model}-{dataset}.h5
     texts      captions of one data set through the text tower             {dataset}.h5
     finetune   the encoder trained on the classes of one data set  {model}-{dataset}.json
+    dense      segmentation, regions, … by patch tokens            {model}-{dataset}.json
     metrics    k-NN, linear probe, retrieval, tags, texts on cached features       {model}.json
     summary    all models side by side                         summary.csv, summary.md, summary.svg
 
@@ -24,7 +25,7 @@ from mlcd.utils.errors import UserError
 if TYPE_CHECKING:
     from mlcd.config import Evaluate
 
-PARTS = ("features", "texts", "finetune", "metrics", "summary", "all", "image_text")
+PARTS = ("features", "texts", "finetune", "dense", "metrics", "summary", "all", "image_text")
 
 
 def add_arguments(parser: argparse._ActionsContainer) -> None:
@@ -34,27 +35,31 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         choices=PARTS,
         default="all",
         help="features: one model on one data set; texts: captions of one data set through the "
-        "text tower; finetune: one model trained on the classes of one data set; metrics: one "
-        "model on its features; summary: all models; all: these in turn, "
-        "features that exist being used again; image_text: retrieval between images and texts "
-        "[all]",
+        "text tower; finetune: one model trained on the classes of one data set; dense: one "
+        "model's patch tokens on one data set; metrics: one model on its features; summary: all "
+        "models; all: these in turn, features that exist being used again; image_text: retrieval "
+        "between images and texts [all]",
     )
     parser.add_argument(
         "--output",
         required=True,
         metavar="PATH",
-        help="features, texts: the .h5; finetune, metrics, image_text: the .json; summary: the "
-        ".csv (.md and .svg beside it); all: a folder",
+        help="features, texts: the .h5; finetune, dense, metrics, image_text: the .json; summary: "
+        "the .csv (.md and .svg beside it); all: a folder",
     )
-    parser.add_argument("--model", help="one of evaluate.models [features, finetune, metrics]")
     parser.add_argument(
-        "--dataset", metavar="NAME", help="one of evaluate.datasets [features, texts, finetune]"
+        "--model", help="one of evaluate.models [features, finetune, dense, metrics]"
+    )
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="one of evaluate.datasets [features, texts, finetune, dense]",
     )
     parser.add_argument(
         "--encoder",
         metavar="DIR",
-        help="results/train, for random and trained [features, finetune, all], and to check that "
-        "--text is its tower [texts, metrics, all]",
+        help="results/train, for random and trained [features, finetune, dense, all], and to check "
+        "that --text is its tower [texts, metrics, all]",
     )
     parser.add_argument(
         "--text",
@@ -65,13 +70,17 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--embed-config",
         default="",
         metavar="FILE|JSON",
-        help="config.yaml or the section embed as JSON, for frozen [features, finetune, all]",
+        help="config.yaml or the section embed as JSON, for frozen [features, finetune, dense, "
+        "all]",
     )
     parser.add_argument(
         "--features", nargs="+", metavar="H5", help="features of one model [metrics]"
     )
     parser.add_argument(
-        "--more", nargs="+", metavar="JSON", help="results of finetune, of one model [metrics]"
+        "--more",
+        nargs="+",
+        metavar="JSON",
+        help="results of finetune and dense, of one model [metrics]",
     )
     parser.add_argument("--metrics", nargs="+", metavar="JSON", help="one per model [summary]")
     parser.add_argument(
@@ -119,6 +128,7 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
     from mlcd.data.labeled import prompts
     from mlcd.data.labeled.samples import find
     from mlcd.stages.evaluate.caption_retrieval import texts_part
+    from mlcd.stages.evaluate.dense import dense_part
     from mlcd.stages.evaluate.finetune import finetune_part
     from mlcd.stages.evaluate.parts import all_parts, features_part, load_tower
     from mlcd.stages.evaluate.resources import Resources
@@ -163,8 +173,9 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
         tower = load_tower(_needed(arguments, "text"), arguments.encoder, resources.device)
         assert tower is not None
         texts_part(dataset, tower, arguments.output)
-    elif arguments.part == "finetune":
-        finetune_part(
+    elif arguments.part in ("finetune", "dense"):
+        part = finetune_part if arguments.part == "finetune" else dense_part
+        part(
             section,
             resources,
             model=_needed(arguments, "model"),

@@ -69,9 +69,16 @@ def held_out(
     return held
 
 
+class Named(Protocol):
+    """Whose features of which data set they are."""
+
+    model: str
+    dataset: str
+
+
 def fitted_probe(
     section: Evaluate,
-    data: Features,
+    data: Named,
     rows: torch.Tensor,
     targets: torch.Tensor,
     held: np.ndarray,

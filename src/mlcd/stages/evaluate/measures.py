@@ -98,12 +98,19 @@ def check(metric: str, dataset: str, classes: int, truth: torch.Tensor, side: st
         )
 
 
+#: What the names of scores begin with that not all models have.
+_OF_SOME = (
+    "zero_shot", "image_to_text", "text_to_image", "finetune", "segmentation", "region_",
+    "pointing_", "token_cosine",
+)  # fmt: skip
+
+
 def of_some(score: str) -> bool:
     """Return whether a score is of some models only: of the text tower, or of tasks of own parts.
 
-    Only the trained encoder has a tower, and raw pixels have no weights to fine-tune.
+    Only the trained encoder has a tower; raw pixels have no weights to fine-tune, and no patches.
     """
-    return score.startswith(("zero_shot", "image_to_text", "text_to_image", "finetune"))
+    return score.startswith(_OF_SOME)
 
 
 def score_name(metric: str) -> str:

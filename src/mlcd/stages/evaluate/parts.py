@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mlcd.config import Evaluate
+from mlcd.config.dense import DENSE
 from mlcd.config.evaluate import IMAGE_TEXT, OWN_PARTS, TOWER_TASKS
 from mlcd.config.finetune import FINETUNE
 from mlcd.data import hdf5
@@ -15,6 +16,7 @@ from mlcd.data.labeled import samples
 from mlcd.models import text_tower as towers
 from mlcd.models import trainable
 from mlcd.stages.evaluate import caption_retrieval, feature_models, features
+from mlcd.stages.evaluate.dense import dense_part
 from mlcd.stages.evaluate.finetune import finetune_part
 from mlcd.stages.evaluate.resources import Resources
 from mlcd.stages.evaluate.scores import metrics_part
@@ -110,14 +112,14 @@ def _own_parts(
     folder: Path,
 ) -> list[str]:
     """Run the tasks that have parts of their own on every data set that asks; return the files."""
+    run = {FINETUNE: finetune_part, DENSE: dense_part}
     found = []
-    for dataset in section.datasets:
-        if FINETUNE in dataset.tasks and model in section.finetuned():
-            found.append(str(folder / FINETUNE / f"{model}-{dataset.name}.json"))
-            finetune_part(
-                section, resources, model=model, dataset=dataset.name, encoder=encoder,
-                embed_config=embed_config, output=found[-1],
-            )  # fmt: skip
+    for part, dataset in section.parts_of(model):
+        found.append(str(folder / part / f"{model}-{dataset}.json"))
+        run[part](
+            section, resources, model=model, dataset=dataset, encoder=encoder,
+            embed_config=embed_config, output=found[-1],
+        )  # fmt: skip
     return found
 
 

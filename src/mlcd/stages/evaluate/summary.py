@@ -40,6 +40,8 @@ _WORDS = {
     "finetune_mean_per_class": "fine-tuned, mean per class",
     "finetune_roc_auc": "fine-tuned, ROC-AUC",
     "finetune_mean_top1_top5": "fine-tuned, mean of top 1 and 5",
+    "segmentation_miou": "mIoU of linear segmentation",
+    "token_cosine": "cosine of tokens",
     "tags_map": "mAP of tags",
     "tags_map_11_point": "11-point mAP of tags",
 }
@@ -65,7 +67,7 @@ class Row:
 
 def lower_is_better(metric: str) -> bool:
     """Return whether smaller values of a metric are better; `better` in the table says so."""
-    return metric.endswith("median_rank")
+    return metric.endswith("median_rank") or metric == "token_cosine"
 
 
 def published_figures(text: str) -> list[dict[str, Any]]:
@@ -145,8 +147,9 @@ def table(models: Sequence[dict[str, Any]], figures: Sequence[dict[str, Any]] = 
                     f"{lacking[0]}: no {metric} on {dataset}, which {having[0]['model']} "
                     "has; run --part metrics of both with one config"
                 )
-            chance = having[0]["datasets"][dataset]["chance"][metric]
-            rows.append(Row(CHANCE, dataset, metric, chance, having[0]["seed"]))
+            # Of some scores, such as a spread, there is no chance.
+            if metric in (chances := having[0]["datasets"][dataset]["chance"]):
+                rows.append(Row(CHANCE, dataset, metric, chances[metric], having[0]["seed"]))
             for model in having:
                 value = model["datasets"][dataset]["scores"][metric]
                 rows.append(Row(model["model"], dataset, metric, value, model["seed"]))
@@ -251,6 +254,9 @@ def words(metric: str) -> str:
     """Return a metric's name for people."""
     if metric.startswith("knn_"):
         return f"k-NN, k = {metric.removeprefix('knn_')}"
+    if metric.startswith(("region_", "pointing_")):
+        task, *rest = metric.split("_")
+        return f"{task}s, {' of '.join(rest)}" if task == "region" else f"pointing at its {rest[0]}"
     if metric.startswith("retrieval_r"):
         return f"R@{metric.removeprefix('retrieval_r')}"
     if metric.startswith(("image_to_text_r", "text_to_image_r")):
@@ -289,6 +295,8 @@ def _panel(axes: Any, rows: Sequence[Row], dataset: str) -> None:
         bars = axes.bar(places, heights, 0.92 * width, color=color, label=model)
         axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=8)
     for place, metric in enumerate(metrics):
+        if (CHANCE, metric) not in values:
+            continue
         axes.hlines(
             values[CHANCE, metric],
             place - 0.42,
@@ -325,6 +333,12 @@ def _grounds(found: dict[str, Any]) -> list[str]:
         if unlabeled := classes["unlabeled_images"]:
             sentence += f"; {unlabeled} images without a class are left out"
         lines.append(sentence + ".")
+    lines += _dense_grounds(found.get("dense", {}))
+    if tuned := found.get("finetune"):
+        lines.append(
+            f"Fine-tuned for {tuned['epochs']} epochs of {tuned['train_images']} train images, "
+            f"{tuned['steps']} steps."
+        )
     if retrieval := found.get("retrieval"):
         sentence = f"{retrieval['queries']} queries in {retrieval['gallery']} images"
         if left_out := retrieval["queries_without_an_answer"]:
@@ -339,6 +353,24 @@ def _grounds(found: dict[str, Any]) -> list[str]:
         lines.append(sentence + ".")
     if tags := found.get("tags"):
         lines.append(f"{tags['kept']} tags; {tags['too_rare']} on too few images are left out.")
+    return lines
+
+
+def _dense_grounds(found: dict[str, Any]) -> list[str]:
+    """Return sentences on the masks and objects that dense scores rest on."""
+    lines = []
+    if masks := found.get("segmentation"):
+        lines.append(
+            f"mIoU: {masks['classes']} classes in masks of {masks['train_images']} train and "
+            f"{masks['test_images']} test images."
+        )
+    if regions := found.get("regions"):
+        groups = ", ".join(f"{n} {name}" for name, n in regions["test_by_group"].items())
+        hidden = f"; {n} hardly visible ones left out" if (n := regions["hardly_visible"]) else ""
+        lines.append(
+            f"Regions: {regions['train']} train and {regions['test']} test objects ({groups}) of "
+            f"{regions['classes']} classes{hidden}."
+        )
     return lines
 
 

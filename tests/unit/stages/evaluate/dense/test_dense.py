@@ -1,0 +1,145 @@
+"""The dense tasks end to end on composed scenes, and their places in tables."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from helpers.evaluate_runs import evaluate
+from helpers.scene_sets import write_scenes
+from mlcd.models import trainable
+from mlcd.stages.evaluate.dense import store
+from mlcd.utils.records import read_csv
+
+TASKS = ["segmentation", "regions", "pointing", "token_spread"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("dense")
+    write_scenes(place / "shapes")
+    trainable.save(
+        trainable.build("mlcd_vit_tiny_patch8", 192, 48, seed=4),
+        place / "train",
+        {"section": {"seed": 4}},
+    )
+    return place
+
+
+def config(place, **keys) -> str:
+    dataset = {"name": "shapes", "path": str(place / "shapes"), "tasks": TASKS}
+    values = {
+        "datasets": [dataset | keys.pop("dataset", {})],
+        "models": ["random", "trained"],
+        "segmentation_steps": 150,
+        "segmentation_batch_size": 4,
+        "segmentation_lr": 0.02,
+        "region_k": 3,
+        "region_min_visible": 0.3,
+        "knn_k": [3],
+    }
+    return json.dumps(values | keys)
+
+
+def dense(place, output, **keys) -> int:
+    return evaluate(
+        *("--part", "dense", "--model", "trained", "--dataset", "shapes", "--device", "cpu"),
+        *("--encoder", place / "train", "--output", output, "--config", config(place, **keys)),
+    )
+
+
+@pytest.fixture(scope="module")
+def result(place):
+    assert dense(place, place / "whole.json") == 0
+    return json.loads((place / "whole.json").read_text())
+
+
+def test_colors_are_told_by_patches_and_boxes(place, result):
+    """Random patches keep colors: the tasks find them, and well above chance."""
+    scores, chance = result["scores"], result["chance"]
+    assert set(scores) == {
+        "segmentation_miou", "token_cosine", "pointing_class", "pointing_object",
+        *(f"region_{how}_{view}" for how in ("knn", "probe") for view in ("crop", "roi", "image")),
+    }  # fmt: skip
+    assert scores["segmentation_miou"] > chance["segmentation_miou"] + 0.3
+    assert scores["region_probe_crop"] > 0.9
+    assert scores["region_probe_roi"] > chance["region_probe_roi"] + 0.3
+    assert scores["pointing_class"] > chance["pointing_class"]
+    assert -1 <= scores["token_cosine"] <= 1
+    assert "token_cosine" not in chance
+    about = result["dense"]
+    assert about["map"] == [6, 6, 192]
+    assert about["segmentation"]["train_images"] == 24
+    groups = about["regions"]["test_by_group"]
+    assert groups["small"] + groups["medium"] + groups["large"] == about["regions"]["test"]
+    assert groups["free"] + groups["covered"] == about["regions"]["test"]
+
+
+def test_a_killed_run_keeps_its_parts_and_gives_the_same(place, result, monkeypatch):
+    output, encoded = place / "killed.json", store._encoded
+    monkeypatch.setattr(store, "PART", 10)
+    seen = []
+
+    def killed(*arguments):
+        seen.append(len(seen))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return encoded(*arguments)
+
+    monkeypatch.setattr(store, "_encoded", killed)
+    assert dense(place, output) == 130
+    assert dense(place, output) == 0
+    assert len(seen) == 3 + 2  # of four parts, two were there
+    assert json.loads(output.read_text()) == result
+    assert dense(place, output) == 0
+    assert len(seen) == 5
+    assert not list((place / "state").glob("killed-*"))
+
+
+def test_they_stand_in_the_table_and_the_same_folder_has_classes_and_tags(place):
+    out = place / "all"
+    keys = {
+        "models": ["pixels", "random"],
+        "segmentation_steps": 5,
+        "dataset": {
+            "tasks": ["knn", "linear_probe", *TASKS], "tags_field": "class", "min_tag_count": 2,
+        },
+    }  # fmt: skip
+    command = ("--encoder", place / "train", "--output", out, "--config", config(place, **keys))
+    assert evaluate(*command) == 0
+    table = read_csv(out / "summary.csv", "evaluate")
+    rows = {(row["model"], row["metric"]): row for row in table}
+    assert ("pixels", "knn_3") in rows
+    assert ("pixels", "tags_map") in rows
+    assert ("pixels", "segmentation_miou") not in rows
+    assert ("random", "region_probe_roi") in rows
+    assert ("chance", "token_cosine") not in rows
+    assert rows["random", "token_cosine"]["better"] == "lower"
+    text = (out / "summary.md").read_text()
+    assert "mIoU of linear segmentation" in text
+    assert "| regions, probe of roi |" in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"dataset": {"tasks": ["knn"]}}, "shapes asks for no dense task"),
+        ({"region_min_visible": 1.0, "dataset": {"tasks": ["regions"]}}, None),
+    ],
+)
+def test_what_is_not_there_is_said(place, tmp_path, capsys, keys, message):
+    assert dense(place, tmp_path / "x.json", **keys) == (2 if message else 0)
+    assert (message or "") in capsys.readouterr().err
+
+
+def test_a_mask_of_another_size_is_refused(place, tmp_path, capsys):
+    from PIL import Image
+
+    write_scenes(tmp_path / "shapes", 6)
+    path = tmp_path / "shapes" / "masks" / "00003.png"
+    Image.open(path).resize((20, 48)).save(path)
+    command = ("--part", "dense", "--model", "trained", "--dataset", "shapes", "--device", "cpu")
+    command += ("--encoder", place / "train", "--output", tmp_path / "x.json")
+    assert evaluate(*command, "--config", config(tmp_path)) == 2
+    assert "00003: its mask has (20, 48) pixels" in capsys.readouterr().err
