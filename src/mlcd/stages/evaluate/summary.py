@@ -12,6 +12,7 @@ from typing import Any
 from mlcd.config import comparison, load
 from mlcd.config.registry import published_sets, registry, zero_shot_sets
 from mlcd.stages.evaluate.chosen import DIGITS
+from mlcd.stages.evaluate.grounds import regions_by_group, sentences
 from mlcd.stages.evaluate.measures import of_some, score_name, zero_shot_name
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import atomic_path, write_text
@@ -216,7 +217,9 @@ def markdown(models: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
         grounds: dict[str, Any] = {}
         for about in models:
             grounds = {**about["datasets"].get(dataset, {}), **grounds}
-        lines += ["", *(_grounds(grounds) if grounds else []), ""]
+        lines += ["", *(sentences(grounds) if grounds else []), ""]
+        lines += regions_by_group({about["model"]: about["datasets"].get(dataset, {})
+                                   for about in models})  # fmt: skip
     lines += [
         "k-NN, linear probe and fine-tuning: accuracy, unless another measure is named. R@k: "
         "one of the k nearest test images is of the same class. Image to text, text to image: "
@@ -312,66 +315,6 @@ def _panel(axes: Any, rows: Sequence[Row], dataset: str) -> None:
     axes.set_title(dataset)
     charts.grid_only(axes, "y")
     axes.legend(ncols=len(models) + 1, loc="upper left")
-
-
-def _grounds(found: dict[str, Any]) -> list[str]:
-    """Return sentences on the images, classes and tags that the figures rest on."""
-    images = found["images"]
-    failed = sum(images["failed"].values())
-    validation = f", {count} validation" if (count := images["validation"]) else ""
-    sentence = f"{images['train']} train{validation} and {images['test']} test images"
-    if failed:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in images["failed"].items())
-        sentence += f"; {failed} more could not be decoded ({reasons})"
-    lines = [sentence + "."]
-    if classes := found.get("classes"):
-        sentence = f"{classes['in_train']} classes in train"
-        if single := classes["with_one_train_image"]:
-            sentence += f", {single} of them with one image"
-        if unseen := classes["test_images_of_unseen_classes"]:
-            sentence += f"; {unseen} test images of other classes count as wrong"
-        if unlabeled := classes["unlabeled_images"]:
-            sentence += f"; {unlabeled} images without a class are left out"
-        lines.append(sentence + ".")
-    lines += _dense_grounds(found.get("dense", {}))
-    if tuned := found.get("finetune"):
-        lines.append(
-            f"Fine-tuned for {tuned['epochs']} epochs of {tuned['train_images']} train images, "
-            f"{tuned['steps']} steps."
-        )
-    if retrieval := found.get("retrieval"):
-        sentence = f"{retrieval['queries']} queries in {retrieval['gallery']} images"
-        if left_out := retrieval["queries_without_an_answer"]:
-            sentence += f"; {left_out} more have no other image of their class there"
-        lines.append(sentence + ".")
-    if texts := found.get("image_text_retrieval"):
-        sentence = f"{texts['captions']} captions of {texts['images']} test images"
-        if shared := texts["captions_of_several_images"]:
-            sentence += f", {shared} of them of several images, which no tower tells apart"
-        if left_out := texts["images_without_a_caption"]:
-            sentence += f"; {left_out} more images have none"
-        lines.append(sentence + ".")
-    if tags := found.get("tags"):
-        lines.append(f"{tags['kept']} tags; {tags['too_rare']} on too few images are left out.")
-    return lines
-
-
-def _dense_grounds(found: dict[str, Any]) -> list[str]:
-    """Return sentences on the masks and objects that dense scores rest on."""
-    lines = []
-    if masks := found.get("segmentation"):
-        lines.append(
-            f"mIoU: {masks['classes']} classes in masks of {masks['train_images']} train and "
-            f"{masks['test_images']} test images."
-        )
-    if regions := found.get("regions"):
-        groups = ", ".join(f"{n} {name}" for name, n in regions["test_by_group"].items())
-        hidden = f"; {n} hardly visible ones left out" if (n := regions["hardly_visible"]) else ""
-        lines.append(
-            f"Regions: {regions['train']} train and {regions['test']} test objects ({groups}) of "
-            f"{regions['classes']} classes{hidden}."
-        )
-    return lines
 
 
 def _read(path: str) -> dict[str, Any]:

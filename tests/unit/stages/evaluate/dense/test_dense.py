@@ -118,6 +118,8 @@ def test_they_stand_in_the_table_and_the_same_folder_has_classes_and_tags(place)
     assert rows["random", "token_cosine"]["better"] == "lower"
     text = (out / "summary.md").read_text()
     assert "mIoU of linear segmentation" in text
+    assert "| random, probe of roi |" in text
+    assert "| regions by size and overlap | small | medium | large | free | covered |" in text
     assert "| regions, probe of roi |" in text
 
 
