@@ -14,6 +14,7 @@ def test_a_preset_takes_the_figures_of_its_setting():
         ("mean_of_26", "linear_probe", 0.846),
         ("imagenet", "linear_probe", 0.846),
         ("imagenet", "zero_shot", 0.756),
+        ("imagenet", "finetune", 0.871),
         ("mean_of_25", "zero_shot", 0.675),
     }
     assert all("ViT-L/14" in figure["source"] for figure in found)
