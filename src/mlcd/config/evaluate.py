@@ -23,6 +23,11 @@ OWN_TASKS = (FINETUNE, *DENSE_TASKS)
 OWN_PARTS = (FINETUNE, DENSE)
 
 
+def lower_is_better(metric: str) -> bool:
+    """Return whether smaller values of a score are better; `better` in summary.csv says so."""
+    return metric.endswith("median_rank") or metric == "token_cosine"
+
+
 class Dataset(Section):
     """One labeled data set. What is left out is taken from the registry if it knows the name."""
 

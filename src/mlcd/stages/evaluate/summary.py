@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcd.config import comparison, load
+from mlcd.config.evaluate import lower_is_better
 from mlcd.config.registry import published_sets, registry, zero_shot_sets
 from mlcd.stages.evaluate.chosen import DIGITS
 from mlcd.stages.evaluate.grounds import regions_by_group, sentences
@@ -64,11 +65,6 @@ class Row:
     def difference(self) -> float | None:
         """Ours less the paper's."""
         return None if self.published is None else self.value - self.published
-
-
-def lower_is_better(metric: str) -> bool:
-    """Return whether smaller values of a metric are better; `better` in the table says so."""
-    return metric.endswith("median_rank") or metric == "token_cosine"
 
 
 def published_figures(text: str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mlcd.config import Report
+from mlcd.config.evaluate import lower_is_better
 from mlcd.stages.report.page import Drawing, sections, table
 from mlcd.utils import charts
 from mlcd.utils.errors import UserError
@@ -99,7 +100,8 @@ def _cells(frame: pd.DataFrame) -> Markup:
     """Return the table of one data set: a row per cell, a column per metric, the best in bold."""
     metrics = list(dict.fromkeys(frame["metric"]))
     several_k = frame["K"].nunique() > 1
-    top = frame[frame["loss"] != ""].groupby("metric")["mean"].max()
+    means = frame[frame["loss"] != ""].groupby("metric")["mean"]
+    top = means.max().where([not lower_is_better(name) for name in means.groups], means.min())
     rows: list[list[str | int]] = []
     best: list[tuple[int, int]] = []
     for name in dict.fromkeys(frame["name"]):
