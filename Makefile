@@ -89,6 +89,7 @@ test-hard: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt $(PIP_OPTIONS) --editable '.[bench]'
+	python benchmarks/peers.py $(PIP_OPTIONS)
 	python benchmarks/bench.py $(BENCH)
 
 check: lint docs test

@@ -29,7 +29,16 @@ BENCHMARKS: dict[str, list[str]] = {
     "clusters-small": ["cluster.py", "--rows", "20000", "--k", "1024", "--dim", "512", *_CLOSE],
     "clusters-crops": ["cluster.py", "--crops", "20000", *_CLOSE],
     "labels": ["label.py", "--rows", "8192", "--probes", "--repeats", "3"],
-    "embed": ["input.py", "embed", "--images", "640", "--repeats", "3"],
+    "embed": ["embed.py", "--images", "640", "--repeats", "3"],
+    "embed-efficientnet": [
+        "embed.py",
+        "--model",
+        "efficientnet_lite0",
+        "--images",
+        "256",
+        "--repeats",
+        "3",
+    ],
     "download": ["download_chunk.py", "--images", "3000", "--kinds", "photographs"],
     "crops": ["input.py", "crops", "--images", "128", "--repeats", "3"],
     "training-input": ["input.py", "training", "--images", "512", "--repeats", "3"],
@@ -79,6 +88,8 @@ def run(command: list[str]) -> tuple[list[str], int]:
     """Run a benchmark, show what it prints, and return its rows and exit status."""
     # One thread for everybody: idle threads of a library that spin would count as its work.
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src"), **_ONE_THREAD}
+    # Installed packages have bytecode. Without this ours alone would be compiled at each start.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     rows = []
     with subprocess.Popen(
         command, cwd=HERE.parent, env=environment, stdout=subprocess.PIPE, text=True
