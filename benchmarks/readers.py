@@ -108,6 +108,7 @@ class Reader:
     """A process that makes a pass over `count` images of a kind for each call."""
 
     def __init__(self, name: str, kind: str, count: int) -> None:
+        self._name = name
         words = [sys.executable, __file__, name, kind, str(count)]
         self._process = subprocess.Popen(
             words, env=peers.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -117,12 +118,21 @@ class Reader:
 
     def __call__(self) -> float:
         """Return the CPU seconds of one pass."""
-        assert self._process.stdout is not None
         self._ask()
-        for line in self._process.stdout:
-            if line.startswith("seconds: "):
-                return float(line.removeprefix("seconds: "))
-        raise SystemExit(f"{' '.join(map(str, self._process.args))} ended")  # type: ignore[arg-type]
+        if (told := self._told("seconds: ")) is None:
+            raise SystemExit(f"benchmarks/readers.py {self._name} ended")
+        return float(told)
+
+    def ready(self) -> bool:
+        """Wait for the first pass; False if the process ends before."""
+        return self._told("ready") is not None
+
+    def _told(self, what: str) -> str | None:
+        """Return the rest of the next line that begins so, or None where there is none."""
+        assert self._process.stdout is not None
+        found = (line for line in self._process.stdout if line.startswith(what))
+        line = next(found, None)
+        return None if line is None else line.removeprefix(what)
 
     def close(self) -> None:
         """End the process."""
@@ -135,8 +145,13 @@ def readers(kind: str, count: int) -> dict[str, Reader]:
     for name in READERS:
         if name in peers.NAMES and (reason := peers.missing()):
             print(f"{name} is left out: {reason}", flush=True)
+            continue
+        reader = Reader(name, kind, count)
+        if reader.ready():
+            found[name] = reader
         else:
-            found[name] = Reader(name, kind, count)
+            print(f"{name} is left out: its program failed, as said above", flush=True)
+            reader.close()
     return found
 
 
@@ -153,8 +168,7 @@ def main() -> None:
                 seen = sum(len(batch[0] if isinstance(batch, list | tuple) else batch)
                            for batch in batches)  # fmt: skip
                 assert seen == count, f"{name}: {seen} of {count} images"
-                if not warm:
-                    print(f"seconds: {jpegs.cpu_seconds() - start}", flush=True)
+                print("ready" if warm else f"seconds: {jpegs.cpu_seconds() - start}", flush=True)
 
 
 if __name__ == "__main__":
