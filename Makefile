@@ -1,4 +1,5 @@
 # make demo   the whole chain on real images: environment, web server, workflow, report
+# make install  what the workflow needs, 2.2 GB; install-dev: with tests, linters and docs, 2.6 GB
 # make check  what every commit passes: lint, docs, tests
 # make test   the tests
 # make test-long  whole runs that take minutes each
@@ -34,22 +35,36 @@ HARD ?=
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 SNAKEMAKE = mlcd run --profile profiles/local --cores $(CORES) $(OPTIONS)
 export PATH := $(BIN):$(PATH)
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo install report check test test-long test-slurm test-gpu test-hard bench wheel lint types docs config
+# Two jobs of one thread keep two cores busier than one job of two. On the command line it takes the
+# place of the profile's own list.
+DEMO_THREADS := --set-threads embed=1 evaluate_features=1 ablate_train=1
+# Some forty programs start in a demo: they keep their bytecode also where a container turns that off.
+demo report bench: export PYTHONDONTWRITEBYTECODE :=
 
+.PHONY: demo install install-dev report check test test-long test-slurm test-gpu test-hard bench wheel lint types docs config
+
+# What the workflow needs, `mlcd audit` included. The other targets add what they need: install-dev.
 install: $(STAMP)
+
+install-dev: $(DEV)
 
 $(STAMP): pyproject.toml constraints/cpu.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "mlcd needs Python 3.11 or 3.12 and this is %d.%d; try make PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt $(PIP_OPTIONS) --editable '.[cpu,demo,audit]'
+	@touch $@
+
+$(DEV): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt $(PIP_OPTIONS) --editable '.[cpu,demo,dev]'
 	@touch $@
 
 demo: $(STAMP)
-	@python demo/run.py -- $(SNAKEMAKE)
+	@python demo/run.py -- $(SNAKEMAKE) $(DEMO_THREADS)
 	@$(MAKE) --no-print-directory report
 
 # The HTML report is made again only when one of its figures or tables is newer.
@@ -61,39 +76,40 @@ report: $(STAMP) $(RESULTS)/report.html
 $(RESULTS)/report.html: $(wildcard $(RESULTS)/report/* $(RESULTS)/evaluate/summary.* workflow/report/*)
 	$(SNAKEMAKE) --report $@
 
-test: $(STAMP)
+test: $(DEV)
 	python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not long" tests
 
 # Whole runs that repeat stages for minutes: images on disk of all kinds, outputs that were removed.
-test-long: $(STAMP)
+test-long: $(DEV)
 	python -m pytest --numprocesses $(WORKERS) --dist loadfile -m long tests
 
 # SLURM_OPTIONS=--accounting adds slurmdbd and its database; TESTS picks tests.
-test-slurm: $(STAMP)
+test-slurm: $(DEV)
 	python tests/slurm/cluster.py install $(SLURM_OPTIONS)
 	python tests/slurm/cluster.py run $(SLURM_OPTIONS) -- python -m pytest $(TESTS)
 
 # On a bare machine with torch: python3 tests/gpu/acceptance.py --wheels DIR.
-test-gpu: $(STAMP)
+test-gpu: $(DEV)
 	python tests/gpu/acceptance.py $(GPU)
 ifeq (,$(findstring --tiny,$(GPU)))
 	python -m pytest -m gpu tests
 endif
 
-wheel: $(STAMP)
+wheel: $(DEV)
 	tests/wheel.sh
 
 # The seed is printed; a fault comes with the command that repeats it. HARD=--short takes a minute.
-test-hard: $(STAMP)
+test-hard: $(DEV)
 	python tests/hard/campaign.py $(HARD)
 
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt $(PIP_OPTIONS) --editable '.[bench]'
+	python benchmarks/peers.py $(PIP_OPTIONS)
 	python benchmarks/bench.py $(BENCH)
 
 check: lint docs test
 
-lint: $(STAMP) types
+lint: $(DEV) types
 	ruff check .
 	ruff format --check .
 	snakefmt --check workflow rules
@@ -103,12 +119,12 @@ lint: $(STAMP) types
 	lint-imports --no-logo
 	python tests/checks/words.py
 
-types: $(STAMP)
+types: $(DEV)
 	mypy
 
 # Into site/. A broken link is an error.
-docs: $(STAMP)
+docs: $(DEV)
 	mkdocs build --strict
 
-config: $(STAMP)
+config: $(DEV)
 	python -m mlcd.config.generate

@@ -3,7 +3,7 @@
     python benchmarks/download_chunk.py --images 600 --repeats 3
 
 A server in a process of its own, on loopback, serves photographs, clip art and noise as JPEGs of
-640 × 427 pixels (`input.py`). Contenders take turns, each as a command of its own with one process
+640 × 427 pixels (`jpegs.py`). Contenders take turns, each as a command of its own with one process
 and 16 threads: img2dataset with `compute_hash sha256`, webdataset tars and one output shard, and
 `mlcd download` with all checks. Bytes as they are served (img2dataset: `disable_all_reencoding`,
 which does not look at an image; `decoding` is its `resize_mode no`, which decodes it and encodes it
@@ -78,7 +78,7 @@ def serve(folder: str) -> None:
 def images(kind: str, folder: Path, count: int) -> None:
     """Write JPEGs of one kind, a size that is no multiple of anything."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    import input as kinds
+    import jpegs as kinds
 
     folder.mkdir()
     rng = np.random.default_rng(0)

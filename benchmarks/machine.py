@@ -6,6 +6,7 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+import peers
 import threadpoolctl
 
 #: What decides how fast products are, as Linux names it.
@@ -37,13 +38,15 @@ def description() -> str:
             versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
+    lists = [] if peers.missing() else peers.LIST.read_text().splitlines()
+    apart = [line.replace("==", " ") for line in lists if line.startswith(peers.NAMES)]
     chosen = [f"{name}={os.environ[name]}" for name in _CHOSEN if name in os.environ]
     load = ", ".join(f"{value:.0f}" for value in os.getloadavg())
     parts = [
         f"CPU: {fields.get('model name', '?')}, {os.cpu_count()} cores, load {load}",
         "instructions: " + " ".join(name for name in _INSTRUCTIONS if name in flags),
         "BLAS: " + "; ".join(libraries),
-        "versions: " + ", ".join(versions),
+        "versions: " + ", ".join([*versions, *apart]),
         *(["set: " + " ".join(chosen)] if chosen else []),
     ]
     return "\n".join(parts)

@@ -76,3 +76,39 @@ def test_every_script_finds_what_it_imports():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(scripts) > 20
+
+
+def test_the_table_goes_between_the_marks_of_its_page(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n\n{bench._BEGIN}\n\nold\n\n{bench._END}\n\nbehind\n")
+    monkeypatch.setattr(bench, "BENCHMARKS", {"one": ["one.py"]})
+    monkeypatch.setattr(bench, "run", lambda command: (["row | s"], 0))
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--into", str(page)])
+    assert bench.main() == 0
+    text = page.read_text()
+    assert "| row | s |" in text
+    assert "old" not in text
+    assert text.startswith("before\n") and text.endswith("behind\n")
+    # A page that has no place for it, or some rows alone, is refused before any work.
+    page.write_text("nothing")
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "--into" in capsys.readouterr().err
+    assert bench._parts(ROOT / "docs" / "results" / "peers.md") is not None
+
+
+def test_peers_that_cannot_be_had_are_left_out(tmp_path, monkeypatch, capsys):
+    peers = bench.machine.peers
+    monkeypatch.setattr(peers, "FOLDER", tmp_path / "peers")
+    assert "not installed" in peers.missing()
+    monkeypatch.setattr(sys, "argv", ["peers.py", "--no-index"])
+    peers.main()
+    assert "left out: ERROR" in capsys.readouterr().out
+    assert "ERROR" in peers.missing()
+    # One that is there is used, until the list changes.
+    (tmp_path / "peers" / "installed").write_text(f"{peers._wanted()}\n")
+    assert peers.missing() == ""
+    other = tmp_path / "peers.txt"
+    other.write_text("litdata==0\n")
+    monkeypatch.setattr(peers, "LIST", other)
+    assert peers.missing()

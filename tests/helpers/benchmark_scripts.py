@@ -17,7 +17,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-for _name in ("goals", "machine"):
+for _name in ("goals", "peers", "machine"):
     load(_name)  # which benchmarks import by its name
 audit = load("audit")
 plan_scale = load("plan_scale")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mlcd
 from mlcd.config import SECTIONS
-from mlcd.utils.fingerprint import Code
+from mlcd.utils.fingerprint.code import Code
 
 SOURCE = Path(mlcd.__file__).parent
 STAGES = tuple(SECTIONS)

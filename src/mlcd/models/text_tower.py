@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import mlcd.utils.compat  # noqa: F401  (before open_clip)
 from mlcd.config.text import Text
 from mlcd.models import slices
 from mlcd.utils.errors import UserError
@@ -63,6 +62,9 @@ class TextTower(nn.Module):
     """
 
     def __init__(self, shape: dict[str, int], embedding_dim: int) -> None:
+        import mlcd.utils.compat  # noqa: F401  (before open_clip)
+
+        # isort: split
         from open_clip.transformer import TextTransformer
 
         super().__init__()
@@ -151,6 +153,9 @@ def tokenize(texts: Sequence[str], context_length: int) -> np.ndarray:
 
 @functools.cache
 def _tokenizer() -> Any:
+    import mlcd.utils.compat  # noqa: F401  (before open_clip)
+
+    # isort: split
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()

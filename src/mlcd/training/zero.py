@@ -54,7 +54,7 @@ class ZeroEngine:
             parameter_groups(network, section.weight_decay, lr_scales),
             lr=section.lr,
             betas=(section.beta1, section.beta2),
-            fused=place.device.type == "cuda",
+            fused=True,
         )
         weights = sum(weight.numel() for weight in _trained(network).values())
         config = _deepspeed_config(section, place, micro_batch)
@@ -221,7 +221,7 @@ def _deepspeed_config(section: Recipe, place: RankPlace, micro_batch: int) -> di
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": section.batch_size // (place.world_size * micro_batch),
         "gradient_clipping": section.clip_norm,
-        # torch's AdamW, fused on GPUs, needs no compiler; DeepSpeed has only not listed it.
+        # torch's AdamW, fused, needs no compiler; DeepSpeed has only not listed it.
         "zero_allow_untested_optimizer": True,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import mlcd
-from mlcd.utils.fingerprint import Code
+from mlcd.utils.fingerprint import kept
+from mlcd.utils.fingerprint.code import Code
 
 _ASK = "from mlcd.utils.fingerprint import code_hash; print(code_hash('label'))"
 
@@ -24,40 +26,73 @@ def root(tmp_path):
     return Path(shutil.copytree(Path(mlcd.__file__).parent, copy, ignore=ignored))
 
 
-def asked(root: Path, **environment: str) -> str:
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def asked(root: Path, cache: Path, **environment: str) -> str:
     """Return what a process of its own says that the hash of `label` is."""
-    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
         [sys.executable, "-c", _ASK],
-        env={**inherited, "PYTHONPATH": str(root.parent), **environment},
+        env={**os.environ, "PYTHONPATH": str(root.parent), "XDG_CACHE_HOME": str(cache)}
+        | environment,
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     return done.stdout.strip()
 
 
-def test_a_kept_hash_is_taken_until_a_byte_changes(root):
-    kept = root / "__pycache__" / "code_hashes.json"
-    first = asked(root)
+def kept_in(cache: Path) -> Path:
+    """Return the one file that is kept."""
+    [file] = cache.rglob("*.json")
+    return file
+
+
+def test_a_kept_answer_is_taken_until_a_byte_changes(root, cache):
+    first = asked(root, cache)
     assert first == Code(root).hash("label")
     # It is really taken from there.
-    value = json.loads(kept.read_text())
-    kept.write_text(json.dumps({**value, "stages": {"label": "kept"}}))
-    assert asked(root) == "kept"
+    file = kept_in(cache)
+    value = json.loads(file.read_text())
+    del value["checksum"]
+    value["hash"] = "kept"
+    checksum = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps({**value, "checksum": checksum}))
+    assert asked(root, cache) == "kept"
     source = root / "stages" / "label" / "nearest.py"
     source.write_text(source.read_text() + "\n# a remark\n")
-    assert asked(root) == first
+    assert asked(root, cache) == first
     source.write_text(source.read_text().replace(" + 1", " + 2", 1))
-    assert asked(root) == Code(root).hash("label")
+    assert asked(root, cache) == Code(root).hash("label")
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"package": 1}', '{"stages": {}}', "\x00"])
-def test_a_damaged_file_is_ignored(root, text):
-    kept = root / "__pycache__" / "code_hashes.json"
-    kept.parent.mkdir()
-    kept.write_text(text)
-    assert asked(root) == Code(root).hash("label")
+def test_a_damaged_file_is_written_again(root, cache):
+    first = asked(root, cache)
+    file = kept_in(cache)
+    whole = file.read_text()
+    for text in ("", "[]", "1", "{}", "\x00", whole[:-9], whole.replace(first, "0" * 16)):
+        file.write_text(text)
+        assert asked(root, cache) == first
+        assert file.read_text() == whole
 
 
-def test_nothing_is_kept_where_python_keeps_no_bytecode(root):
-    assert asked(root, PYTHONDONTWRITEBYTECODE="1") == Code(root).hash("label")
-    assert not (root / "__pycache__").exists()
+def test_the_answer_is_the_same_where_nothing_can_be_kept(root, cache):
+    cache.write_text("a file")
+    assert asked(root, cache) == Code(root).hash("label")
+    # Neither a home nor a path that counts.
+    assert asked(root, Path("relative"), HOME="/dev/null") == Code(root).hash("label")
+    assert not (root.parent / "relative").exists()
+
+
+def test_few_states_of_the_code_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number in range(kept._STATES + 5):
+        package = tmp_path / "packages" / str(number)
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(f"x = {number}")
+        value = {"stage": "label", "hash": str(number), "modules": {}}
+        assert kept.answer(package, "label", lambda value=value: value) == value
+    assert len(list(kept.folder().iterdir())) == kept._STATES
+    # The newest one is there, the first one is asked again.
+    assert kept.answer(package, "label", dict) == value
+    assert kept.answer(tmp_path / "packages" / "0", "label", lambda: {"asked": 1}) == {"asked": 1}

@@ -17,7 +17,9 @@ from helpers.code_trees import (
     replace,
     rewrite,
 )
-from mlcd.utils.fingerprint import BOUNDARY, Code, differing, file_identity
+from mlcd.utils.fingerprint import differing, file_identity
+from mlcd.utils.fingerprint.code import Code
+from mlcd.utils.fingerprint.graph import BOUNDARY
 
 
 @pytest.fixture(scope="module")

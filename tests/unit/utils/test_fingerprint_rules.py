@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.code_trees import package
-from mlcd.utils.fingerprint import Code
+from mlcd.utils.fingerprint.code import Code
 
 _HEAD = (
     "import json, math, warnings\n"

@@ -82,7 +82,12 @@ class FrozenEncoder(ABC):
         These are as :meth:`encode_images` returns them, unchecked. `batch` may be written over when
         this returns. On a GPU all is queued, the copies too: the next batch can be given at once.
         """
-        (unit,) = slices.forward(self._unit, self.normalized(batch))
+        if self.device.type == "cpu":
+            # By slices: floats of a whole batch are more than an allocator keeps, and so new memory
+            # from the system each time.
+            (unit,) = slices.forward(self._unit_of_pixels, batch)
+        else:
+            (unit,) = self._unit_of_pixels(batch)
         assert unit is not None
         if unit.device.type != "cuda":
             return lambda: unit
@@ -96,6 +101,11 @@ class FrozenEncoder(ABC):
             return host
 
         return wait
+
+    @torch.inference_mode()
+    def _unit_of_pixels(self, batch: Tensor) -> tuple[Tensor]:
+        """Return unit features float32 [B, d] of uint8 pixels [B, 3, H, W]."""
+        return self._unit(self.normalized(batch))
 
     @torch.inference_mode()
     def _unit(self, images: Tensor) -> tuple[Tensor]:

@@ -30,7 +30,7 @@ class EncoderEngine(ZeroEngine):
         if section.activation_checkpointing:
             checkpoint_activations(encoder)
         self.encoder = encoder
-        self._channels_last = device.type == "cuda" and is_convolutional(encoder)
+        self._channels_last = is_convolutional(encoder)
         if self._channels_last and not torch.are_deterministic_algorithms_enabled():
             # The fastest kernel for each shape, by trial; who asks for equal bits goes without.
             torch.backends.cudnn.benchmark = True
@@ -44,7 +44,7 @@ class EncoderEngine(ZeroEngine):
         images = images.to(self.place.device, non_blocking=True).float()
         images = (images - self._mean) / self._std
         if self._channels_last:
-            # Tensor cores read channels together; layers pass the order on.
+            # Tensor cores and vector units read channels together; layers pass the order on.
             images = images.contiguous(memory_format=torch.channels_last)
         embeddings: torch.Tensor = self(images).float()
         return embeddings

@@ -22,115 +22,43 @@ Read `tokens.py` first, then `colors.py`.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import json
-import os
-import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlcd.utils.fingerprint.colors import Reach
-from mlcd.utils.fingerprint.definitions import Definitions
-from mlcd.utils.fingerprint.graph import BOUNDARY, Graph
+from mlcd.utils.fingerprint import kept
+
+if TYPE_CHECKING:
+    from mlcd.utils.fingerprint.code import Code
 
 _ROOT = Path(__file__).parents[2]
-#: What of a stage's module is run.
-_ENTRIES = ("add_arguments", "run")
-
-
-class Code:
-    """The code of the package whose folder is `root`, each file read once."""
-
-    def __init__(self, root: Path, boundary: tuple[str, ...] = BOUNDARY) -> None:
-        self.graph = Graph(root, boundary)
-        self._definitions = Definitions(self.graph)
-        self._reached: dict[str, Reach] = {}
-
-    def reach(self, stage: str) -> Reach:
-        """Return all that the results of `stage` depend on."""
-        if stage not in self._reached:
-            name = f"stages.{stage}"
-            module = self.graph.module(name)
-            if module is None:
-                raise ValueError(f"{name}: no such module in {self.graph.root}")
-            found = (self.graph.resolve(module, entry) for entry in _ENTRIES)
-            roots = [target[1:3] for target in found if target is not None and target[0] == "node"]
-            self._reached[stage] = Reach(self._definitions, roots)
-        return self._reached[stage]
-
-    def hash(self, stage: str) -> str:
-        """Return a hash (hex, 16 digits) of the code that the results of `stage` depend on."""
-        return self.reach(stage).hash
-
-    def without(self, module: str) -> Code:
-        """Return the code as it is after `module` was edited; all else is not read again."""
-        other = Code(self.graph.root, self.graph.boundary)
-        other.graph.take(self.graph, module)
-        other._definitions.take(self._definitions, module)
-        return other
-
-    def record(self, stage: str) -> dict[str, Any]:
-        """Return the hash of `stage` and, to name later what differs, one of each definition."""
-        return {
-            "stage": stage,
-            "hash": self.hash(stage),
-            "modules": self.reach(stage).shapes(),
-        }
 
 
 @functools.cache
 def this_code() -> Code:
     """Return the code of this package."""
+    # To read code takes longer to import than a kept answer takes to read.
+    from mlcd.utils.fingerprint.code import Code
+
     return Code(_ROOT)
 
 
-@functools.cache
 def code_hash(stage: str) -> str:
-    """Return a hash (hex, 16 digits) of the code that the results of `stage` depend on.
-
-    Each job of Snakemake asks for all stages anew. The answers are therefore kept beside Python's
-    own bytecode, for as long as no byte of the package changes.
-    """
-    cache = _ROOT / "__pycache__" / "code_hashes.json"
-    package = _bytes_of(_ROOT)
-    known: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        kept = json.loads(cache.read_text(encoding="utf-8"))
-        if kept["package"] == package:
-            known = dict(kept["stages"])
-    if not isinstance(known.get(stage), str):
-        known[stage] = this_code().hash(stage)
-        # A folder that cannot be written to, say: then it is computed each time.
-        with contextlib.suppress(OSError):
-            _keep(cache, {"package": package, "stages": known})
-    return known[stage]
+    """Return a hash (hex, 16 digits) of the code that the results of `stage` depend on."""
+    found: str = code_record(stage)["hash"]
+    return found
 
 
 @functools.cache
-def _bytes_of(root: Path) -> str:
-    """Return a hash of all files of the package and of the Python that parses them."""
-    digest = hashlib.sha256(sys.version.encode())
-    for path in sorted(root.rglob("*")):
-        if "__pycache__" not in path.parts and path.is_file():
-            digest.update(f"\n{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _keep(cache: Path, value: dict[str, Any]) -> None:
-    if sys.dont_write_bytecode:
-        return
-    cache.parent.mkdir(exist_ok=True)
-    temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    temporary.replace(cache)
-
-
 def code_record(stage: str) -> dict[str, Any]:
-    """Return :func:`code_hash` with what :func:`differing` needs to name modules later."""
-    return this_code().record(stage)
+    """Return :func:`code_hash` with what :func:`differing` needs to name modules later.
+
+    Each job of Snakemake asks for all stages anew, and each gang. The answers are therefore kept
+    for as long as no byte of the package changes (:mod:`mlcd.utils.fingerprint.kept`).
+    """
+    return kept.answer(_ROOT, stage, lambda: this_code().record(stage))
 
 
 def differing(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -42,3 +44,24 @@ def test_eleven_point_map_is_pascals():
     assert measures.eleven_point_map(logits, truth) != pytest.approx(
         measures.mean_average_precision(logits, truth), abs=1e-3
     )
+
+
+@pytest.mark.parametrize("levels", [2, 7, None])
+def test_average_precision_is_that_of_scikit_learn(levels):
+    """Also with equal logits, of which there are many at few levels, and tags on no image."""
+    from sklearn.metrics import average_precision_score
+
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((150, 20)).astype(np.float32)
+    if levels is not None:
+        logits = np.floor(logits * levels / 4)
+    truth = rng.random((150, 20)) < np.linspace(0, 1, 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a tag on no image
+        expected = average_precision_score(truth, logits, average="macro")
+    found = measures.mean_average_precision(logits, truth)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_average_precision_of_no_tag_is_0():
+    assert measures.mean_average_precision(np.zeros((3, 0)), np.zeros((3, 0), bool)) == 0.0
