@@ -17,12 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlcd.config import SECTIONS
 from mlcd.launch import gang_files
 from mlcd.launch.lease import describe, is_gone, is_process
 from mlcd.launch.snakemake import announced, locked
 from mlcd.slurm import client
-from mlcd.stages.report.runlog import Job, planned, read_logs
+from mlcd.stages.report.runlog import Job, planned, read_logs, stage_of
 from mlcd.utils.logging import PROGRESS
 
 #: What a stage leaves last, below the results: it tells that the stage was done by an earlier run.
@@ -168,10 +167,10 @@ def _stages(
 ) -> list[Stage]:
     counts: Counter[str] = Counter()
     for rule, count in plan.items():
-        counts[_stage_of(rule)] += count
+        counts[stage_of(rule)] += count
     found = []
     for name, pattern in _LAST.items():
-        mine = [job for job in jobs if _stage_of(job.rule) == name]
+        mine = [job for job in jobs if stage_of(job.rule) == name]
         if counts[name] or mine:
             found.append(_of_run(name, counts[name], mine, alive=alive, project=project))
         elif any(results.glob(pattern)):
@@ -206,12 +205,6 @@ def _word(stage: Stage) -> str:
     if stage.failed:
         return "failed"
     return "done" if stage.jobs and stage.finished >= stage.jobs else "waiting"
-
-
-def _stage_of(rule: str) -> str:
-    # Rules of a workflow that imports ours carry its prefix.
-    words = rule.split("_")
-    return next((word for word in words if word in SECTIONS or word == "audit"), "")
 
 
 def _progress_of(log: Path) -> tuple[str, float | None]:

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlcd.config import SECTIONS
+
 _TIME = re.compile(r"\[(\w{3} \w{3} +\d+ [\d:]{8} \d{4})\]$")
 _RULE = re.compile(r"(?:local)?rule (\w+):$")
 _KEY = re.compile(r"    (\w+): (.*)$")
@@ -29,7 +31,7 @@ class Job:
     `cpu` (seconds over all threads) and `memory` (MB, peak) are what it took, `threads` (of all
     nodes) and `memory_asked` (MB per node) what it had; `gpus` how many GPUs it held, `gpu_busy`
     the share of time (0 to 1) that they worked. `run` and `queue` are seconds. `nodes` are the
-    names of its machines, with commas between them.
+    names of its machines, with commas between them. `tries` counts the starts of a gang.
     """
 
     rule: str
@@ -51,6 +53,7 @@ class Job:
     memory: float | None = None
     gpu_busy: float | None = None
     nodes: str = ""
+    tries: int = 1
     resources: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -96,6 +99,11 @@ def planned(path: Path) -> dict[str, int]:
     return {rule: count for rule, count in found.items() if rule not in ("total", "all")}
 
 
+def stage_of(rule: str) -> str:
+    """Return the stage of a rule, or '': rules of a workflow that imports ours carry its prefix."""
+    return next((word for word in rule.split("_") if word in SECTIONS or word == "audit"), "")
+
+
 def _taken_over(jobs: list[Job]) -> list[Job]:
     """Return the jobs, those that outlived their Snakemake as done.
 
@@ -120,7 +128,7 @@ def _taken_over(jobs: list[Job]) -> list[Job]:
 def _read(text: str) -> list[Job]:
     """Read one log: blocks of jobs, what became of them, and the time above each."""
     clock: float | None = None
-    name = ""
+    name = host = ""
     jobs: list[Job] = []
     current: dict[str, Job] = {}
     block: Job | None = None
@@ -130,10 +138,12 @@ def _read(text: str) -> list[Job]:
             clock = _seconds(found[1])
         elif line.startswith("SLURM run ID: "):
             name = line.removeprefix("SLURM run ID: ").strip()
+        elif line.startswith("host: "):
+            host = line.removeprefix("host: ").strip()
         elif found := _RULE.match(line):
             block, failing = Job(found[1], slurm_name=name, submitted=clock), False
             if line.startswith("local") or not name:
-                block.started = clock
+                block.started, block.nodes = clock, host
         elif line.startswith("Error in rule "):
             block, failing = None, True
         elif found := _KEY.match(line):
