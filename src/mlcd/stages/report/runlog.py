@@ -128,7 +128,7 @@ def _taken_over(jobs: list[Job]) -> list[Job]:
 def _read(text: str) -> list[Job]:
     """Read one log: blocks of jobs, what became of them, and the time above each."""
     clock: float | None = None
-    name = host = ""
+    name = ""
     jobs: list[Job] = []
     current: dict[str, Job] = {}
     block: Job | None = None
@@ -138,12 +138,10 @@ def _read(text: str) -> list[Job]:
             clock = _seconds(found[1])
         elif line.startswith("SLURM run ID: "):
             name = line.removeprefix("SLURM run ID: ").strip()
-        elif line.startswith("host: "):
-            host = line.removeprefix("host: ").strip()
         elif found := _RULE.match(line):
             block, failing = Job(found[1], slurm_name=name, submitted=clock), False
             if line.startswith("local") or not name:
-                block.started, block.nodes = clock, host
+                block.started = clock
         elif line.startswith("Error in rule "):
             block, failing = None, True
         elif found := _KEY.match(line):
