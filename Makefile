@@ -36,6 +36,7 @@ HARD ?=
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+EXPLORE = $(if $(wildcard src/mlcd/commands/explore*), or mlcd explore $(RESULTS))
 SNAKEMAKE = mlcd run --profile profiles/local --cores $(CORES) $(OPTIONS)
 export PATH := $(BIN):$(PATH)
 export NO_ALBUMENTATIONS_UPDATE := 1
@@ -69,9 +70,11 @@ demo: $(STAMP)
 
 # The HTML report is made again only when one of its figures or tables is newer.
 report: $(STAMP) $(RESULTS)/report.html
-	@test ! -f $(RESULTS)/evaluate/summary.md || cat $(RESULTS)/evaluate/summary.md
+	@test ! -f $(RESULTS)/evaluate/summary.md || grep '^[#|]' $(RESULTS)/evaluate/summary.md
 	@echo
-	@echo "Report: $(abspath $(RESULTS)/report.html)"
+	@echo "Report:     $(abspath $(RESULTS)/report.html), to be opened in a browser"
+	@echo "This run:   source $(VENV)/bin/activate, then mlcd status $(RESULTS)$(EXPLORE)"
+	@echo "Your own:   mlcd init PROJECT --images FOLDER, then there mlcd run --profile profiles/local"
 
 $(RESULTS)/report.html: $(wildcard $(RESULTS)/report/* $(RESULTS)/evaluate/summary.* workflow/report/*)
 	$(SNAKEMAKE) --report $@

@@ -24,6 +24,7 @@ from mlcd.data.own.base import EMBEDDING, LABEL
 from mlcd.launch import snakemake as snakemake_process
 from mlcd.config import SECTIONS, Config, comparison, registry, validate
 from mlcd.config import files as config_files
+from mlcd.stages.report import viewer
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_json
 from mlcd.data.sources import plan
@@ -261,6 +262,9 @@ def sealed_identity():
 if workflow.is_main_process:
     # Read by workflow/report/workflow.rst, which Snakemake renders after the run.
     config["run_identity"] = identity_of_run()
+    config["run_overview"] = viewer.first_page(
+        Path(RESULTS, "report", "overview.html"), config["run_identity"]
+    )
 
 
 onstart:

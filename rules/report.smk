@@ -6,6 +6,7 @@
 #                  results/report/config.yaml       the resolved config
 #                  results/report/provenance.json   versions, revision and hashes
 #                  results/report/efficiency.csv    what each job took
+#                  results/report/overview.html     the run in a minute, the report's first page
 
 #: Part → category and title in the report, and the files it is drawn from.
 REPORT_PARTS = {
@@ -95,7 +96,20 @@ else:
 if not ABLATION:
     del REPORT_PARTS["ablate"]
 REPORT_PAGES = [f"{RESULTS}/report/{part}.html" for part in REPORT_PARTS]
-REPORT_FILES = [*REPORT_PAGES, f"{RESULTS}/report/efficiency.html"]
+REPORT_FILES = [
+    *REPORT_PAGES,
+    f"{RESULTS}/report/efficiency.html",
+    f"{RESULTS}/report/overview.html",
+]
+#: Files of the whole run that its first page is drawn from.
+OVERVIEW_FILES = {
+    **REPORT_PARTS["montage"][2],
+    "summary": [f"{RESULTS}/labels/summary.json"],
+    "metrics": [f"{RESULTS}/train/metrics.jsonl"],
+    "scores": [f"{RESULTS}/evaluate/summary.csv"] if DATASETS else [],
+    "resolved": [f"{RESULTS}/report/config.yaml"],
+    "jobs": [f"{RESULTS}/report/efficiency.csv"],
+}
 
 
 rule report_config:
@@ -183,5 +197,33 @@ rule report_efficiency:
         mlcd report --part efficiency \
             --folder {params.folder:q} \
             --output {output:q} \
+            --log {log:q}
+        """
+
+
+# No report() here: Snakemake's report has it as its first page (workflow/report/workflow.rst).
+rule report_overview:
+    """Draw the run in a minute: the pipeline, scores, some clusters."""
+    input:
+        **OVERVIEW_FILES,
+    output:
+        f"{RESULTS}/report/overview.html",
+    log:
+        f"{RESULTS}/logs/report/overview.log",
+    # It follows the local rule report_efficiency, and is a matter of seconds.
+    localrule: True
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        options=as_options({name: paths for name, paths in OVERVIEW_FILES.items() if paths}),
+        cfg=section("report"),
+        code=code_hash("report"),
+    shell:
+        """
+        mlcd report --part overview {params.options} \
+            --output {output:q} \
+            --config {params.cfg:q} \
             --log {log:q}
         """

@@ -88,7 +88,8 @@ def folder(tmp_path_factory):
 def test_every_figure_of_the_report_shows(folder):
     figures, problems = browser.check_report(folder / "report.html", folder / "shots")
     assert problems == []
-    assert {Path(figure.path).stem for figure in figures} == set(PARTS)
+    # The overview is the first page, in the place of Snakemake's description.
+    assert {Path(figure.path).stem for figure in figures} == set(PARTS) - {"overview"}
     images = {Path(figure.path).stem: figure.images for figure in figures}
     assert images["montage"] >= 10 and images["examples"] >= 10
     assert all(
@@ -97,7 +98,53 @@ def test_every_figure_of_the_report_shows(folder):
     )
     assert all(figure.words > 20 for figure in figures)
     assert (folder / "report.html").stat().st_size < 5_000_000
-    assert len(list((folder / "shots").glob("*.png"))) == len(PARTS) + 1
+    assert len(list((folder / "shots").glob("*.png"))) == len(PARTS)
+
+
+_COLORS = """
+const shade = color => color.match(/[\\d.]+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0);
+const words = document.querySelector('h1'), axis = document.querySelector('.chart path');
+return [document.body, axis || document.body, words].map((one, index) => {
+  const style = getComputedStyle(one);
+  return shade(index == 2 ? style.color : index == 1 && axis ? style.fill : style.backgroundColor);
+});
+"""
+#: What covers a reader's focus: whether the note of the first mark shows before and after.
+_FOCUS = """
+const mark = document.querySelector('.mark[tabindex]');
+const tip = () => getComputedStyle(mark.querySelector('.tip')).visibility;
+const before = tip();
+mark.focus();
+return [before, tip(), mark.getAttribute('aria-label').length > 0];
+"""
+
+
+def test_pages_fit_narrow_windows_and_dark_rooms(folder):
+    with browser.Browser() as window:
+        for part in PARTS:
+            for scheme in ("light", "dark"):
+                window.emulate(scheme, 500 if scheme == "dark" else 1280)
+                window.open(folder / "results" / "report" / f"{part}.html")
+                # A wide table or chart scrolls by itself, and the page does not.
+                wide = window.run("return document.documentElement.scrollWidth - innerWidth")
+                assert wide <= 0, (part, scheme)
+                ground, chart, words = window.run(_COLORS)
+                assert (ground < 150 and chart < 150) == (scheme == "dark"), (part, scheme)
+                assert (words > 600) == (scheme == "dark"), (part, scheme)
+        window.open(folder / "results" / "report" / "results.html")
+        assert window.run(_FOCUS) == ["hidden", "visible", True]
+        assert (window.errors(), window.requests()) == ([], [])
+
+
+def test_the_first_page_shows_the_run_in_the_viewer(folder):
+    with browser.Browser() as window:
+        window.open(folder / "report.html")
+        top = "return document.querySelector('.mlcd h1')?.getBoundingClientRect().top"
+        assert 0 < window.wait(top) < 200
+        shown = window.run("return document.querySelector('.mlcd').innerText")
+        assert "beats random weights and raw pixels" in shown and "frozen encoder" in shown
+        boxes = "return document.querySelectorAll('.mlcd .wide a[data-page]').length"
+        assert window.run(boxes) >= 6
 
 
 def test_a_broken_report_is_noticed(folder):
@@ -140,5 +187,6 @@ def test_a_broken_report_is_noticed(folder):
 def test_the_report_named_by_the_environment_shows():
     figures, problems = browser.check_report(Path(os.environ["MLCD_REPORT"]))
     assert problems == []
-    # A run without ablate.grids has no such page.
-    assert set(PARTS) - {Path(figure.path).stem for figure in figures} <= {"ablate", "text"}
+    # A run without ablate.grids has no such page; the overview is the first page.
+    missing = set(PARTS) - {Path(figure.path).stem for figure in figures}
+    assert missing <= {"ablate", "text", "overview"}

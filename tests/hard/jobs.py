@@ -41,9 +41,9 @@ MOST = 12
 #: Times, states, and temporary files.
 VOLATILE = re.compile(r"(^|/)(logs|benchmarks|state|tensorboard|\.snakemake)(/|$)|/\.[^/]*$")
 #: Pages that show times of a run: equal for equal files, but no two runs have these.
-TIMES = re.compile(r"report/(efficiency|provenance|train|text|download|results)|audit/")
+TIMES = re.compile(r"report/(efficiency|overview|provenance|train|text|download|results)|audit/")
 #: Jobs whose results are times and versions.
-UNLIKE = ("report_efficiency", "report_provenance", "audit")
+UNLIKE = ("report_efficiency", "report_overview", "report_provenance", "audit")
 
 
 @dataclass

@@ -102,6 +102,8 @@ class Stores:
         self.resolved = folder / "report" / "config.yaml"
         self.resolved.parent.mkdir()
         self.resolved.write_text("cluster: {k: 4}\nlabel: {top: 3}\n")
+        self.jobs = folder / "report" / "efficiency.csv"
+        self.draw("efficiency", self.jobs)
 
     def options(self, part: str) -> list[str]:
         """Return the command line of `mlcd report` for a part, without its output."""
@@ -111,6 +113,10 @@ class Stores:
             ["--labels", *map(str, self.labels)],
         )
         inputs = {
+            "overview": [*images, *embeddings, *labels, "--centroids", str(self.centroids),
+                         "--summary", str(self.summary), "--metrics", str(self.metrics),
+                         "--scores", str(self.scores), "--resolved", str(self.resolved),
+                         "--jobs", str(self.jobs)],
             "download": images,
             "cluster": ["--centroids", str(self.centroids)],
             "label": ["--summary", str(self.summary)],

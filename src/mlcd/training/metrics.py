@@ -55,6 +55,7 @@ class Metrics:
         self._batch_size = batch_size
         self._steps_per_epoch = steps_per_epoch
         self._shares: deque[float] = deque(maxlen=_LINES)
+        self._newest: Record = {}
         self._restart()
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -77,6 +78,7 @@ class Metrics:
 
         A collective call: the wait for data is the mean over ranks.
         """
+        self._newest = record
         elapsed = time.monotonic() - self._since
         # Each rank's share of its own time: ranks do not begin at the same moment.
         (shares,) = all_sum([self._waited / elapsed], self._place.device)
@@ -93,6 +95,10 @@ class Metrics:
                 }
             )
         self._restart()
+
+    def words(self) -> str:
+        """Return the newest loss in words, for lines of progress; '' before the first."""
+        return f"loss {self._newest['loss']:.4g}" if "loss" in self._newest else ""
 
     def _warn_of_waiting(self, share: float) -> None:
         """Say once that the ranks starve, when so many lines in a row are about it."""

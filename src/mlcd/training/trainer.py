@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gc
 import math
+import platform
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -24,6 +26,7 @@ from mlcd.training.collectives import all_sum
 from mlcd.training.metrics import Metrics, Record
 from mlcd.utils.errors import UserError
 from mlcd.utils.logging import LOGGER, progress
+from mlcd.utils.units import duration
 
 Arguments = TypeVar("Arguments", bound=RankArguments)
 Batch = TypeVar("Batch")
@@ -153,6 +156,9 @@ class Trainer(Generic[Arguments]):
         arguments, place = self._arguments, self._place
         found = agreed_checkpoint(arguments, place)
         start = found.step if found else 0
+        # The first words of a rank: what follows reads centers, images and weights for minutes.
+        LOGGER.info("rank 0 of %d has started on %s; building the model", place.world_size,
+                    platform.node())  # fmt: skip
         task = self._build(arguments, place, found)
         if found:
             LOGGER.info("resuming from step %d of %d", start, task.total)
@@ -199,7 +205,10 @@ class Trainer(Generic[Arguments]):
         arguments, place = self._arguments, self._place
         end = task.steps.stop
         batches = metrics.timed(task.batches(start, end))
-        for step in progress(range(start, end), initial=start, label=arguments.stage, unit="step"):
+        began = time.monotonic()
+        for step in progress(
+            range(start, end), initial=start, label=arguments.stage, unit="step", said=metrics.words
+        ):
             finished = step + 1
             logged = finished % arguments.section.log_every == 0 or finished == end
             try:
@@ -212,6 +221,8 @@ class Trainer(Generic[Arguments]):
             except torch.OutOfMemoryError as error:
                 raise UserError(_memory_full(arguments, finished, error, task.smaller())) from None
             metrics.count_step()
+            if step == start:
+                LOGGER.info("first step after %s", duration(time.monotonic() - began))
             if logged:
                 metrics.write(step, record)
             stop = _stop_requested(place)

@@ -1,14 +1,15 @@
 """The look of all charts: one palette, one type size, equal bytes for equal input.
 
-Colors are Okabe and Ito's, told apart by color-blind readers (Color Universal Design, 2008).
+A chart that is shown in a page (:func:`inline`) takes the page's colors, light or dark, and tells
+the values noted by :func:`note` to who points at them or comes by the Tab key.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,16 +18,18 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from mlcd.utils import inline_svg, palette
 from mlcd.utils.ownership import CHART_MARK
+from mlcd.utils.palette import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-SKY, PURPLE, YELLOW, GRAY = "#56B4E9", "#CC79A7", "#F0E442", "#8A8F98"
-INK, MUTED, GRID = "#1F2933", "#5B6570", "#E3E7EB"
+BLUE, ORANGE, GREEN, RED = (COLORS[name].light for name in ("blue", "orange", "green", "red"))
+SKY, PURPLE, OLIVE, GRAY = (COLORS[name].light for name in ("sky", "purple", "olive", "gray"))
+INK, MUTED, GRID, LINE = (COLORS[name].light for name in ("ink", "muted", "grid", "line"))
 #: Of evaluate.models; any other is green.
-MODELS = {"pixels": "#C3C9D0", "random": GRAY, "trained": BLUE, "frozen": ORANGE}
+MODELS = {model: COLORS[name].light for model, name in palette.MODELS.items()}
 
 _RC: dict[RcKeyType, object] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
@@ -36,7 +39,7 @@ _RC: dict[RcKeyType, object] = {
     "text.parse_math": False,
     "axes.labelcolor": MUTED,
     "axes.labelsize": 9.5,
-    "axes.edgecolor": "#B8C0C8",
+    "axes.edgecolor": LINE,
     "axes.linewidth": 0.8,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
@@ -73,9 +76,46 @@ def style() -> Iterator[None]:
         yield
 
 
-def figure(width: float = 9.4, height: float = 3.6) -> Figure:
+class Chart(Figure):
+    """A figure whose marks can tell their values: see :func:`note`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.notes: list[inline_svg.Note] = []
+
+
+def figure(width: float = 9.4, height: float = 3.6) -> Chart:
     """Return an empty figure of `width` × `height` inches that fits a report's page."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Chart(figsize=(width, height), layout="constrained")
+
+
+def note(
+    axes: Axes,
+    across: tuple[float, float] | None,
+    down: tuple[float, float] | None,
+    words: Sequence[str] | str,
+    *,
+    guide: bool = False,
+) -> None:
+    """Tell `words` (lines) where the reader points at a part of `axes`, in a page alone.
+
+    `across` and `down` bound it in the data's units; None reaches from end to end. `guide`: a line
+    through its middle is shown too, which leads from a point of a curve to the axis.
+    """
+    chart = axes.figure
+    if isinstance(chart, Chart):
+        lines = (words,) if isinstance(words, str) else tuple(words)
+        chart.notes.append(inline_svg.Note(axes, across, down, lines, guide))
+
+
+def note_bars(axes: Axes, bars: Iterable[Any], words: Iterable[Sequence[str] | str]) -> None:
+    """Note words for each of a container's bars."""
+    for bar, said in zip(bars, words, strict=True):
+        x, y = (
+            sorted((bar.get_x(), bar.get_x() + bar.get_width())),
+            sorted((bar.get_y(), bar.get_y() + bar.get_height())),
+        )
+        note(axes, (x[0], x[1]), (y[0], y[1]), said)
 
 
 def pad(chart: Figure, *, w_pad: float | None = None, h_pad: float | None = None) -> None:
@@ -92,6 +132,12 @@ def rendered(chart: Figure, kind: str) -> bytes:
     with style():
         chart.savefig(buffer, format=kind, dpi=144, metadata=silent[kind] | CHART_MARK[kind])
     return buffer.getvalue()
+
+
+def inline(chart: Figure, label: str) -> str:
+    """Return the chart as an <svg> element for a page with the variables of its style sheet."""
+    drawn = rendered(chart, "svg").decode()
+    return inline_svg.inline(drawn, chart, label, getattr(chart, "notes", ()))
 
 
 def legend_above(axes: Axes) -> None:

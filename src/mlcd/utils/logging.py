@@ -76,12 +76,13 @@ def progress(
     label: str,
     unit: str = "step",
     size: Callable[[Item], int] | None = None,
+    said: Callable[[], str] | None = None,
 ) -> Iterator[Item]:
     """Iterate with a bar on a terminal, or with a log line every 10 s elsewhere; rank 0 only.
 
     `initial`: how many units were done before, in a run that this one resumes; `total`, by default
     those and the number of `items`, counts them too. `size` says how many units an item is, one by
-    default; `unit` is the word for one.
+    default; `unit` is the word for one. `said` gives words of the moment, such as the loss.
     """
     if not is_main_rank():
         yield from items
@@ -93,6 +94,8 @@ def progress(
         with tqdm(total=total, initial=initial, desc=label, unit=unit) as bar:
             for item in items:
                 yield item
+                if said:
+                    bar.set_postfix_str(said(), refresh=False)
                 bar.update(size(item) if size else 1)
         return
     start = last = time.monotonic()
@@ -102,7 +105,9 @@ def progress(
         count += size(item) if size else 1
         now = time.monotonic()
         if now - last >= _TELL_EVERY:
-            LOGGER.info("%s", _line(label, unit, initial + count, total, count / (now - start)))
+            line = _line(label, unit, initial + count, total, count / (now - start))
+            words = said() if said else ""
+            LOGGER.info("%s", f"{line}, {words}" if words else line)
             last = now
 
 
@@ -116,4 +121,4 @@ def _line(label: str, unit: str, done: int, total: int | None, speed: float) -> 
 
 
 #: What :func:`progress` writes into a log: label, done, total, unit, speed in units per second.
-PROGRESS = re.compile(r"(.+): (\d+)(?: of (\d+))? (.+)s, ([\d.e+-]+) \4s/s(?:, .* left)?$")
+PROGRESS = re.compile(r"(.+): (\d+)(?: of (\d+))? (.+)s, ([\d.e+-]+) \4s/s(?:, .*)?$")

@@ -149,13 +149,19 @@ def test_a_gang_shows_its_ranks_and_its_failure(project, alive, capsys):
     files = try_folder(Path(record.folder), 0)
     files.mkdir(parents=True)
     for rank in range(2):
-        write_json(files / f"rank-{rank}.json", {"rank": rank})
+        write_json(files / f"rank-{rank}.json", {"rank": rank, "node": f"n\x1b{rank}"})
         write_json(files / f"rank-{rank}.usage.json", {})
     text = told(capsys)[1]
-    assert "gang of encoder.safetensors: local job 4711, unknown: 2 of 2 ranks started" in text
+    assert (
+        "gang of encoder.safetensors: local job 4711, running: on n?0, n?1, 2 of 2 ranks started"
+        in text
+    )
     assert "sign of life" in text
+    for path in files.glob("*.usage.json"):
+        os.utime(path, (time.time() - 600,) * 2)
+    assert "local job 4711, silent: " in told(capsys)[1]
     report_failure(files, {"rank": 1, "kind": "error", "message": "no room on the disk"})
-    assert "failed: 2 of 2 ranks started" in told(capsys)[1]
+    assert "failed: on n?0, n?1, 2 of 2 ranks started" in told(capsys)[1]
     assert "rank 1: no room on the disk" in told(capsys)[1]
 
 

@@ -31,3 +31,16 @@ def test_a_line_of_progress_is_read_back(tmp_path, monkeypatch):
         ("embed: photos", "64", None, "image"), ("embed: photos", "100", None, "image"),
     ]  # fmt: skip
     assert lines[0] == "embed: photos: 164 of 200 images, 3.2 images/s, 11 s left"
+
+
+def test_words_of_the_moment_follow_and_are_read_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.time, "monotonic", itertools.count(0, 20).__next__)
+    logging.setup_logging(tmp_path / "log", "train")
+    losses = iter(["", "loss 9.12"])
+    list(logging.progress(range(2), label="train", unit="step", said=lambda: next(losses)))
+    lines = [line.partition(" INFO ")[2] for line in (tmp_path / "log").read_text().splitlines()]
+    assert lines == [
+        "train: 1 of 2 steps, 0.05 steps/s, 20 s left",
+        "train: 2 of 2 steps, 0.05 steps/s, 0.0 s left, loss 9.12",
+    ]
+    assert all(logging.PROGRESS.match(line)[2] in "12" for line in lines)

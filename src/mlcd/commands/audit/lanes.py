@@ -15,8 +15,10 @@ from markupsafe import Markup
 STEP, HEAD, MIDDLE, EDGE = 16, 62, 30, 12
 #: Pixels from the top at which lines come to a row's dot, and leave it.
 IN, OUT = MIDDLE - 4, MIDDLE + 4
-#: Colors of lanes that are told apart by people who see few colors (Okabe and Ito).
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#3f8fc0", "#57606a")
+#: Colors of lanes, by their names in the style sheet: people who see few colors tell them apart.
+COLORS = tuple(
+    f"var(--{name})" for name in ("blue", "red", "green", "purple", "orange", "sky", "muted")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +81,8 @@ def head(lanes: Sequence[Lane], row: int) -> Markup:
             parts.append(_circle(x, at, 3, lane.color))
     if any(row in lane.ends for lane in lanes):
         tip = f"M{dot - 5} {IN}l-7 -4v8z"
-        parts.append(Markup('<path d="{}" fill="#1f2933"/>').format(tip))
-    parts.append(_circle(dot, MIDDLE, 6, "#fff", "#1f2933"))
+        parts.append(Markup('<path d="{}" style="fill: var(--ink)"/>').format(tip))
+    parts.append(_circle(dot, MIDDLE, 6, "var(--page)", "var(--ink)"))
     return Markup('<svg width="{0}" height="{1}" viewBox="0 0 {0} {1}" aria-hidden="true">{2}'
                   "</svg>").format(wide, HEAD, Markup().join(parts))  # fmt: skip
 
@@ -100,11 +102,11 @@ def _x(lane: Lane) -> int:
 
 
 def _line(x1: int, y1: int, x2: int, y2: int, color: str) -> Markup:
-    return Markup('<path d="M{} {}L{} {}" stroke="{}" stroke-width="2" fill="none"/>').format(
-        x1, y1, x2, y2, color
-    )
+    return Markup(
+        '<path d="M{} {}L{} {}" style="stroke: {}" stroke-width="2" fill="none"/>'
+    ).format(x1, y1, x2, y2, color)
 
 
 def _circle(x: int, y: int, radius: int, fill: str, stroke: str = "none") -> Markup:
-    text = '<circle cx="{}" cy="{}" r="{}" fill="{}" stroke="{}" stroke-width="2.5"/>'
+    text = '<circle cx="{}" cy="{}" r="{}" style="fill: {}; stroke: {}" stroke-width="2.5"/>'
     return Markup(text).format(x, y, radius, fill, stroke)

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 
 from mlcd import __version__
 from mlcd.commands.run.adopt_outputs import adopt
+from mlcd.commands.run.last_words import last_words
 from mlcd.config import check_shape
 from mlcd.launch.lease import Lease, describe, is_gone
 from mlcd.launch.snakemake import announced, locked
@@ -90,6 +91,9 @@ def run(arguments: argparse.Namespace, section: None) -> NoReturn:
             if done.returncode != 0:
                 raise UserError(f"snakemake --unlock failed: {done.stdout}{done.stderr}".strip())
         status = _supervised(snakemake)
+    if status == 0:
+        for line in last_words(folder):
+            LOGGER.info("%s", line)
     if status and disk.is_full(folder):
         # Snakemake's own records do not fit either, and it names no file.
         raise disk.full(folder.resolve())

@@ -17,12 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlcd.config import SECTIONS
 from mlcd.launch import gang_files
 from mlcd.launch.lease import describe, is_gone, is_process
 from mlcd.launch.snakemake import announced, locked
 from mlcd.slurm import client
-from mlcd.stages.report.runlog import Job, planned, read_logs
+from mlcd.stages.report.runlog import Job, planned, read_logs, stage_of
 from mlcd.utils.logging import PROGRESS
 
 #: What a stage leaves last, below the results: it tells that the stage was done by an earlier run.
@@ -41,6 +40,8 @@ _LAST = {
 }
 #: Bytes at the end of a log that are read.
 _TAIL = 1 << 16
+#: Seconds after a rank's last sign of life from which on a gang is not said to run.
+_SILENT = 120
 #: Files that are counted for the disk at most: a look must not take minutes.
 _FILES = 200_000
 
@@ -67,7 +68,10 @@ class Stage:
 
 @dataclasses.dataclass
 class Gang:
-    """A gang: its job, how many ranks have started and finished, seconds since a sign of life."""
+    """A gang: its job, how many ranks have started and finished, seconds since a sign of life.
+
+    `state` says why a job waits, where Slurm tells; `nodes` are those of its newest start.
+    """
 
     output: str
     launcher: str
@@ -78,6 +82,7 @@ class Gang:
     finished: int
     silence: float | None
     failure: str = ""
+    nodes: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -168,10 +173,10 @@ def _stages(
 ) -> list[Stage]:
     counts: Counter[str] = Counter()
     for rule, count in plan.items():
-        counts[_stage_of(rule)] += count
+        counts[stage_of(rule)] += count
     found = []
     for name, pattern in _LAST.items():
-        mine = [job for job in jobs if _stage_of(job.rule) == name]
+        mine = [job for job in jobs if stage_of(job.rule) == name]
         if counts[name] or mine:
             found.append(_of_run(name, counts[name], mine, alive=alive, project=project))
         elif any(results.glob(pattern)):
@@ -206,12 +211,6 @@ def _word(stage: Stage) -> str:
     if stage.failed:
         return "failed"
     return "done" if stage.jobs and stage.finished >= stage.jobs else "waiting"
-
-
-def _stage_of(rule: str) -> str:
-    # Rules of a workflow that imports ours carry its prefix.
-    words = rule.split("_")
-    return next((word for word in words if word in SECTIONS or word == "audit"), "")
 
 
 def _progress_of(log: Path) -> tuple[str, float | None]:
@@ -264,11 +263,23 @@ def _gangs(results: Path) -> Iterator[Gang]:
         state = "finished" if finished == record.ranks else "failed" if failure else "unknown"
         if record.launcher == "slurm" and record.job_id and state == "unknown":
             state = _asked(record.job_id)
+        latest = min((beat for beat in beats if beat is not None), default=None)
+        if state == "unknown" and latest is not None:
+            state = "running" if latest < _SILENT else "silent"
         yield Gang(
             path.parent.name.removesuffix(".gang"), record.launcher, record.job_id or "", state,
             record.ranks, sum((files / f"rank-{rank}.json").exists() for rank in ranks), finished,
-            min((beat for beat in beats if beat is not None), default=None), failure,
+            latest, failure, _nodes(files, record.ranks),
         )  # fmt: skip
+
+
+def _nodes(files: Path, ranks: int) -> list[str]:
+    """Return the names of the nodes that ranks of a start say they are on."""
+    found = set()
+    for rank in range(ranks):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found.add(plain(json.loads((files / f"rank-{rank}.json").read_text())["node"]))
+    return sorted(found)
 
 
 def _asked(job_id: str) -> str:

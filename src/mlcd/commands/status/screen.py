@@ -16,8 +16,8 @@ _WORDS = {
     "stopped": "not running, and not at its end; the same command continues",
     "empty": "no run has begun",
 }
-#: Failures that are told.
-_MOST = 5
+#: Failures, and nodes of a gang, that are told.
+_MOST, _NODES = 5, 4
 
 
 def screen(look: Look) -> str:
@@ -90,5 +90,8 @@ def _gang(gang: Gang) -> str:
         words.append(f"last sign of life {duration(gang.silence)} ago")
     if gang.failure:
         words.append(gang.failure)
+    if gang.nodes:
+        more = f" and {len(gang.nodes) - _NODES} more" if len(gang.nodes) > _NODES else ""
+        words.insert(0, f"on {', '.join(gang.nodes[:_NODES])}{more}")
     job = f"{gang.launcher} job {gang.job or '(not submitted yet)'}"
     return f"gang of {gang.output}: {job}, {gang.state}: {', '.join(words)}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlcd.config import Cell
+from mlcd.utils.glossary import metric as metric_words
 from mlcd.utils.ownership import MARKDOWN_MARK
 
 Rows = Sequence[dict[str, Any]]
@@ -53,7 +54,11 @@ def _fixed(rows: Rows) -> list[str]:
 
 def _cells(rows: Rows, metrics: Sequence[str]) -> list[str]:
     """Return one row per cell: each metric, and its difference from the reference."""
-    columns = [column for metric in metrics for column in (metric, f"{metric} − reference")]
+    columns = [
+        column
+        for metric in metrics
+        for column in (metric_words(metric), f"{metric_words(metric)} − reference")
+    ]
     lines = [f"| | seeds | {' | '.join(columns)} |", f"|---|---:|{'---:|' * len(columns)}"]
     for name in dict.fromkeys(row["name"] for row in rows):
         of = {row["metric"]: row for row in rows if row["name"] == name}

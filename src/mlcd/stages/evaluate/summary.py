@@ -15,6 +15,7 @@ from mlcd.config.registry import published_sets, registry, zero_shot_sets
 from mlcd.stages.evaluate.chosen import DIGITS
 from mlcd.stages.evaluate.grounds import regions_by_group, sentences
 from mlcd.stages.evaluate.measures import of_some, score_name, zero_shot_name
+from mlcd.utils import glossary
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import atomic_path, write_text
 from mlcd.utils.ownership import MARKDOWN_MARK, claim
@@ -27,26 +28,6 @@ COLUMNS = (
 CHANCE = "chance"
 #: Whose scores the paper's figures stand beside.
 JUDGED = "trained"
-_WORDS = {
-    "linear_probe": "linear probe",
-    "linear_probe_mean_per_class": "linear probe, mean per class",
-    "linear_probe_roc_auc": "linear probe, ROC-AUC",
-    "linear_probe_mean_top1_top5": "linear probe, mean of top 1 and 5",
-    "zero_shot": "zero-shot",
-    "zero_shot_mean_per_class": "zero-shot, mean per class",
-    "zero_shot_roc_auc": "zero-shot, ROC-AUC",
-    "zero_shot_mean_top1_top5": "zero-shot, mean of top 1 and 5",
-    "zero_shot_map": "zero-shot, mAP of tags",
-    "zero_shot_map_11_point": "zero-shot, 11-point mAP of tags",
-    "finetune": "fine-tuned",
-    "finetune_mean_per_class": "fine-tuned, mean per class",
-    "finetune_roc_auc": "fine-tuned, ROC-AUC",
-    "finetune_mean_top1_top5": "fine-tuned, mean of top 1 and 5",
-    "segmentation_miou": "mIoU of linear segmentation",
-    "token_cosine": "cosine of tokens",
-    "tags_map": "mAP of tags",
-    "tags_map_11_point": "11-point mAP of tags",
-}
 
 
 @dataclass(frozen=True)
@@ -190,26 +171,11 @@ def _means(rows: Sequence[Row]) -> list[Row]:
 
 
 def markdown(models: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
-    """Return a table per data set: models down, metrics across, and what the figures rest on."""
+    """Return a table per data set: metrics down, models across, and what the figures rest on."""
     lines = ["# Evaluation", ""]
     for dataset in dict.fromkeys(row.dataset for row in rows):
         here = [row for row in rows if row.dataset == dataset]
-        metrics = list(dict.fromkeys(row.metric for row in here))
-        values = {(row.model, row.metric): row.value for row in here}
-        best = {}
-        for metric in metrics:
-            choose = min if lower_is_better(metric) else max
-            best[metric] = choose(row.value for row in here if row.metric == metric)
-        lines += [f"## {dataset}", "", "| model | " + " | ".join(map(words, metrics)) + " |"]
-        lines.append("|---" + "|---:" * len(metrics) + "|")
-        for model in dict.fromkeys(row.model for row in here):
-            cells = [_cell(values.get((model, metric))) for metric in metrics]
-            cells = [
-                f"**{cell}**" if values.get((model, metric)) == best[metric] else cell
-                for cell, metric in zip(cells, metrics, strict=True)
-            ]
-            lines.append(f"| {model} | " + " | ".join(cells) + " |")
-        lines += _beside(here, metrics)
+        lines += [f"## {dataset}", "", *_scores(here)]
         grounds: dict[str, Any] = {}
         for about in models:
             grounds = {**about["datasets"].get(dataset, {}), **grounds}
@@ -217,11 +183,10 @@ def markdown(models: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
         lines += regions_by_group({about["model"]: about["datasets"].get(dataset, {})
                                    for about in models})  # fmt: skip
     lines += [
-        "k-NN, linear probe and fine-tuning: accuracy, unless another measure is named. R@k: "
-        "one of the k nearest test images is of the same class. Image to text, text to image: "
-        "one of the k nearest captions is the image's, one of the k nearest images the "
-        "caption's. chance: one answer for all images, the largest class of train; the share of "
-        "images with a tag; a class, or k images or captions, drawn. Bold: best of the column.",
+        "R@k: one of the k nearest test images is of the same class. Image to text, text to image: "
+        "one of the k nearest captions is the image's, one of the k nearest images the caption's. "
+        "chance: one answer for all images, the largest class of train; the share of images with a "
+        "tag; a class, or k images or captions, drawn. Bold: best of the row.",
         "",
         MARKDOWN_MARK,
         "",
@@ -229,39 +194,41 @@ def markdown(models: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _beside(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
-    """Return the lines of the paper's figures and of ours less theirs, if there are any."""
-    found = {row.metric: row for row in rows if row.published is not None}
-    if not found:
-        return []
-    theirs = [_cell(found[m].published) if m in found else "" for m in metrics]
-    gains = [f"{found[m].difference:+.{DIGITS}f}" if m in found else "" for m in metrics]
-    sources = "; ".join(dict.fromkeys(row.source for row in found.values()))
-    return [
-        "| published | " + " | ".join(theirs) + " |",
-        f"| {JUDGED} − published | " + " | ".join(gains) + " |",
-        "",
-        f"published: {sources}.",
+def _scores(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of one data set's table, whose columns are even in a terminal too."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    values = {(row.model, row.metric): row.value for row in rows}
+    theirs = {row.metric: row for row in rows if row.published is not None}
+    head = ["metric", *map(glossary.model, models)]
+    head += ["published", f"{JUDGED} − published"] if theirs else []
+    lines = [head]
+    for metric in dict.fromkeys(row.metric for row in rows):
+        choose = min if lower_is_better(metric) else max
+        best = choose(row.value for row in rows if row.metric == metric)
+        cells = [_cell(values.get((model, metric))) for model in models]
+        line = [glossary.metric(metric)] + [
+            f"**{cell}**" if values.get((model, metric)) == best else cell
+            for model, cell in zip(models, cells, strict=True)
+        ]
+        if theirs:
+            row = theirs.get(metric)
+            line.append(_cell(row.published) if row else "")
+            line.append(f"{row.difference:+.{DIGITS}f}" if row else "")
+        lines.append(line)
+    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
+    found = [
+        f"| {line[0]:<{widths[0]}} | "
+        + " | ".join(f"{cell:>{wide}}" for cell, wide in zip(line[1:], widths[1:], strict=True))
+        + " |"
+        for line in lines
     ]
+    rules = [f"|{'-' * (widths[0] + 2)}|" + "|".join("-" * (w + 1) + ":" for w in widths[1:]) + "|"]
+    sources = "; ".join(dict.fromkeys(row.source for row in theirs.values()))
+    return [found[0], *rules, *found[1:], *(["", f"published: {sources}."] if theirs else [])]
 
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.{DIGITS}f}"
-
-
-def words(metric: str) -> str:
-    """Return a metric's name for people."""
-    if metric.startswith("knn_"):
-        return f"k-NN, k = {metric.removeprefix('knn_')}"
-    if metric.startswith(("region_", "pointing_")):
-        task, *rest = metric.split("_")
-        return f"{task}s, {' of '.join(rest)}" if task == "region" else f"pointing at its {rest[0]}"
-    if metric.startswith("retrieval_r"):
-        return f"R@{metric.removeprefix('retrieval_r')}"
-    if metric.startswith(("image_to_text_r", "text_to_image_r")):
-        way, k = metric.rsplit("_r", 1)
-        return f"{way.replace('_', ' ')} R@{k}"
-    return _WORDS.get(metric, metric)
 
 
 def draw(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
@@ -291,7 +258,7 @@ def _panel(axes: Any, rows: Sequence[Row], dataset: str) -> None:
         places = [place - 0.4 + (index + 0.5) * width for place in own]
         heights = [values[model, metrics[place]] for place in own]
         color = charts.MODELS.get(model, charts.GREEN)
-        bars = axes.bar(places, heights, 0.92 * width, color=color, label=model)
+        bars = axes.bar(places, heights, 0.92 * width, color=color, label=glossary.model(model))
         axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=8)
     for place, metric in enumerate(metrics):
         if (CHANCE, metric) not in values:
@@ -304,9 +271,8 @@ def _panel(axes: Any, rows: Sequence[Row], dataset: str) -> None:
             linestyles="dotted",
             label=CHANCE if place == 0 else None,
         )
-    axes.set_xticks(
-        range(len(metrics)), [words(metric).replace(" R@", "\nR@") for metric in metrics]
-    )
+    names = [glossary.metric(metric).replace(", ", ",\n") for metric in metrics]
+    axes.set_xticks(range(len(metrics)), [name.replace(" R@", "\nR@") for name in names])
     axes.set_ylim(0, min(1.0, 1.25 * max(values.values())) or 1.0)
     axes.set_title(dataset)
     charts.grid_only(axes, "y")

@@ -15,6 +15,20 @@ from mlcd.utils.errors import UserError
 
 #: Part → what it shows and the options it reads. The module of the same name draws it.
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "overview": (
+        "the run in a minute: the pipeline, scores, some clusters",
+        (
+            "images",
+            "embeddings",
+            "labels",
+            "centroids",
+            "summary",
+            "metrics",
+            "scores",
+            "resolved",
+            "jobs",
+        ),
+    ),
     "download": ("what arrived and why the rest did not", ("images",)),
     "cluster": ("objective and sizes of the k-means clusters", ("centroids",)),
     "label": ("how labels are used and how near they are", ("summary",)),
@@ -36,6 +50,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 #: Part → options that it does without where nothing, or all, is people's own.
 OPTIONAL = {
+    "overview": ("embeddings", "centroids", "scores", "jobs"),
     "montage": ("embeddings", "centroids"),
     "examples": ("embeddings",),
     "provenance": ("own",),
@@ -58,24 +73,34 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--images",
         nargs="+",
         metavar="MANIFEST",
-        help="images/*/manifest.json [download, montage, examples]",
+        help="images/*/manifest.json [overview, download, montage, examples]",
     )
     parser.add_argument(
-        "--embeddings", nargs="+", metavar="H5", help="embeddings/*.h5 [montage, examples]"
+        "--embeddings",
+        nargs="+",
+        metavar="H5",
+        help="embeddings/*.h5 [overview, montage, examples]",
     )
-    parser.add_argument("--labels", nargs="+", metavar="H5", help="labels/*.h5 [montage, examples]")
     parser.add_argument(
-        "--centroids", metavar="H5", help="clusters/centroids.h5 [cluster, montage]"
+        "--labels", nargs="+", metavar="H5", help="labels/*.h5 [overview, montage, examples]"
     )
-    parser.add_argument("--summary", metavar="JSON", help="labels/summary.json [label]")
     parser.add_argument(
-        "--metrics", metavar="JSONL", help="train/metrics.jsonl, text/metrics.jsonl [train, text]"
+        "--centroids", metavar="H5", help="clusters/centroids.h5 [overview, cluster, montage]"
     )
-    parser.add_argument("--scores", metavar="CSV", help="evaluate/summary.csv [results]")
+    parser.add_argument("--summary", metavar="JSON", help="labels/summary.json [overview, label]")
+    parser.add_argument(
+        "--metrics",
+        metavar="JSONL",
+        help="train/metrics.jsonl, text/metrics.jsonl [overview, train, text]",
+    )
+    parser.add_argument("--scores", metavar="CSV", help="evaluate/summary.csv [overview, results]")
     parser.add_argument("--ablation", metavar="CSV", help="ablate/table.csv [ablate]")
     parser.add_argument("--orders", metavar="CSV", help="ablate/orders.csv [ablate]")
     parser.add_argument(
         "--folder", metavar="RESULTS", help="the folder that the run wrote to [efficiency]"
+    )
+    parser.add_argument(
+        "--jobs", metavar="CSV", help="efficiency.csv, what the jobs took [overview]"
     )
     parser.add_argument(
         "--snakemake",
@@ -84,7 +109,9 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         help="where Snakemake keeps its logs [.snakemake; efficiency]",
     )
     parser.add_argument(
-        "--resolved", metavar="FILE", help="the resolved config, YAML or JSON [provenance]"
+        "--resolved",
+        metavar="FILE",
+        help="the resolved config, YAML or JSON [overview, provenance]",
     )
     parser.add_argument(
         "--files", nargs="+", metavar="FILE", help="main outputs to be hashed [provenance]"

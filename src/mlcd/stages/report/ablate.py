@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -15,6 +16,8 @@ from mlcd.config.evaluate import lower_is_better
 from mlcd.stages.report.page import Drawing, sections, table
 from mlcd.utils import charts
 from mlcd.utils.errors import UserError
+from mlcd.utils.glossary import metric as metric_words
+from mlcd.utils.glossary import model as model_words
 from mlcd.utils.records import read_csv
 
 _TABLE = [
@@ -26,7 +29,6 @@ _ORDERS = [
     "paper_first", "paper_second",
 ]  # fmt: skip
 _COLORS = {"mlcd": charts.BLUE, "mlc": charts.GREEN, "single": charts.ORANGE}
-_BASELINES = {"pixels": "raw pixels", "random": "random weights", "frozen": "frozen encoder"}
 _VERDICTS = {"above": "first is better", "below": "second is better", "open": "open"}
 
 
@@ -91,7 +93,7 @@ def _label(row: pd.Series, several_k: bool) -> str:
     """Return what people read: the cell's values, or the baseline's name."""
     if not row["loss"]:
         name: str = row["name"]
-        return _BASELINES.get(name, name)
+        return model_words(name)
     label = f"{row['loss']}, l = {row['l']:.0f}, r = {row['r']:g}"
     return f"{label}, K = {row['K']:.0f}" if several_k else label
 
@@ -115,7 +117,7 @@ def _cells(frame: pd.DataFrame) -> Markup:
             if of.loc[metric, "loss"] and of.loc[metric, "mean"] == top[metric]:
                 best.append((len(rows), len(row) - 1))
         rows.append(row)
-    columns = ["", "seeds", *metrics]
+    columns = ["", "seeds", *map(metric_words, metrics)]
     return table(columns, rows, numbers=tuple(range(1, len(columns))), best=tuple(best))
 
 
@@ -137,7 +139,9 @@ def _pairs(frame: pd.DataFrame) -> Markup:
             else:
                 row.append("–")
         rows.append(row)
-    return table(["first − second", "seeds", "paper", *metrics], rows, numbers=(1, 2))
+    return table(
+        ["first − second", "seeds", "paper", *map(metric_words, metrics)], rows, numbers=(1, 2)
+    )
 
 
 def _chart(frame: pd.DataFrame) -> Figure:
@@ -156,7 +160,8 @@ def _chart(frame: pd.DataFrame) -> Figure:
     for axes, (dataset, metric) in zip(grid, panels, strict=False):
         here = frame[(frame["dataset"] == dataset) & (frame["metric"] == metric)]
         _panel(axes, here.set_index("name", drop=False), names)
-        axes.set_title(f"{dataset}: {metric}" if several else metric)
+        name = metric_words(metric)
+        axes.set_title(textwrap.fill(f"{dataset}: {name}" if several else name, 96 // across))
         axes.set_yticks(range(len(names)), labels)
         axes.set_ylim(len(names) - 0.5, -0.5)
     for axes in grid[len(panels) :]:
@@ -173,6 +178,8 @@ def _panel(axes: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
             continue
         row = rows.loc[name]
         half = 0.0 if math.isnan(row["half_width"]) else row["half_width"]
+        said = f"{_label(row, False)}: {_pm(row['mean'], half)} over {row['seeds']:.0f} seeds"
+        charts.note(axes, None, (place - 0.4, place + 0.4), said)
         axes.errorbar(
             row["mean"], place, xerr=half, fmt="o", markersize=5, capsize=3,
             color=_COLORS.get(row["loss"], charts.RED),
@@ -182,7 +189,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
     ):
         axes.axvline(
             row["mean"], color=charts.MUTED, linewidth=1.2, dashes=dashes,
-            label=_BASELINES.get(name, name),
+            label=model_words(name),
         )  # fmt: skip
     axes.locator_params(axis="x", nbins=5)
     charts.grid_only(axes, "x")

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,17 @@ def _names(text: str) -> str:
     return "" if text in ("None assigned", "(null)", "Unknown") else text
 
 
+def split_nodes(nodes: str) -> Iterator[str]:
+    """Iterate over the names of a list as Slurm writes it: a,b or n[1-3,07]."""
+    for stem, ranges, end in re.findall(r"([^,\[]+)(?:\[([^\]]*)\])?([^,\[]*)", nodes):
+        if not ranges:
+            yield stem + end
+        for part in ranges.split(",") if ranges else ():
+            first, _, last = part.partition("-")
+            for number in range(int(first), int(last or first) + 1):
+                yield f"{stem}{number:0{len(first)}}{end}"
+
+
 def _times(job: Job, submitted: str | None, started: str | None, ended: str | None) -> None:
     job.submitted = _instant(submitted) or job.submitted
     job.started = _instant(started) or job.started
@@ -112,6 +123,7 @@ def _gang(line: dict[str, Any]) -> Job:
         line["stage"], wildcards=f"{_counted(len(last), 'rank')} on {_counted(len(nodes), 'node')}"
     )
     job.nodes = ",".join(nodes)
+    job.tries = max(1, int(line.get("tries") or 1))
     job.slurm_id = str(line["job_id"]) if line["launcher"] == "slurm" else ""
     job.state = "done" if line["state"] == "COMPLETED" else "failed"
     job.threads = int(line["asked"].get("cpus") or 0) or len(last)

@@ -46,7 +46,7 @@ def draw(section: Report, centroids: str) -> Drawing:
         ("empty clusters repaired", f"{int(repaired.sum()):,}"),
         ("empty clusters left", f"{int((sizes == 0).sum()):,}"),
         ("images per cluster, mean", f"{images / k:,.1f}"),
-        ("share of images in the largest 1 % of clusters", f"{_largest_share(sizes):.1%}"),
+        ("share of images in the largest 1% of clusters", f"{_largest_share(sizes):.1%}"),
     ]
     warnings = []
     if (empty := int((sizes == 0).sum())) > 0.01 * k:
@@ -87,6 +87,10 @@ def _objective(axes: Axes, objective: np.ndarray, repaired: np.ndarray) -> None:
     steps = np.arange(1, len(objective) + 1)
     mark = "o" if len(steps) <= 60 else ""
     axes.plot(steps, objective, color=charts.BLUE, marker=mark, markersize=3.5)
+    for step, value, empty in zip(steps, objective, repaired, strict=True):
+        said = [f"iteration {step}", f"objective {value:.6f}"]
+        said += [f"{empty:,} empty clusters repaired"] if empty else []
+        charts.note(axes, (step - 0.5, step + 0.5), None, said, guide=True)
     hit = np.flatnonzero(repaired)
     if len(hit):
         axes.plot(
@@ -119,6 +123,10 @@ def size_histogram(axes: Axes, counts: np.ndarray, *, title: str, xlabel: str, y
     bounds = edges - 0.5
     axes.bar(bounds[:-1], heights, width=np.diff(bounds), align="edge", color=charts.BLUE,
              edgecolor="white", linewidth=0.6)  # fmt: skip
+    for first, last, height in zip(edges[:-1], edges[1:] - 1, heights, strict=True):
+        span = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        said = [f"{span} {xlabel}", f"{height:,} {ylabel}"]
+        charts.note(axes, (first - 0.5, last + 0.5), None, said)
     axes.margins(y=0.12)
     charts.plain_log(axes, "x")
     median = float(np.median(counts)) if len(counts) else 0.0

@@ -11,13 +11,16 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mlcd.stages.report.page import sections, table
+from mlcd.stages.report.page import render, sections, table
 from mlcd.utils import charts
 from mlcd.utils.errors import UserError
 from mlcd.utils.records import parse_line
 
 #: Longer runs are drawn as means of this many spans: more than a screen has points.
 _POINTS = 400
+
+#: Places of a panel where values are told, and rows of the table of values.
+_NOTES, _ROWS = 60, 20
 
 #: A panel: its title, the axis, and its series (field, label, color); drawn if any has values.
 Panel = tuple[str, str, Sequence[tuple[str, str, str]]]
@@ -84,8 +87,11 @@ def _loss(values: dict[str, np.ndarray]) -> np.ndarray:
 def loss_title(values: dict[str, np.ndarray]) -> str:
     """Say how far the loss came."""
     first, last = ends(_loss(values))
-    change = "fell" if last < first else "rose"
-    return f"Loss {change} from {first:.3f} to {last:.3f} in {int(values['step'][-1]):,} steps"
+    count = int(values["step"][-1])
+    steps = f"{count:,} step{'s' * (count != 1)}"
+    if f"{first:.3f}" == f"{last:.3f}":
+        return f"Loss stayed at {last:.3f} in {steps}"
+    return f"Loss {'fell' if last < first else 'rose'} from {first:.3f} to {last:.3f} in {steps}"
 
 
 def pace(values: dict[str, np.ndarray], field: str, unit: str) -> list[str]:
@@ -111,7 +117,28 @@ def first_and_last(values: dict[str, np.ndarray], panels: Sequence[Panel]) -> Ma
         if field in values
     ]
     shown = table(["series", "first", "last"], rows, numbers=(1, 2))
-    return sections(("First and last values", shown))
+    return sections(("First and last values", shown)) + _values(values, panels)
+
+
+def _values(values: dict[str, np.ndarray], panels: Sequence[Panel]) -> Markup:
+    """Return the curves as a table that opens, of steps evenly spread from the first to the last.
+
+    It is the curves' numbers for those who come by keyboard, hear the page, or print it.
+    """
+    fields = [
+        (f"{title}: {label}" if label else title, values[field])
+        for title, _, series in panels
+        for field, label, _ in series
+        if np.isfinite(values.get(field, np.nan)).any()
+    ]
+    steps = values["step"]
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _ROWS)).round().astype(int))
+    rows = [
+        [charts.thousands(steps[place]), *(_number(float(of[place])) for _, of in fields)]
+        for place in shown
+    ]
+    columns = ["step", *(name for name, _ in fields)]
+    return render("values.html", values=table(columns, rows, numbers=range(len(columns))))
 
 
 def draw(values: dict[str, np.ndarray], panels: Sequence[Panel]) -> Figure:
@@ -128,6 +155,7 @@ def draw(values: dict[str, np.ndarray], panels: Sequence[Panel]) -> Figure:
     for axes, (title, unit, series) in zip(grid, panels, strict=False):
         for field, label, color in series:
             _line(axes, values["step"], values[field], label, color)
+        _notes(axes, values, title, series)
         axes.set_title(title)
         axes.set_ylabel(unit)
         axes.tick_params(labelbottom=True)
@@ -139,7 +167,7 @@ def draw(values: dict[str, np.ndarray], panels: Sequence[Panel]) -> Figure:
         elif unit == "rate":
             axes.locator_params(axis="y", nbins=5)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")
-        elif "a second" in unit:
+        elif "per second" in unit:
             axes.set_ylim(0, None)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.15g}")
         if any(label for _, label, _ in series):
@@ -167,3 +195,22 @@ def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, color: 
         axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
     mark = "o" if len(values) == 1 else ""
     axes.plot(steps, values, color=color, label=label, marker=mark)
+
+
+def _notes(
+    axes: Axes, values: dict[str, np.ndarray], title: str, series: Sequence[tuple[str, str, str]]
+) -> None:
+    """Tell step and values along the curves, at evenly spread steps."""
+    steps = values["step"]
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _NOTES)).round().astype(int))
+    centers = steps[shown]
+    bounds = np.concatenate([centers[:1], (centers[1:] + centers[:-1]) / 2, centers[-1:]])
+    for place, left, right in zip(shown, bounds[:-1], bounds[1:], strict=True):
+        said = [
+            f"{label or title}: {_number(float(values[field][place]))}"
+            for field, label, _ in series
+            if math.isfinite(values[field][place])
+        ]
+        if said:
+            words = [f"step {charts.thousands(steps[place])}", *said]
+            charts.note(axes, (float(left), float(right)), None, words, guide=True)

@@ -107,7 +107,7 @@ def _chart(chunks: list[dict[str, Any]], reasons: list[str]) -> Figure:
     """Stack the rows of each chunk by outcome."""
     shown = reasons[:_REASONS]
     series = [("success", charts.BLUE, ["success"])]
-    colors = (charts.RED, charts.ORANGE, charts.PURPLE, charts.SKY, charts.YELLOW, charts.GREEN)
+    colors = (charts.RED, charts.ORANGE, charts.PURPLE, charts.SKY, charts.OLIVE, charts.GREEN)
     series += [(r, color, [r]) for r, color in zip(shown, colors, strict=False)]
     if reasons[_REASONS:]:
         series.append(("other reasons", charts.GRAY, reasons[_REASONS:]))
@@ -122,7 +122,12 @@ def _chart(chunks: list[dict[str, Any]], reasons: list[str]) -> Figure:
     base = np.zeros(len(chunks))
     for (label, color, _), values in zip(series, counts, strict=True):
         if named:
-            axes.barh(places, values, left=base, height=0.7, color=color, label=label)
+            bars = axes.barh(places, values, left=base, height=0.7, color=color, label=label)
+            words = [
+                (chunk["chunk"], f"{label}: {value:,.0f} of {chunk['rows']:,} rows")
+                for chunk, value in zip(chunks, values, strict=True)
+            ]
+            charts.note_bars(axes, bars, words)
         else:
             axes.bar(places, values, bottom=base, width=1.0, color=color, label=label)
         base += values

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from mlcd.config import Report
-from mlcd.stages.report.accounts import ask_slurm, gang_jobs
-from mlcd.stages.report.page import Drawing, table
+from mlcd.stages.report.accounts import ask_slurm, gang_jobs, split_nodes
+from mlcd.stages.report.page import Drawing, sections, table
 from mlcd.stages.report.runlog import Job, read_logs
 from mlcd.utils import charts
 from mlcd.utils.units import decimal_size, duration
 
 #: Columns of the CSV, one row per job: attributes of :class:`Job`.
 COLUMNS = ("rule", "wildcards", "slurm_id", "state", "queue", "run", "cpu", "threads", "memory",
-           "memory_asked", "gpus", "gpu_busy", "nodes")  # fmt: skip
+           "memory_asked", "gpus", "gpu_busy", "nodes", "tries", "started", "ended")  # fmt: skip
+#: Nodes that are listed at most.
+_NODES = 40
+#: Rules with less than this share of all core time are drawn as one bar.
+_SMALL = 0.01
 
 
 def draw(section: Report, folder: str, snakemake: str) -> Drawing:
@@ -41,29 +45,69 @@ def draw(section: Report, folder: str, snakemake: str) -> Drawing:
         about = "Snakemake's logs (.snakemake/log) are gone, or the run was made elsewhere."
         return Drawing("No job of this run is known here", about, rows=_csv(jobs))
     rules = sorted({job.rule for job in jobs}, key=lambda rule: -_hours(_of(jobs, rule))[1])
-    title = f"{len(jobs):,} jobs held cores for {_core_hours(_hours(jobs)[1])}"
+    title = f"{_counted(jobs)} held cores for {_core_hours(_hours(jobs)[1])}"
     if known := _measured(jobs):
         title += f", and worked {_share(*_hours(known))} of it"
     gpu_hours = sum(job.gpus * (job.run or 0.0) for job in jobs) / 3600
-    lead = f"{sum(job.state == 'failed' for job in jobs)} attempts failed. "
+    lead = f"{sum(job.state == 'failed' for job in jobs) or 'No'} tries failed. "
     if gpu_hours:
         lead += f"GPUs were held for {gpu_hours:,.1f} hours. "
     if any(job.slurm_id for job in jobs):
         told = {"sacct": "Slurm's accounts (sacct)", "scontrol": "Slurm's controller (scontrol)"}
         lead += f"Queue and run times from {told.get(source, 'the logs of the jobs')}. "
     lead += (
-        "Cores: seconds at work of the seconds held. Memory: the largest job of what it asked "
-        "for; a rule far below could ask for less. – stands where nothing was measured."
+        "Cores: time at work of the time held. Memory: the largest job, and its share of what it "
+        "asked for; a rule far below could ask for less. – stands where nothing was measured."
     )
     body = table(
-        ["rule", "jobs", "failed", "nodes", "queue, median", "longest", "run, median", "longest",
-         "core hours", "cores at work", "memory", "of asked", "GPUs at work"],
+        ["rule", "jobs", "tries", "failed", "nodes", "queue, median (longest)",
+         "run, median (longest)", "core time", "cores at work", "memory", "of asked",
+         "GPUs at work"],
         [_row(rule, _of(jobs, rule)) for rule in rules],
-        numbers=tuple(range(1, 13)),
+        numbers=tuple(range(1, 12)),
     )  # fmt: skip
+    if nodes := _by_node(jobs):
+        body = sections(("By rule", body), ("By node", nodes))
     with charts.style():
         chart = _chart([(rule, *_hours(_of(jobs, rule))) for rule in rules])
     return Drawing(title, lead, body, chart, rows=_csv(jobs))
+
+
+def _jobs_and_tries(jobs: Sequence[Job]) -> tuple[int, int]:
+    """Return how many jobs there were, and how many starts of them."""
+    different = {(job.rule, job.outputs or job.wildcards) for job in jobs}
+    return len(different), sum(job.tries for job in jobs)
+
+
+def _counted(jobs: Sequence[Job]) -> str:
+    count, tries = _jobs_and_tries(jobs)
+    said = f"{count:,} job{'s' * (count != 1)}"
+    return said if tries == count else f"{said} in {tries:,} tries"
+
+
+def _by_node(jobs: Sequence[Job]) -> Markup | None:
+    """Return a table of the nodes, busiest first; of a job on several each has its equal part."""
+    found: dict[str, list[tuple[Job, float]]] = {}
+    for job in jobs:
+        names = list(split_nodes(job.nodes))
+        for name in names:
+            found.setdefault(name, []).append((job, 1 / len(names)))
+    if not found:
+        return None
+    rows = []
+    for name, parts in found.items():
+        held = sum(part * _hours([job])[1] for job, part in parts)
+        failed = sum(job.state == "failed" for job, _ in parts)
+        rules = sorted({job.rule for job, _ in parts if not job.rule.startswith("report")})
+        rows.append((held, name, [name, f"{len(parts):,}", f"{failed:,}", _time(held),
+                                  ", ".join(rules) or "report"]))  # fmt: skip
+    rows.sort(key=lambda row: (-row[0], row[1]))
+    columns = ["node", "tries", "failed", "core time", "rules"]
+    return table(columns, [row for *_, row in rows[:_NODES]], numbers=(1, 2, 3))
+
+
+def _time(hours: float) -> str:
+    return duration(3600 * hours)
 
 
 def _of(jobs: Iterable[Job], rule: str) -> list[Job]:
@@ -90,16 +134,16 @@ def _row(rule: str, jobs: list[Job]) -> list[str]:
     sized = [job for job in jobs if job.memory]
     largest = max(sized, key=lambda job: job.memory or 0.0) if sized else None
     busy = [job.gpu_busy for job in jobs if job.gpu_busy is not None]
+    count, tries = _jobs_and_tries(jobs)
     return [
         rule,
-        f"{len(jobs):,}",
+        f"{count:,}",
+        f"{tries:,}",
         f"{sum(job.state == 'failed' for job in jobs):,}",
         _nodes(jobs),
-        duration(statistics.median(queues)) if queues else "–",
-        duration(max(queues)) if queues else "–",
-        duration(statistics.median(runs)) if runs else "–",
-        duration(max(runs)) if runs else "–",
-        f"{_hours(jobs)[1]:,.2f}",
+        _spread(queues),
+        _spread(runs),
+        _time(_hours(jobs)[1]),
         _share(*_hours(known)) if known else "–",
         decimal_size((largest.memory or 0.0) * 1e6) if largest else "–",
         _share(largest.memory or 0.0, largest.memory_asked or 0.0) if largest else "–",
@@ -107,21 +151,18 @@ def _row(rule: str, jobs: list[Job]) -> list[str]:
     ]
 
 
+def _spread(seconds: Sequence[float]) -> str:
+    """Return median and greatest; one of them where they are equal in words."""
+    if not seconds:
+        return "–"
+    middle, most = duration(statistics.median(seconds)), duration(max(seconds))
+    return middle if middle == most else f"{middle} ({most})"
+
+
 def _nodes(jobs: Iterable[Job]) -> str:
     """Return on how many nodes jobs of a rule were, all together."""
-    known = {name for job in jobs for name in _split(job.nodes)}
+    known = {name for job in jobs for name in split_nodes(job.nodes)}
     return f"{len(known):,}" if known else "–"
-
-
-def _split(nodes: str) -> Iterator[str]:
-    """Iterate over the names of a list as Slurm writes it: a,b or n[1-3,07]."""
-    for stem, ranges, end in re.findall(r"([^,\[]+)(?:\[([^\]]*)\])?([^,\[]*)", nodes):
-        if not ranges:
-            yield stem + end
-        for part in ranges.split(",") if ranges else ():
-            first, _, last = part.partition("-")
-            for number in range(int(first), int(last or first) + 1):
-                yield f"{stem}{number:0{len(first)}}{end}"
 
 
 def _share(part: float, whole: float) -> str:
@@ -133,16 +174,26 @@ def _core_hours(hours: float) -> str:
 
 
 def _chart(rules: Sequence[tuple[str, float, float]]) -> Figure:
-    """Draw core minutes held and at work by rule."""
-    chart = charts.figure(height=0.9 + 0.3 * len(rules))
+    """Draw core time held and at work by rule; rules that took little are one bar."""
+    total = sum(held for *_, held in rules)
+    shown = [rule for rule in rules if rule[2] >= _SMALL * total]
+    if small := [rule for rule in rules if rule[2] < _SMALL * total]:
+        shown.append((
+            f"{len(small)} smaller rules",
+            sum(used for _, used, _ in small), sum(held for *_, held in small),
+        ))  # fmt: skip
+    unit, scale = ("hours", 1) if total >= 10 else ("minutes", 60)
+    chart = charts.figure(height=1.1 + 0.32 * len(shown))
     axes = chart.subplots()
-    places = range(len(rules))
-    axes.barh(places, [60 * held for *_, held in rules], color=charts.GRID, label="held")
-    axes.barh(places, [60 * used for _, used, _ in rules], height=0.5, color=charts.BLUE,
+    places = range(len(shown))
+    wide = axes.barh(places, [scale * held for *_, held in shown], color=charts.GRAY, label="held")
+    axes.barh(places, [scale * used for _, used, _ in shown], height=0.5, color=charts.BLUE,
               label="at work")  # fmt: skip
-    axes.set_yticks(list(places), [rule for rule, *_ in rules])
+    words = [(rule, f"held {_time(held)}, at work {_time(used)}") for rule, used, held in shown]
+    charts.note_bars(axes, wide, words)
+    axes.set_yticks(list(places), [rule for rule, *_ in shown])
     axes.invert_yaxis()
-    axes.set_xlabel("core minutes")
+    axes.set_xlabel(f"core {unit}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     charts.grid_only(axes, "x")
     chart.legend(loc="outside upper left", ncols=2)

@@ -80,8 +80,8 @@ def _draw(values: dict[str, Any]) -> Drawing:
     if len(numbers) > 12:  # a threshold with a large l: the chart of use says enough
         del rows[2 : 2 + len(numbers)]
     with charts.style():
-        chart = charts.figure(height=3.9)
-        grid = chart.add_gridspec(2, 2, width_ratios=(3, 2), height_ratios=(3, 1))
+        chart = charts.figure(height=4.3)
+        grid = chart.add_gridspec(2, 2, width_ratios=(3, 2), height_ratios=(5, 2))
         _use(chart.add_subplot(grid[:, 0]), first["histogram"], use["histogram"], l)
         if near:
             _similarity(chart.add_subplot(grid[0, 1] if gap else grid[:, 1]), near)
@@ -119,7 +119,10 @@ def _use(axes: Axes, first: list[dict[str, int]], every: list[dict[str, int]], l
     ):
         counts = {(b["from"], b["to"]): b["classes"] for b in bins}
         heights = [counts.get(span, 0) for span in spans]
-        axes.bar(places + shift, heights, width=0.38, color=color, label=label)
+        bars = axes.bar(places + shift, heights, width=0.38, color=color, label=label)
+        words = [(f"{name} images", f"{count:,} classes {label}")
+                 for name, count in zip(names, heights, strict=True)]  # fmt: skip
+        charts.note_bars(axes, bars, words)
     turn = len(names) > 7
     axes.set_xticks(places, names, rotation=35 if turn else 0, ha="right" if turn else "center")
     axes.set_title("Label use by class")
@@ -139,7 +142,7 @@ def _similarity(axes: Axes, near: list[dict[str, Any]]) -> None:
     axes.set_yticks(range(len(shown)), [f"label {place + 1}" for place in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_title("Similarity to the center of each label")
-    axes.set_xlabel("cosine; bars hold 50 %, 90 %, 98 % of images")
+    axes.set_xlabel("cosine; dot: median; bars: 50%, 90%, 98%")
     charts.grid_only(axes, "x")
 
 
@@ -147,8 +150,9 @@ def _gap(axes: Axes, gap: dict[str, Any]) -> None:
     """Draw the spread of the gap between the last label and the next center."""
     _spread(axes, 0, gap["quantiles"], charts.GREEN)
     axes.set_yticks([0], ["gap"])
+    axes.set_title("Gap after the last label")
     axes.set_ylim(0.6, -0.6)
-    axes.set_xlabel("last label nearer than the next center by, cosine")
+    axes.set_xlabel("cosine, last label less next center")
     charts.grid_only(axes, "x")
 
 
@@ -160,3 +164,9 @@ def _spread(axes: Axes, place: int, quantiles: dict[str, float], color: str) -> 
             color=color, linewidth=width, solid_capstyle="butt",
         )  # fmt: skip
     axes.plot(quantiles["0.5"], place, "o", color="white", markersize=4)
+    said = [f"median {quantiles['0.5']:.3f}"]
+    said += [
+        f"{share} of images: {quantiles[low]:.3f} to {quantiles[high]:.3f}"
+        for (low, high, _), share in zip(reversed(_SPREADS), ("50%", "90%", "98%"), strict=True)
+    ]
+    charts.note(axes, None, (place - 0.45, place + 0.45), said)

@@ -17,6 +17,7 @@ from mlcd.utils import charts
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import atomic_path, write_json, write_text
 from mlcd.utils.logging import LOGGER
+from mlcd.utils.palette import COLORS
 
 #: Bytes of a page. Snakemake embeds pages as data URIs, which Chromium cuts off at 2 MiB, and
 #: base64 makes four characters of three bytes.
@@ -68,7 +69,8 @@ class Drawing:
             lead=self.lead,
             body=self.body,
             warnings=self.warnings,
-            chart=data_uri("image/svg+xml", charts.rendered(chart, "svg")) if chart else None,
+            chart=Markup(charts.inline(chart, self.title)) if chart else None,
+            colors=COLORS,
         )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 from markupsafe import Markup
@@ -11,76 +12,49 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mlcd.config import Report
+from mlcd.stages.report import verdict
 from mlcd.stages.report.page import Drawing, sections, table
+from mlcd.stages.report.verdict import PUBLISHED, number, signed
 from mlcd.utils import charts
-from mlcd.utils.errors import UserError
-from mlcd.utils.records import read_csv
+from mlcd.utils.glossary import metric as metric_words
+from mlcd.utils.glossary import model as model_words
 
-_COLUMNS = ["model", "dataset", "metric", "value", "seed"]
-#: Columns that a table of scores may have: the direction, and the paper's figure.
-_BETTER, _PUBLISHED = "better", "published"
-#: Order of rows and bars, with the name people read.
-_MODELS = {
-    "pixels": "raw pixels",
-    "random": "random weights",
-    "trained": "trained encoder",
-    "frozen": "frozen (made the clusters)",
-}
+#: Order of columns and bars.
+_MODELS = ("chance", "pixels", "random", "trained", "frozen")
+#: What is no model, and is drawn as a line.
+_CHANCE = "chance"
 
 
 def draw(section: Report, scores: str) -> Drawing:
     """Draw table and bars, from `scores` (summary.csv)."""
-    frame = _read(scores)
-    means = frame.groupby(["dataset", "metric", "model"], sort=False).agg(
-        mean=("value", "mean"),
-        std=("value", "std"),
-        count=("value", "count"),
-        lower=("lower", "first"),
-        published=(_PUBLISHED, "first"),
-    )
+    frame = verdict.read(scores)
+    means = verdict.means_of(frame)
     datasets = list(dict.fromkeys(frame["dataset"]))
-    models = sorted(set(frame["model"]), key=_rank)
-    body = sections(*((dataset, _table(means.loc[dataset], models)) for dataset in datasets))
+    models = ordered(frame["model"])
+    body = sections(*((dataset, score_table(means.loc[dataset], models)) for dataset in datasets))
     # Models of one run may have different seeds (train.seed, evaluate.seed): that is one each.
     seeds = int(frame.groupby(["model", "dataset", "metric"])["seed"].nunique().max())
-    lead = _directions(means) + (
-        f"Means over {seeds} seeds, ± one standard deviation."
-        if seeds > 1
-        else "One seed: differences of a few points may be chance."
+    lead = (
+        verdict.beside_frozen(means)
+        + _directions(means)
+        + (
+            f"Means over {seeds} seeds, ± one standard deviation."
+            if seeds > 1
+            else "One seed: differences of a few points may be chance."
+        )
     )
     with charts.style():
-        chart = _chart(means, datasets, models)
-    return Drawing(_finding(means, datasets), lead, body, chart)
+        chart = _chart(means, datasets, [model for model in models if model != _CHANCE])
+    return Drawing(verdict.title(means), lead, body, chart)
 
 
-def _read(path: str) -> pd.DataFrame:
-    rows = read_csv(path, "evaluate")
-    if not rows:
-        raise UserError(f"{path}: holds no value; rerun evaluate")
-    frame = pd.DataFrame(rows)
-    if missing := [column for column in _COLUMNS if column not in frame]:
-        raise UserError(f"{path}: lacks the column {missing[0]}; rerun evaluate")
-    frame["value"] = pd.to_numeric(frame["value"], errors="coerce")
-    frame = frame.dropna(subset=["value"])
-    if frame.empty:
-        raise UserError(f"{path}: holds no value; rerun evaluate")
-    frame["lower"] = frame.get(_BETTER, "higher") == "lower"
-    frame[_PUBLISHED] = pd.to_numeric(frame.get(_PUBLISHED, math.nan), errors="coerce")
-    return frame
+def ordered(models: Iterable[str]) -> list[str]:
+    """Return different models in the order of columns and bars."""
 
+    def rank(model: str) -> tuple[int, str]:
+        return (_MODELS.index(model) if model in _MODELS else len(_MODELS), model)
 
-def _rank(model: str) -> tuple[int, str]:
-    known = list(_MODELS)
-    return (known.index(model) if model in known else len(known), model)
-
-
-def _name(model: str) -> str:
-    return _MODELS.get(model, model)
-
-
-def _number(value: float, scale: float) -> str:
-    """Return three digits after the point for shares, one for percentages."""
-    return f"{value:.3f}" if scale <= 1 else f"{value:.1f}"
+    return sorted(set(models), key=rank)
 
 
 def _directions(means: pd.DataFrame) -> str:
@@ -88,7 +62,7 @@ def _directions(means: pd.DataFrame) -> str:
     lower = list(dict.fromkeys(means[means["lower"]].index.get_level_values("metric")))
     if not lower:
         return "Higher is better everywhere. "
-    return f"Higher is better, but for {', '.join(lower)}. "
+    return f"Higher is better, but for {', '.join(map(metric_words, lower))}. "
 
 
 def _best(values: pd.DataFrame) -> float:
@@ -96,99 +70,74 @@ def _best(values: pd.DataFrame) -> float:
     return float(values["mean"].min() if values["lower"].any() else values["mean"].max())
 
 
-def _table(means: pd.DataFrame, models: Sequence[str]) -> Markup:
-    """Return one data set's table: a row per model, a column per metric, the best of each in bold.
+def score_table(means: pd.DataFrame, models: Sequence[str]) -> Markup:
+    """Return one data set's table: a row per metric, a column per model, the best of each in bold.
 
-    Where there are figures of the paper, a row of these and one of ours less theirs follow.
+    `means`: as of :func:`verdict.means_of`, without the level of data sets. Columns of what the
+    trained encoder has more than the frozen one, of the paper's figures, and of ours less theirs
+    follow, where there are such.
     """
     metrics = list(dict.fromkeys(means.index.get_level_values("metric")))
+    known = means[PUBLISHED].notna().any()
+    both = {"trained", "frozen"} <= set(models)
+    columns = ["metric", *map(model_words, models)]
+    columns += ["trained − frozen"] * both + ["published", "trained − published"] * bool(known)
     rows: list[list[str]] = []
     best: list[tuple[int, int]] = []
-    for model in models:
-        row = [_name(model)]
-        for metric in metrics:
-            if (metric, model) not in means.index:
+    for metric in metrics:
+        here = means.loc[metric]
+        scale = here["mean"].max()
+        row = [metric_words(metric)]
+        for model in models:
+            if model not in here.index:
                 row.append("–")
                 continue
-            cell, top = means.loc[(metric, model)], means.loc[metric]["mean"].max()
-            spread = f" ± {_number(cell['std'], top)}" if cell["count"] > 1 else ""
-            row.append(_number(cell["mean"], top) + spread)
-            if cell["mean"] == _best(means.loc[metric]):
-                best.append((len(rows), len(row) - 1))
+            cell = here.loc[model]
+            spread = f" ± {number(cell['std'], scale)}" if cell["count"] > 1 else ""
+            if cell["mean"] == _best(here):
+                best.append((len(rows), len(row)))
+            row.append(number(cell["mean"], scale) + spread)
+        if both:
+            pair = {"trained", "frozen"} <= set(here.index)
+            gain = here.loc["trained", "mean"] - here.loc["frozen", "mean"] if pair else 0.0
+            row.append(signed(gain, scale) if pair else "–")
+        if known:
+            row += _published(here)
         rows.append(row)
-    rows += _published(means, metrics)
-    return table(
-        ["model", *metrics], rows, numbers=tuple(range(1, len(metrics) + 1)), best=tuple(best)
-    )
+    return table(columns, rows, numbers=tuple(range(1, len(columns))), best=tuple(best))
 
 
-def _published(means: pd.DataFrame, metrics: Sequence[str]) -> list[list[str]]:
-    """Return the paper's figures and the differences, a row each; nothing if there are none."""
-    known = means.dropna(subset=[_PUBLISHED])
-    if known.empty:
-        return []
-    theirs, differences = ["published"], [f"{_name(known.index[0][1])} − published"]
-    for metric in metrics:
-        if metric not in known.index.get_level_values("metric"):
-            theirs.append("–")
-            differences.append("–")
-            continue
-        row = known.loc[metric].iloc[0]
-        theirs.append(_number(row[_PUBLISHED], row["mean"]))
-        gain = row["mean"] - row[_PUBLISHED]
-        differences.append(("+" if gain >= 0 else "−") + _number(abs(gain), row["mean"]))
-    return [theirs, differences]
-
-
-def _finding(means: pd.DataFrame, datasets: Sequence[str]) -> str:
-    """Say in one sentence whether anything was learned."""
-    metrics = [
-        (d, m) for d in datasets for m in dict.fromkeys(means.loc[d].index.get_level_values(0))
-    ]
-    gains, won = {}, 0
-    for dataset, metric in metrics:
-        here = means.loc[dataset].loc[metric]
-        values = here["mean"].to_dict()
-        if {"trained", "random"} <= set(values):
-            trained, random, pixels = (values.get(m) for m in ("trained", "random", "pixels"))
-            sign = -1 if here["lower"].any() else 1
-            gains[dataset, metric] = (trained, random, pixels)
-            others = [other for other in (random, pixels) if other is not None]
-            won += all(sign * trained > sign * other for other in others)
-    if not gains:
-        return f"{len(metrics)} metrics on {len(datasets)} data sets"
-    (_, metric), (trained, random, _) = next(iter(gains.items()))
-    against = (
-        "random weights and raw pixels"
-        if any(g[2] is not None for g in gains.values())
-        else "random weights"
-    )
-    return (
-        f"The trained encoder beats {against} on {won} of {len(gains)} metrics "
-        f"({metric}: {_number(trained, trained)} against {_number(random, trained)} at random "
-        "weights)"
-    )
+def _published(here: pd.DataFrame) -> list[str]:
+    """Return the paper's figure and ours less theirs; dashes if there is none."""
+    found = here.dropna(subset=[PUBLISHED])
+    if found.empty:
+        return ["–", "–"]
+    mean, theirs = found["mean"].iloc[0], found[PUBLISHED].iloc[0]
+    return [number(theirs, mean), signed(mean - theirs, mean)]
 
 
 def _chart(means: pd.DataFrame, datasets: Sequence[str], models: Sequence[str]) -> Figure:
     """Draw one panel of bars per data set and metric."""
-    panels = [
-        (d, m) for d in datasets for m in dict.fromkeys(means.loc[d].index.get_level_values(0))
-    ]
+    panels = verdict.metrics_of(means)
     across = 2 if len(panels) == 4 else min(3, len(panels))
     rows = math.ceil(len(panels) / across)
     chart = charts.figure(height=rows * (0.95 + 0.36 * len(models)))
     charts.pad(chart, h_pad=0.1)
     grid = chart.subplots(rows, across, squeeze=False, sharey=True).ravel()
     for axes, (dataset, metric) in zip(grid, panels, strict=False):
-        _bars(axes, means.loc[dataset].loc[metric], models)
-        axes.set_title(f"{dataset}: {metric}" if len(datasets) > 1 else metric)
+        name = metric_words(metric)
+        title = f"{dataset}: {name}" if len(datasets) > 1 else name
+        _bars(axes, means.loc[dataset].loc[metric], models, title)
+        axes.set_title(textwrap.fill(title, 96 // across))
     for axes in grid[len(panels) :]:
         axes.remove()
+    handles, words = grid[0].get_legend_handles_labels()
+    if handles:
+        chart.legend(handles, words, loc="outside lower right")
     return chart
 
 
-def _bars(axes: Axes, means: pd.DataFrame, models: Sequence[str]) -> None:
+def _bars(axes: Axes, means: pd.DataFrame, models: Sequence[str], title: str) -> None:
     top = float(means["mean"].max())
     for place, model in enumerate(models):
         if model not in means.index:
@@ -196,13 +145,18 @@ def _bars(axes: Axes, means: pd.DataFrame, models: Sequence[str]) -> None:
         value, spread, count = means.loc[model, ["mean", "std", "count"]]
         color = charts.MODELS.get(model, charts.GREEN)
         error = spread if count > 1 else None
-        axes.barh(place, value, height=0.68, color=color, xerr=error, ecolor=charts.MUTED)
+        bars = axes.barh(place, value, height=0.68, color=color, xerr=error, ecolor=charts.MUTED)
+        said = f"{model_words(model)}: {value:.4f}" + (f" ± {spread:.4f}" if count > 1 else "")
+        charts.note_bars(axes, bars, [(title, said)])
         axes.annotate(
-            _number(value, top), (value + (error or 0), place), xytext=(5, 0),
+            number(value, top), (value + (error or 0), place), xytext=(5, 0),
             textcoords="offset points", va="center", fontsize=9,
             fontweight="bold" if model == "trained" else "normal",
         )  # fmt: skip
-    axes.set_yticks(range(len(models)), [_name(model) for model in models])
+    if _CHANCE in means.index:
+        axes.axvline(means.loc[_CHANCE, "mean"], color=charts.INK, linewidth=1.2, linestyle=":",
+                     label=_CHANCE)  # fmt: skip
+    axes.set_yticks(range(len(models)), [model_words(model) for model in models])
     axes.set_ylim(len(models) - 0.5, -0.5)
     axes.set_xlim(0, top * 1.25 if top > 0 else 1)
     axes.locator_params(axis="x", nbins=4)

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlcd.config import SECTIONS
+
 _TIME = re.compile(r"\[(\w{3} \w{3} +\d+ [\d:]{8} \d{4})\]$")
 _RULE = re.compile(r"(?:local)?rule (\w+):$")
 _KEY = re.compile(r"    (\w+): (.*)$")
@@ -29,7 +31,7 @@ class Job:
     `cpu` (seconds over all threads) and `memory` (MB, peak) are what it took, `threads` (of all
     nodes) and `memory_asked` (MB per node) what it had; `gpus` how many GPUs it held, `gpu_busy`
     the share of time (0 to 1) that they worked. `run` and `queue` are seconds. `nodes` are the
-    names of its machines, with commas between them.
+    names of its machines, with commas between them. `tries` counts the starts of a gang.
     """
 
     rule: str
@@ -51,6 +53,7 @@ class Job:
     memory: float | None = None
     gpu_busy: float | None = None
     nodes: str = ""
+    tries: int = 1
     resources: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -94,6 +97,11 @@ def planned(path: Path) -> dict[str, int]:
             elif line.startswith("total"):
                 break
     return {rule: count for rule, count in found.items() if rule not in ("total", "all")}
+
+
+def stage_of(rule: str) -> str:
+    """Return the stage of a rule, or '': rules of a workflow that imports ours carry its prefix."""
+    return next((word for word in rule.split("_") if word in SECTIONS or word == "audit"), "")
 
 
 def _taken_over(jobs: list[Job]) -> list[Job]:

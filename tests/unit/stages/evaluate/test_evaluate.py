@@ -58,9 +58,9 @@ def test_all_parts_in_one_go(place, capsys):
     assert found["images"] == {"train": 40, "validation": 0, "test": 20, "failed": {}}
     assert found["tags"] == {"kept": 2, "too_rare": 1}
     text = (out / "summary.md").read_text()
-    assert "| trained |" in text
-    assert "k-NN, k = 5" in text
-    assert (out / "summary.svg").read_text().count("k-NN, k = 5") >= 1
+    assert "| trained encoder |" in text
+    assert "| k-NN accuracy, k = 5 " in text
+    assert "<!-- k = 5 -->" in (out / "summary.svg").read_text()
 
     names = ["summary.csv", "summary.md", "summary.svg", "trained.json", "random.json"]
     before = {name: (out / name).read_bytes() for name in names}

@@ -9,8 +9,13 @@ import json
 import pytest
 
 from helpers.report_stores import CHUNKS
-from mlcd.stages.report.accounts import _duration, _megabytes, ask_slurm, gang_jobs
-from mlcd.stages.report.efficiency import _split
+from mlcd.stages.report.accounts import (
+    _duration,
+    _megabytes,
+    ask_slurm,
+    gang_jobs,
+    split_nodes,
+)
 from mlcd.stages.report.runlog import Job, read_logs
 
 
@@ -32,10 +37,10 @@ def test_a_row_per_job_with_failed_attempts(stores, tmp_path):
 def test_the_table_adds_up(stores, tmp_path):
     page = stores.draw("efficiency", tmp_path / "e.html")
     # 2 threads for 270 + 175 + 115 s. Of the two measured, 262.5 + 23 s of 580 at work.
-    assert "3 jobs held cores for 19 core minutes, and worked 49% of it" in page
+    assert "2 jobs in 3 tries held cores for 19 core minutes, and worked 49% of it" in page
     cells = [cell.split("</td>")[0] for cell in page.split('<td class="number">')[1:]]
-    assert cells == ["3", "1", "–", "–", "–", "2 min 55 s", "4 min 30 s", "0.31", "49%", "800.0 MB",
-                     "80%", "–"]  # fmt: skip
+    assert cells == ["2", "3", "1", "–", "–", "2 min 55 s (4 min 30 s)", "18 min 40 s", "49%",
+                     "800.0 MB", "80%", "–"]  # fmt: skip
 
 
 def test_jobs_of_another_results_folder_do_not_count(stores, tmp_path):
@@ -156,7 +161,7 @@ def test_jobs_that_outlived_their_snakemake_keep_their_ids(tmp_path):
     ],
 )
 def test_lists_of_nodes_as_slurm_writes_them(nodes, names):
-    assert list(_split(nodes)) == names
+    assert list(split_nodes(nodes)) == names
 
 
 SACCT = """#!/bin/sh
@@ -211,7 +216,7 @@ def test_gang_records_become_jobs(tmp_path):
     path.write_text(json.dumps(line) + "\nnot json\n")
     (job,) = gang_jobs([path])
     assert (job.rule, job.state, job.queue, job.run) == ("train", "done", 600, 1800)
-    assert (job.threads, job.gpus, job.cpu, job.memory) == (16, 2, 1000, 1700)
+    assert (job.threads, job.gpus, job.cpu, job.memory, job.tries) == (16, 2, 1000, 1700, 2)
     # An account of all starts names the nodes of all; the job's are those of the last.
     assert (job.wildcards, job.nodes) == ("2 ranks on 2 nodes", "node1,node2")
     assert (job.slurm_id, job.gpu_busy) == ("9", pytest.approx(0.8))
