@@ -134,7 +134,8 @@ class Source:
 
         chunk = self.chunks[number]
         labels = Labels(chunk.labels)
-        images = self._images(chunk, labels)
+        wanted = ["row", "url", "width", "height"] + ["caption"] * self.options.captions
+        images = images_of(self.results, labels, wanted)
         values: dict[str, Any] = {
             "label": _lists(labels.label()),
             "width": images["width"].to_numpy(np.int32),
@@ -155,27 +156,6 @@ class Source:
         for name in set(self.columns) - set(values):
             values[name] = [None] * len(images)
         return pa.table([values[name] for name in self.columns], schema=self.schema)
-
-    def _images(self, chunk: Chunk, labels: Labels) -> pd.DataFrame:
-        """Return what is known of the images of the rows of `labels`, in their order."""
-        import pandas as pd
-
-        store = ImageStore(chunk.images)
-        if labels.manifest:
-            keys, made_from = labels.keys(), labels.manifest
-        else:
-            embeddings = Embeddings(self.results / "embeddings" / f"{chunk.name}.h5")
-            if labels.embeddings != embeddings.fingerprint:
-                raise UserError(f"{labels.path}: of other embeddings than {embeddings.path}")
-            keys, made_from = embeddings.keys(), str(embeddings.attributes.get("manifest", ""))
-        if made_from != store.fingerprint:
-            raise UserError(f"{labels.path}: of other images than {store.folder}; rerun the stages")
-        wanted = ["row", "url", "width", "height"] + ["caption"] * self.options.captions
-        table = store.arrived(wanted)
-        place = pd.Index(table["key"]).get_indexer([key.decode() for key in keys])
-        if len(keys) != labels.n or (place < 0).any():
-            raise UserError(f"{labels.path}: its rows are not those of {store.folder}; rerun label")
-        return table.iloc[place]
 
     def _served(self, chunk: Chunk, rows: np.ndarray) -> list[str | None]:
         """Return the hashes that the list itself has of the images that were served; None: none."""
@@ -233,6 +213,33 @@ class Source:
             state = "on_disk" if chunk.local else "honored" if asked else "not_honored"
             counts[state] += int(manifest["counts"].get("success", 0))
         return dict(counts)
+
+
+def images_of(results: Path, labels: Labels, columns: list[str]) -> pd.DataFrame:
+    """Return key, sha256, places and `columns` of the images of the rows of `labels`, in order.
+
+    Raises :class:`UserError` if the chunk's files are not of one another.
+    """
+    import pandas as pd
+
+    name = Path(labels.path).stem
+    store = ImageStore(results / "images" / name)
+    if labels.manifest:
+        keys, made_from = labels.keys(), labels.manifest
+    else:
+        embeddings = Embeddings(results / "embeddings" / f"{name}.h5")
+        if labels.embeddings != embeddings.fingerprint:
+            raise UserError(
+                f"{labels.path}: of other embeddings than {embeddings.path}; rerun label"
+            )
+        keys, made_from = embeddings.keys(), str(embeddings.attributes.get("manifest", ""))
+    if made_from != store.fingerprint:
+        raise UserError(f"{labels.path}: of other images than {store.folder}; rerun the stages")
+    table = store.arrived(columns)
+    place = pd.Index(table["key"]).get_indexer([key.decode() for key in keys])
+    if len(keys) != labels.n or (place < 0).any():
+        raise UserError(f"{labels.path}: its rows are not those of {store.folder}; rerun label")
+    return table.iloc[place]
 
 
 def without_places(value: Any) -> Any:
