@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, DatasetCard
 
 from helpers.builders import jpeg
-from helpers.hostile_server import HostileServer
+from helpers.hostile_server import HostileServer, number_of
 from helpers.refusals import refused
 from helpers.small_runs import Run
 from mlcd import cli
@@ -31,7 +32,7 @@ from mlcd.utils.files import sha256_file
 
 IMAGES, K, TOP = 26, 5, 2
 SECTIONS = {
-    "prepare": {"chunk_rows": 10, "hash_column": None},
+    "prepare": {"chunk_rows": 16, "hash_column": None},
     "cluster": {"k": K, "iterations": 3},
     "label": {"top": TOP},
 }
@@ -197,6 +198,41 @@ def test_images_on_disk_are_named_below_their_folder(tmp_path):
     second.fetch()
     second.label()
     assert labels_by_hash(second) == labels_by_hash(run)
+
+
+def test_resized_images_keep_the_hash_of_what_is_served(server, tmp_path):
+    urls = [server.url(f"ok/{row}.jpg") for row in range(8)]
+    served = [hashlib.sha256(jpeg(number_of(url))).hexdigest() for url in urls]
+    listed = {"url": urls, "caption": "", "sha256": [*served[:7], None]}
+    pd.DataFrame(listed).to_parquet(tmp_path / "web.parquet")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for row in range(4):
+        (photos / f"{row}.jpg").write_bytes(jpeg(row))
+    metadata = [str(tmp_path / "web.parquet"), str(photos)]
+    size = {"image_size": 24, "respect_opt_out": False}
+    run = Run(tmp_path / "run", metadata, cluster={"k": K}, label={"top": TOP}, download=size)
+    run.fetch()
+    run.label()
+    run.seal()
+    output = tmp_path / "published"
+    assert publish(run, output) == 0
+    found = rows(output).astype(object).where(lambda frame: frame.notna(), None)
+    assert found["url"].tolist() == [None] * 4 + urls
+    assert found["path"].tolist() == [f"{row}.jpg" for row in range(4)] + [None] * 8
+    assert found["sha256"].tolist() == [None] * 4 + served[:7] + [None]
+    assert set(found["stored_sha256"]) == set(labels_by_hash(run))
+    card = (output / "README.md").read_text()
+    assert "not honored for 8 images" in card and "| 4 |" in card
+    config = config_of(output, "labels")
+    assert config["label"]["key"] == "url"
+    second = Run(tmp_path / "second", **config)
+    second.fetch()
+    second.label()
+    by_url = dict(zip(found["url"], found["label"].map(list), strict=True))
+    (chunk,) = second.chunks
+    images = pd.read_parquet(second.results / "images" / chunk / "rows.parquet")
+    assert Labels(second.labels(chunk)).label().tolist() == [by_url[url] for url in images["url"]]
 
 
 def test_options_decide_what_is_told_of_images(first, published, tmp_path):
