@@ -10,15 +10,8 @@ from __future__ import annotations
 import numpy as np
 import threadpoolctl
 
-from mlcd.neighbors.exact import ExactSearch
-from mlcd.neighbors.two_level import TwoLevelSearch, group_count, group_directions
 from mlcd.utils.logging import progress
 
-#: Neighbors of a center on the map, and in the table.
-NEIGHBORS = 15
-#: Up to so many centers neighbors are exact; of more they are looked for in the nearest groups.
-_EXACT_UP_TO = 50_000
-_PROBES = 4
 #: Random others that push a center in each step, and steps; fewer where there are many centers.
 _OTHERS, _STEPS, _FEW = 5, 200, 20_000
 _BLOCK = 1 << 14
@@ -28,41 +21,15 @@ _INWARD = 0.05
 _PARTS = 1 << 12
 
 
-def neighbors(centers: np.ndarray, count: int = NEIGHBORS) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nearest other centers of each of `centers` (float32 [K, d] unit rows).
-
-    Ids int64 [K, m], the nearest first, and cosines float64 [K, m], m = min(`count`, K − 1).
-    """
-    k = len(centers)
-    m = min(count, k - 1)
-    search: ExactSearch | TwoLevelSearch
-    if k <= _EXACT_UP_TO:
-        search = ExactSearch(centers)
-    else:
-        search = TwoLevelSearch(centers, group_directions(centers, group_count(k)), _PROBES)
-    ids, cosines = np.empty((k, m), np.int64), np.empty((k, m))
-    for start in progress(range(0, k, _BLOCK), label="neighbors of centers", unit="block"):
-        rows = centers[start : start + _BLOCK]
-        part = slice(start, start + len(rows))
-        found = search.nearest(rows, m + 1)
-        # A center is its own nearest, unless it has a double: then the last is left out.
-        itself = found == np.arange(start, start + len(rows))[:, None]
-        itself[~itself.any(axis=1), -1] = True
-        ids[part] = found[~itself].reshape(len(rows), m)
-        cosines[part] = search.similarities(rows, ids[part])
-    return ids, cosines
-
-
 def layout(
-    centers: np.ndarray, *, seed: int = 0, near: np.ndarray | None = None, steps: int | None = None
+    centers: np.ndarray, near: np.ndarray, *, seed: int = 0, steps: int | None = None
 ) -> np.ndarray:
     """Return the places of `centers` (float32 [K, d]) on the map, float32 [K, 2], within −1 … 1.
 
-    `near`: their neighbors, int64 [K, m], as :func:`neighbors` finds them. Equal centers, seed and
-    steps give equal places.
+    `near`: their neighbors, integers [K, m]. Equal centers, neighbors, seed and steps give equal
+    places.
     """
     k = len(centers)
-    near = neighbors(centers)[0] if near is None else near
     rng = np.random.default_rng(seed)
     place = _principal(centers) + rng.uniform(-1e-3, 1e-3, (k, 2))
     if near.shape[1] == 0:
