@@ -40,6 +40,7 @@ TOOLS = {
     "encode": "Write embeddings of images by a trained or exported encoder.",
     "search": "Find the nearest images of a folder and write a page of them.",
     "convert": "Write embeddings, labels and centers as .npy and parquet for other programs.",
+    "publish": "Write centers and labels, without images, as a data set for others.",
     "doctor": "Look before a run for what usually goes wrong, on this machine or a Slurm cluster.",
     "audit": "Prove what a run is, verify it, repeat it, compare it, explain it.",
     "status": "Tell on one screen what a run is doing, from its files alone.",

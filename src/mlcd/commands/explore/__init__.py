@@ -1,0 +1,1 @@
+"""Look at the clusters of a run."""

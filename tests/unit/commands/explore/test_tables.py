@@ -1,0 +1,166 @@
+"""Tables of clusters and images, and the map that they lie on."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from helpers.builders import set_attributes, unit_vectors
+from helpers.explored_runs import write_run
+from mlcd.commands.explore import layout, tables
+from mlcd.data import hdf5
+from mlcd.utils.errors import UserError
+
+SIZES, K, L = (7, 12), 6, 3
+
+
+@pytest.fixture
+def results(tmp_path):
+    return write_run(tmp_path / "results", SIZES, K, L)
+
+
+def rewrite(path, **datasets):
+    """Write labels again with other datasets, as if their stage had."""
+    with h5py.File(path) as file:
+        values = {name: file[name][:] for name in file} | datasets
+        about = {name: file.attrs[name] for name in file.attrs}
+    about = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in about.items()
+        if name not in ("fingerprint", "content", "kind")
+    }
+    hdf5.write(path, "labels", {k: v for k, v in values.items() if v is not None}, about)
+
+
+def test_a_row_tells_what_the_labels_say_of_a_cluster(results, tmp_path):
+    first, second = sorted((results / "labels").glob("*.h5"))
+    near = np.linspace(0.3, 0.9, SIZES[1] * L).reshape(SIZES[1], L)[:, ::-1].astype(np.float16)
+    rewrite(second, similarity=near)
+    tables.write(results, tmp_path / "out")
+    found = pd.read_parquet(tmp_path / "out" / "clusters.parquet")
+    label = np.concatenate([h5py.File(path)["label"][:] for path in (first, second)])
+    similarity = np.concatenate([h5py.File(path)["similarity"][:] for path in (first, second)])
+    names = [f"photos-{c:05d}/{row:09d}" for c, size in enumerate(SIZES) for row in range(size)]
+    assert found["cluster"].tolist() == list(range(K))
+    for row in found.itertuples():
+        members = np.flatnonzero(label[:, 0] == row.cluster)
+        assert row.size == len(members)
+        assert row.use == (label == row.cluster).sum()
+        if not len(members):
+            assert np.isnan(row.cohesion) and row.image is None
+            continue
+        scores = similarity[members, 0].astype(float)
+        assert row.cohesion == pytest.approx(scores.mean(), abs=1e-6)
+        assert row.image == names[members[np.argmax(scores)]]
+        assert row.caption.startswith("<i>caption</i>") and row.url.startswith("http://")
+
+
+def test_neighbors_are_the_nearest_other_centers(results, tmp_path):
+    tables.write(results, tmp_path / "out")
+    found = pd.read_parquet(tmp_path / "out" / "clusters.parquet")
+    centers = h5py.File(results / "clusters" / "centroids.h5")["centroid"][:].astype(float)
+    cosines = centers @ centers.T
+    np.fill_diagonal(cosines, -2)
+    for row in found.itertuples():
+        order = np.argsort(-cosines[row.cluster], kind="stable")[: K - 1]
+        assert row.neighbors["ids"].tolist() == order.tolist()
+        assert row.neighbors["distances"] == pytest.approx(1 - cosines[row.cluster][order])
+        assert row.gap == pytest.approx(1 - cosines[row.cluster].max())
+        assert max(abs(row.x), abs(row.y)) <= 1
+
+
+def test_images_have_their_labels_and_lie_among_them(results, tmp_path):
+    tables.write(results, tmp_path / "out")
+    images = pd.read_parquet(tmp_path / "out" / "images.parquet")
+    clusters = pd.read_parquet(tmp_path / "out" / "clusters.parquet")
+    labels = h5py.File(results / "labels" / "photos-00001.h5")["label"][:]
+    mine = images[images["image"].str.startswith("photos-00001/")]
+    assert len(images) == sum(SIZES) and len(mine) == SIZES[1]
+    assert mine["label"].tolist() == labels[:, 0].tolist()
+    assert [row.tolist() for row in mine["other_labels"]] == labels[:, 1:].tolist()
+    assert mine["caption"].iloc[4] == "<i>caption</i> 1 4"
+    reach = 0.3 * 2 / K**0.5 + 1e-6
+    for axis in "xy":
+        own = clusters[axis].to_numpy()[labels]
+        assert (mine[axis] >= own.min(axis=1) - reach).all()
+        assert (mine[axis] <= own.max(axis=1) + reach).all()
+
+
+def test_a_sample_is_a_part_of_all_and_repeats(results, tmp_path):
+    for name, options in (
+        ("all", {"images": 900}), ("few", {"images": 5}), ("again", {"images": 5}),
+        ("other", {"images": 5, "seed": 3}),
+    ):  # fmt: skip
+        tables.write(results, tmp_path / name, **options)
+    frames = {path.parent.name: pd.read_parquet(path) for path in tmp_path.glob("*/images.parquet")}
+    few, every = frames["few"], frames["all"]
+    assert len(few) == 5 and len(every) == sum(SIZES)
+    same = every[every["image"].isin(few["image"])].reset_index(drop=True)
+    assert same.astype(str).equals(few.astype(str))
+    assert frames["other"]["image"].tolist() != few["image"].tolist()
+    for table in ("clusters.parquet", "images.parquet"):
+        assert (tmp_path / "few" / table).read_bytes() == (tmp_path / "again" / table).read_bytes()
+
+
+def test_own_labels_say_not_how_near_an_image_is(results, tmp_path):
+    for path in (results / "labels").glob("*.h5"):
+        with h5py.File(results / "embeddings" / path.name) as file:
+            places = {name: file[name][:] for name in ("key", "tar", "offset", "size", "digest")}
+            made_from = file.attrs["manifest"]
+        label = h5py.File(path)["label"][:]
+        label[1] = -1
+        rewrite(path, **places, label=label, similarity=None, gap=None)
+        set_attributes(path, manifest=made_from, embeddings="")
+    tables.write(results, tmp_path / "out")
+    clusters = pd.read_parquet(tmp_path / "out" / "clusters.parquet")
+    images = pd.read_parquet(tmp_path / "out" / "images.parquet")
+    assert clusters["cohesion"].isna().all() and images["similarity"].isna().all()
+    assert clusters["size"].sum() == sum(SIZES) - 2 and images["label"].isna().sum() == 2
+    assert images[["x", "y"]].notna().all(axis=None)
+
+
+def test_what_is_missing_or_of_others_is_said(results, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    pq.write_table(pa.table({"mine": [1]}), out / "images.parquet")
+    with pytest.raises(UserError, match=r"images\.parquet: is there and was not written by mlcd"):
+        tables.write(results, out)
+    (results / "clusters" / "centroids.h5").unlink()
+    with pytest.raises(UserError, match="has no labels and centers"):
+        tables.write(results, tmp_path / "new")
+
+
+def test_neighbors_lie_nearer_on_the_map_than_others():
+    rng = np.random.default_rng(0)
+    groups = unit_vectors(12, 32, seed=1)
+    rows = np.repeat(groups, 20, axis=0) + 0.1 * rng.standard_normal((240, 32))
+    centers = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    near, _ = tables.neighbors(centers)
+    place = layout.layout(centers, near, seed=4)
+    assert place.dtype == np.float32 and place.shape == (240, 2) and np.abs(place).max() <= 1.0001
+    apart = np.linalg.norm(place[:, None] - place[near], axis=2).mean()
+    others = np.linalg.norm(place[:, None] - place[rng.integers(0, 240, (240, 15))], axis=2).mean()
+    assert apart < others / 4
+    np.testing.assert_array_equal(place, layout.layout(centers, near, seed=4))
+    assert (place != layout.layout(centers, near, seed=5)).any()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_few_centers_and_doubles_have_places_too(k):
+    centers = np.repeat(unit_vectors(1, 4, seed=0), k, axis=0)
+    near, cosines = tables.neighbors(centers)
+    assert near.shape == cosines.shape == (k, k - 1)
+    assert not (near == np.arange(k)[:, None]).any()
+    assert np.isfinite(layout.layout(centers, near)).all()
+
+
+def test_many_centers_find_their_neighbors_by_groups(monkeypatch):
+    centers = unit_vectors(900, 16, groups=30, seed=2)
+    exact, _ = tables.neighbors(centers, 5)
+    monkeypatch.setattr(tables, "_EXACT_UP_TO", 100)
+    found, _ = tables.neighbors(centers, 5)
+    assert (found[:, :1] == exact[:, :1]).mean() > 0.9
