@@ -247,6 +247,8 @@ def words(metric: str) -> str:
     """Return a metric's name for people."""
     if metric.startswith("knn_"):
         return f"k-NN, k = {metric.removeprefix('knn_')}"
+    if metric.startswith("shared_tags_"):
+        return f"tags shared, {metric.removeprefix('shared_tags_')} nearest"
     if metric.startswith("retrieval_r"):
         return f"R@{metric.removeprefix('retrieval_r')}"
     if metric.startswith(("image_to_text_r", "text_to_image_r")):
