@@ -7,9 +7,11 @@ composes the scenes (demo/scenes.py), and has the workflow train and score the c
 docs/results/scenes.csv lacks: seed after seed, within a seed first the cells that the hypothesis
 needs. Each cell that is finished is a row of the CSV at once. So a run may be killed at any time,
 and the next one continues from the CSV alone, on another machine too. `--until 22:30` starts no
-batch after that time, and `--limit N` stops after N cells. `--plan` prints what is left. `--choose`
-runs scenes and seeds that the study does not use, by which its setting was chosen, into a CSV of
-its own.
+batch after that time, and `--limit N` stops after N cells. `--plan` prints what is left.
+
+`--choose` compares settings (CHOICES) on scenes and a seed that the study does not use, and prints
+the score of each: the mAP of mlcd with l = 8 and of single, on one and on four objects, in the
+mean. What the losses differ by plays no part. The best is then written into demo/scenes.yaml.
 
 Rows are of one setting: demo/scenes.yaml and the options of the scenes. Another is refused. The
 table and the figure are made by benchmarks/scenes_table.py.
@@ -22,10 +24,11 @@ import contextlib
 import datetime
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +49,11 @@ SEEDS = (0, 1, 2, 3, 4)
 SCENES = {"train": 4000, "test": 1000}
 #: K beside the config's own, at the cheapest cell: for the order of r.
 OTHER_K = (125, 2000)
-#: Seeds of scenes, and of trainings, by which the setting was chosen.
-CHOOSE_SCENES, CHOOSE_SEEDS = 100, (100, 101)
+#: The seed of scenes and of trainings by which the setting is chosen, and the settings.
+CHOOSE_SEED = 100
+CHOICES: tuple[dict[str, Any], ...] = tuple(
+    {"epochs": epochs, "classifier_lr": rate} for epochs in (10, 16) for rate in (0.01, 0.05)
+)
 #: Seconds between looks at what is finished.
 _LOOK = 5.0
 
@@ -73,13 +79,17 @@ class Job(NamedTuple):
 
 
 class Study(NamedTuple):
-    """What is run: the config, the folder of results, seeds of scenes and trainings, the CSV."""
+    """What is run: the config, the folder of results, seeds of scenes and trainings, the CSV.
+
+    `train`: keys of the section train in place of the config's, while a setting is chosen.
+    """
 
     config: Config
     folder: Path
     scenes_seed: int
     seeds: Sequence[int]
     table: Path
+    train: Mapping[str, Any] = {}
 
     def results(self, objects: int) -> str:
         """Return the results of one number of objects."""
@@ -112,12 +122,21 @@ def batches(study: Study) -> list[list[Job]]:
     return found
 
 
-def missing(study: Study, rows: Sequence[Row]) -> list[list[Job]]:
+def choosing(study: Study) -> list[list[Job]]:
+    """Return the jobs by which a setting is judged."""
+    own = study.config.own_cell
+    cells = (own, own._replace(loss="single", l=1))
+    return [
+        [Job(objects, cell, "", CHOOSE_SEED) for cell in cells]
+        for objects in (OBJECTS[0], OBJECTS[-1])
+    ]
+
+
+def missing(jobs: Sequence[Sequence[Job]], rows: Sequence[Row]) -> list[list[Job]]:
     """Return the batches without the jobs that have a row."""
     done = {(row.objects, row.name, row.seed) for row in rows}
     left = [
-        [job for job in batch if (job.objects, job.name, job.seed) not in done]
-        for batch in batches(study)
+        [job for job in batch if (job.objects, job.name, job.seed) not in done] for batch in jobs
     ]
     return [batch for batch in left if batch]
 
@@ -154,10 +173,10 @@ def row_of(study: Study, job: Job, setting: str) -> Row:
     return Row(job.objects, job.name, job.seed, scores, chance, setting)
 
 
-def setting_of(config: Path, scenes_seed: int) -> str:
+def setting_of(config: Path, scenes_seed: int, train: Mapping[str, Any] | None = None) -> str:
     """Return 12 hex digits of what all rows of a CSV share: the config, and the scenes' options."""
     values = yaml.safe_load(config.read_text())
-    return sha256_json([values, SCENES, scenes_seed])[:12]
+    return sha256_json([values, SCENES, scenes_seed, dict(train or {})])[:12]
 
 
 def prepare(study: Study, objects: int, seed: int, grounds: Path | None) -> Path:
@@ -175,6 +194,7 @@ def prepare(study: Study, objects: int, seed: int, grounds: Path | None) -> Path
         "metadata": [f"{data.as_posix()}/train.tar"],
         "results": results.as_posix(),
         "evaluate": {"datasets": [dataset.model_dump(mode="json", exclude_unset=True) | labeled]},
+        "train": dict(study.train),
         # Baselines ask the workflow for the cells of their seed.
         "ablate": {"grids": [{"seeds": [seed]}]},
     }
@@ -214,27 +234,49 @@ def run_batch(study: Study, config: Path, jobs: Sequence[Job], setting: str, cor
         raise UserError(f"mlcd run ended with status {child.returncode}; see its lines above")
 
 
-def run(study: Study, arguments: argparse.Namespace, setting: str) -> None:
-    """Run what is missing, batch by batch. Raises :class:`UserError`."""
-    total = sum(map(len, batches(study)))
-    left = missing(study, read_rows(study.table, setting))
+def run(
+    study: Study, arguments: argparse.Namespace, setting: str, jobs: Sequence[Sequence[Job]]
+) -> list[Row]:
+    """Run what is missing of `jobs`, batch by batch; return all rows. Raises :class:`UserError`."""
+    total = sum(map(len, jobs))
+    left = missing(jobs, read_rows(study.table, setting))
     allowed = arguments.limit
     print(f"{total - sum(map(len, left))} of {total} rows are in {study.table}", flush=True)
     for batch in left:
-        jobs = batch if allowed is None else batch[:allowed]
-        if not jobs or (arguments.until and datetime.datetime.now().time() >= arguments.until):
+        now = batch if allowed is None else batch[:allowed]
+        if not now or (arguments.until and datetime.datetime.now().time() >= arguments.until):
             break
-        config = prepare(study, jobs[0].objects, jobs[0].seed, arguments.grounds)
-        run_batch(study, config, jobs, setting, arguments.cores)
-        allowed = None if allowed is None else allowed - len(jobs)
+        config = prepare(study, now[0].objects, now[0].seed, arguments.grounds)
+        run_batch(study, config, now, setting, arguments.cores)
+        allowed = None if allowed is None else allowed - len(now)
     rows = read_rows(study.table, setting)
     print(f"{len(rows)} of {total} rows are in {study.table}", flush=True)
+    return rows
+
+
+def choose(arguments: argparse.Namespace) -> None:
+    """Run every setting of CHOICES, and print a table of their scores."""
+    folder = arguments.folder or Path("results/scenes-choose")
+    lines = ["| epochs | learning rate of the centers | mAP | k-NN |", "|---:|---:|---:|---:|"]
+    for number, train in enumerate(CHOICES):
+        table = folder / f"choice-{number}.csv"
+        study = Study(load(CONFIG), folder, CHOOSE_SEED, (CHOOSE_SEED,), table, train)
+        jobs = choosing(study)
+        rows = run(study, arguments, setting_of(CONFIG, CHOOSE_SEED, train), jobs)
+        if len(rows) == sum(map(len, jobs)):
+            means = [statistics.fmean(row.scores[name] for row in rows)
+                     for name in ("tags_map", "knn_20")]  # fmt: skip
+            shown = " | ".join(f"{mean:.4f}" for mean in means)
+            lines.append(f"| {train['epochs']} | {train['classifier_lr']:g} | {shown} |")
+    print("\n".join(lines))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, help="results [results/scenes]")
-    parser.add_argument("--table", type=Path, help=f"the CSV [{PAGE.with_suffix('.csv')}]")
+    parser.add_argument(
+        "--table", type=Path, default=PAGE.with_suffix(".csv"), help="the CSV [%(default)s]"
+    )
     parser.add_argument("--grounds", type=Path, help="photographs, see demo/scenes.py")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--limit", type=int, help="stop after so many cells")
@@ -243,24 +285,22 @@ def main() -> None:
         help="start no batch at or after this time of the day",
     )  # fmt: skip
     parser.add_argument("--plan", action="store_true", help="print what is left, and run nothing")
-    parser.add_argument("--choose", action="store_true", help="other scenes, other seeds")
+    parser.add_argument("--choose", action="store_true", help="compare settings, on other scenes")
     arguments = parser.parse_args()
-    folder = arguments.folder or Path("results/scenes-choose" if arguments.choose else
-                                      "results/scenes")  # fmt: skip
-    table = arguments.table or (
-        folder / "scores.csv" if arguments.choose else PAGE.with_suffix(".csv")
-    )
-    scenes_seed, seeds = (CHOOSE_SCENES, CHOOSE_SEEDS) if arguments.choose else (0, SEEDS)
-    study = Study(load(CONFIG), folder, scenes_seed, seeds, table)
-    setting = setting_of(CONFIG, scenes_seed)
+    if arguments.choose:
+        choose(arguments)
+        return
+    folder = arguments.folder or Path("results/scenes")
+    study = Study(load(CONFIG), folder, 0, SEEDS, arguments.table)
+    setting = setting_of(CONFIG, study.scenes_seed)
     if arguments.plan:
-        left = missing(study, read_rows(table, setting))
+        left = missing(batches(study), read_rows(study.table, setting))
         for batch in left:
             print(f"{batch[0].objects} objects, seed {batch[0].seed}:",
                   *(job.name for job in batch))  # fmt: skip
         print(f"{sum(map(len, left))} rows are missing")
         return
-    run(study, arguments, setting)
+    run(study, arguments, setting, batches(study))
 
 
 if __name__ == "__main__":

@@ -57,13 +57,14 @@ def test_each_cell_is_run_once_and_the_hypothesis_first(study):
 
 def test_a_killed_study_goes_on_from_its_table(study, monkeypatch):
     study = study._replace(seeds=(0,))
+    jobs = scenes_study.batches(study)
     made = []
 
     def dies_at(limit):
-        def run_batch(study, config, jobs, setting, cores):
+        def run_batch(study, config, batch, setting, cores):
             values = yaml.safe_load(config.read_text())
-            assert values["results"] == study.results(jobs[0].objects)
-            for job in jobs:
+            assert values["results"] == study.results(batch[0].objects)
+            for job in batch:
                 if len(made) == limit:
                     raise KeyboardInterrupt
                 made.append((job.objects, job.name, job.seed))
@@ -80,19 +81,18 @@ def test_a_killed_study_goes_on_from_its_table(study, monkeypatch):
     for limit in (5, 20):
         monkeypatch.setattr(scenes_study, "run_batch", dies_at(limit))
         with pytest.raises(KeyboardInterrupt):
-            scenes_study.run(study, options, SETTING)
+            scenes_study.run(study, options, SETTING, jobs)
         assert len(scenes_rows.read_rows(study.table, SETTING)) == limit
     monkeypatch.setattr(scenes_study, "run_batch", dies_at(None))
     options.limit = 3
-    scenes_study.run(study, options, SETTING)
+    scenes_study.run(study, options, SETTING, jobs)
     assert len(made) == 23
     options.limit = None
-    scenes_study.run(study, options, SETTING)
-    expected = [(job.objects, job.name, job.seed)
-                for batch in scenes_study.batches(study) for job in batch]  # fmt: skip
+    scenes_study.run(study, options, SETTING, jobs)
+    expected = [(job.objects, job.name, job.seed) for batch in jobs for job in batch]
     assert made == expected
     assert [row[:3] for row in scenes_rows.read_rows(study.table)] == expected
-    assert scenes_study.missing(study, scenes_rows.read_rows(study.table)) == []
+    assert scenes_study.missing(jobs, scenes_rows.read_rows(study.table)) == []
 
 
 def test_what_lay_there_before_is_not_taken_while_the_workflow_runs(study):
@@ -164,6 +164,34 @@ def test_the_grid_of_the_config_is_that_of_the_study():
     jobs = [job for batch in scenes_study.batches(study) for job in batch if job.cell]
     ours = {(job.cell, job.seed) for job in jobs if job.cell.k == config.cluster.k}
     assert ours == set(config.ablate.runs(config.own_cell))
+
+
+def test_settings_are_chosen_apart_from_the_study(study, monkeypatch, capsys):
+    seen = []
+
+    def run_batch(study, config, batch, setting, cores):
+        seen.append((yaml.safe_load(config.read_text())["train"], setting))
+        for job in batch:
+            score(study, job)
+        scenes_study.collect(study, batch, setting)
+
+    monkeypatch.setattr(scenes_study, "run_batch", run_batch)
+    for objects in scenes_study.OBJECTS:
+        manifest = Path("other") / f"objects-{objects}" / "data" / "manifest.json"
+        manifest.parent.mkdir(parents=True)
+        manifest.touch()
+    options = type(
+        "", (), {"limit": None, "until": None, "grounds": None, "cores": 1, "folder": Path("other")}
+    )
+    scenes_study.choose(options)
+    assert [train for train, _ in seen] == [
+        choice for choice in scenes_study.CHOICES for _ in range(2)
+    ]
+    assert len({setting for _, setting in seen}) == len(scenes_study.CHOICES)
+    assert scenes_study.CHOOSE_SEED not in scenes_study.SEEDS
+    assert not study.table.exists()
+    # Mean of 1 and 4 objects, seed 100, l = 8 and 1: 1.25 + 0.001 (8 + 1 + 32 + 4) / 4.
+    assert capsys.readouterr().out.count("| 1.2612 | 1.2612 |") == len(scenes_study.CHOICES)
 
 
 def test_the_plan_is_printed():

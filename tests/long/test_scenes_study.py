@@ -49,12 +49,12 @@ def test_cells_are_made_in_the_workflow_and_not_again(tmp_path, monkeypatch) -> 
     study = scenes_study.Study(load(small), folder / "results", 0, (0,), table)
     setting = scenes_study.setting_of(small, 0)
     options = SimpleNamespace(limit=1, until=None, grounds=grounds, cores=2)
-    scenes_study.run(study, options, setting)
+    scenes_study.run(study, options, setting, scenes_study.batches(study))
     first = table.read_text().splitlines()
     assert len(first) == 2 and first[1].startswith("1,mlcd-l8-r0.1-k12,0,")
     # Another machine: nothing is there but the table.
     shutil.rmtree(folder / "results")
-    scenes_study.run(study, options, setting)
+    scenes_study.run(study, options, setting, scenes_study.batches(study))
     assert table.read_text().splitlines()[:2] == first
     assert [row.name for row in scenes_rows.read_rows(table, setting)] == [
         "mlcd-l8-r0.1-k12", "mlcd-l1-r0.1-k12",
