@@ -17,7 +17,9 @@ def load(name: str) -> ModuleType:
     return module
 
 
-for _name in ("goals", "peers", "machine"):
+for _name in ("goals", "peers", "machine", "scenes_rows", "scenes_study"):
     load(_name)  # which benchmarks import by its name
 audit = load("audit")
 plan_scale = load("plan_scale")
+scenes_rows, scenes_study = (sys.modules[name] for name in ("scenes_rows", "scenes_study"))
+scenes_table = load("scenes_table")

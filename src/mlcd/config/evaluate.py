@@ -17,6 +17,8 @@ CLASS_METRICS = ("accuracy", "mean_per_class", "roc_auc", "mean_top1_top5")
 TAG_METRICS = ("map", "map_11_point")
 #: The task that judges captions, and all that rest on the text tower, of model trained alone.
 IMAGE_TEXT = "image_text_retrieval"
+#: The task that asks for tags in common.
+TAG_RETRIEVAL = "tag_retrieval"
 TOWER_TASKS = ("zero_shot", IMAGE_TEXT)
 #: Tasks that do not look at the cached features of images, and the parts that write their files.
 OWN_TASKS = (FINETUNE, *DENSE_TASKS)
@@ -47,6 +49,7 @@ class Dataset(Section):
             "knn",
             "linear_probe",
             "retrieval",
+            "tag_retrieval",
             "zero_shot",
             "image_text_retrieval",
             "finetune",
@@ -59,7 +62,8 @@ class Dataset(Section):
         ["knn", "linear_probe"],
         min_length=1,
         description="How classes are judged: k-NN, linear probe, retrieval among the test images "
-        "(which needs no train images), zero_shot by the text tower (section text; of tags where "
+        "(which needs no train images), tag_retrieval (how many tags do near test images share?), "
+        "zero_shot by the text tower (section text; of tags where "
         "the metric is theirs). Tags always by the probe. image_text_retrieval: do test images "
         "and their captions (caption_field) find one another by the encoder and the text tower? It "
         "needs no classes. finetune: the whole encoder trained on the classes (finetune_*). "
@@ -133,6 +137,14 @@ class Dataset(Section):
     def _metric_fits(self) -> Dataset:
         if self.metric in TAG_METRICS and self.tags_field is None:
             raise ValueError(f"metric {self.metric} is of tags; set tags_field too")
+        return self
+
+    @model_validator(mode="after")
+    def _tags_are_named(self) -> Dataset:
+        if TAG_RETRIEVAL in self.tasks and self.tags_field is None:
+            raise ValueError(
+                f"{TAG_RETRIEVAL} on {self.name} needs tags; set tags_field, or take the task out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -237,7 +249,8 @@ class ScoreKeys(Section):
     retrieval_k: list[int] = Field(
         [1, 10],
         min_length=1,
-        description="Ranks k of image retrieval's R@k: is one of the k nearest of the same class?",
+        description="Ranks k of image retrieval's R@k: is one of the k nearest of the same class? "
+        "And of tag_retrieval: how many tags do the k nearest share?",
     )
     templates: str = Field(
         "general",

@@ -26,6 +26,7 @@ _FIXED = {
 #: Beginning of a name, before its k → words.
 _COUNTED = {
     "knn_": "k-NN accuracy, k = {}",
+    "shared_tags_": "tags shared with the {} nearest",
     "retrieval_r": "image retrieval R@{}",
     "image_to_text_r": "image to text R@{}",
     "text_to_image_r": "text to image R@{}",

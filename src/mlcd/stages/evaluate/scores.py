@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mlcd.config import Evaluate
-from mlcd.config.evaluate import IMAGE_TEXT, TOWER_TASKS, Dataset
+from mlcd.config.evaluate import IMAGE_TEXT, TAG_RETRIEVAL, TOWER_TASKS, Dataset
 from mlcd.config.registry import registry
 from mlcd.data import hdf5
 from mlcd.data.labeled.samples import find
@@ -20,6 +20,7 @@ from mlcd.stages.evaluate import (
     classes,
     measures,
     retrieval,
+    shared_tags,
     tags,
     zero_shot,
 )
@@ -151,6 +152,8 @@ def score(
         tags.judge(section, dataset, data, result)
     if labeled and "retrieval" in dataset.tasks:
         _retrieval(section, data, result)
+    if TAG_RETRIEVAL in dataset.tasks:
+        shared_tags.judge(section, data, result)
     named = labeled or dataset.metric in measures.OF_TAGS
     if "zero_shot" in dataset.tasks and not named:
         raise UserError(
