@@ -24,7 +24,7 @@ REPORT_PARTS = {
         "Images nearest to a center",
         {
             "images": of_chunks("images/{chunk}/manifest.json"),
-            "embeddings": [] if OWN_LABELS else of_chunks("embeddings/{chunk}.h5"),
+            "embeddings": [] if OWN_LABELS else of_chunks(EMBEDDINGS),
             "labels": of_chunks("labels/{chunk}.h5"),
             "centroids": CENTROIDS,
         },
@@ -39,7 +39,7 @@ REPORT_PARTS = {
         "Images and their labels",
         {
             "images": of_chunks("images/{chunk}/manifest.json"),
-            "embeddings": [] if OWN_LABELS else of_chunks("embeddings/{chunk}.h5"),
+            "embeddings": [] if OWN_LABELS else of_chunks(EMBEDDINGS),
             "labels": of_chunks("labels/{chunk}.h5"),
         },
     ),
