@@ -14,6 +14,16 @@ REPORT_PARTS = {
         "Download outcomes",
         {"images": of_chunks("images/{chunk}/manifest.json")},
     ),
+    "curate": (
+        "1 Data",
+        "Images left out, and why",
+        {
+            "images": of_chunks("images/{chunk}/manifest.json"),
+            "embeddings": of_chunks("embeddings/{chunk}.h5"),
+            "rows": of_chunks("curate/rows/{chunk}.h5"),
+            "curation": [f"{RESULTS}/curate/summary.json"],
+        },
+    ),
     "cluster": (
         "2 Clusters",
         "Objective and sizes",
@@ -78,6 +88,10 @@ REPORT_PARTS = {
         },
     ),
 }
+if CONFIG.curate.enabled:
+    REPORT_PARTS["provenance"][2]["files"].append(f"{RESULTS}/curate/summary.json")
+else:
+    del REPORT_PARTS["curate"]
 if not CENTROIDS:
     del REPORT_PARTS["cluster"]
 if CONFIG.cluster.centers and not KEEPS_CENTERS:
@@ -142,7 +156,7 @@ for part, (category, title, files) in REPORT_PARTS.items():
             part=f"--part {part}",
             options=as_options({name: paths for name, paths in files.items() if paths}),
             # The other parts depend on no key of the section.
-            cfg=section("report") if part in ("montage", "examples") else "{}",
+            cfg=section("report") if part in ("curate", "montage", "examples") else "{}",
             code=code_hash("report"),
         shell:
             """

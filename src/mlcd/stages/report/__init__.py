@@ -16,6 +16,10 @@ from mlcd.utils.errors import UserError
 #: Part → what it shows and the options it reads. The module of the same name draws it.
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "download": ("what arrived and why the rest did not", ("images",)),
+    "curate": (
+        "images left out before clustering, and why",
+        ("images", "embeddings", "rows", "curation"),
+    ),
     "cluster": ("objective and sizes of the k-means clusters", ("centroids",)),
     "label": ("how labels are used and how near they are", ("summary",)),
     "montage": (
@@ -58,11 +62,13 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--images",
         nargs="+",
         metavar="MANIFEST",
-        help="images/*/manifest.json [download, montage, examples]",
+        help="images/*/manifest.json [download, curate, montage, examples]",
     )
     parser.add_argument(
-        "--embeddings", nargs="+", metavar="H5", help="embeddings/*.h5 [montage, examples]"
+        "--embeddings", nargs="+", metavar="H5", help="embeddings/*.h5 [curate, montage, examples]"
     )
+    parser.add_argument("--rows", nargs="+", metavar="H5", help="curate/rows/*.h5 [curate]")
+    parser.add_argument("--curation", metavar="JSON", help="curate/summary.json [curate]")
     parser.add_argument("--labels", nargs="+", metavar="H5", help="labels/*.h5 [montage, examples]")
     parser.add_argument(
         "--centroids", metavar="H5", help="clusters/centroids.h5 [cluster, montage]"
