@@ -1,4 +1,4 @@
-"""Small stores to curate, runs of the stage in this process, and the plain version of its search."""
+"""Small stores to curate, runs of the stage in this process, and its plain version."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ class Run:
         self, folder: Path, rows: np.ndarray, chunks: int = 3, clusters: int = 4, **keys: object
     ) -> None:
         self.folder, self.out = folder, folder / "curate"
-        self.options = ["--threads", 1] + [
-            word for name, value in keys.items()
-            for word in (f"--{name.replace('_', '-')}", value)
-        ]  # fmt: skip
+        self.options: list[object] = ["--threads", 1]
+        for name, value in keys.items():
+            self.options += [f"--{name.replace('_', '-')}", value]
         self.embeddings, self.images = [], []
         for index, part in enumerate(np.array_split(rows, chunks)):
             name = f"a-{index:05d}"

@@ -30,8 +30,10 @@ class Condition(NamedTuple):
     def __str__(self) -> str:
         """Return the condition as it may be written."""
         column = self.column if re.fullmatch(r"[\w.-]+", self.column) else f"`{self.column}`"
-        value = f"{self.value:g}" if isinstance(self.value, float) else f"'{self.value}'"
-        return f"{column} {self.operator} {value}"
+        if isinstance(self.value, float):
+            return f"{column} {self.operator} {self.value:.15g}"
+        mark = '"' if "'" in self.value else "'"
+        return f"{column} {self.operator} {mark}{self.value}{mark}"
 
     @classmethod
     def parse(cls, text: str) -> Condition:
