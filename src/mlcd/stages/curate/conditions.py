@@ -25,7 +25,7 @@ def words(conditions: Sequence[Condition]) -> list[str]:
 
     Their places are what :func:`refused` returns.
     """
-    return [word for one in conditions for word in (f"not {one}", f"no value of {one.column}")]
+    return [word for one in conditions for word in (f"{one} fails", f"no {one.column}")]
 
 
 def refused(

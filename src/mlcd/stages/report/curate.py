@@ -64,7 +64,8 @@ def draw(
 
 def _counts(about: dict[str, Any]) -> Markup:
     total = about["images"]
-    lines = [("kept", about["kept"]), *about["left_out"].items(), ("all", total)]
+    reasons = [(word, n) for word, n in about["left_out"].items() if n]
+    lines = [("kept", about["kept"]), *reasons, ("all", total)]
     rows = [[word, f"{n:,}", f"{n / max(1, total):.1%}"] for word, n in lines]
     return table(["reason", "images", "share"], rows, numbers=(1, 2), total=True)
 
