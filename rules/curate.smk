@@ -8,7 +8,7 @@
 #                  results/curate/rows/{chunk}.h5         kept or not, why, and who stands for it
 #                  results/curate/summary.json            images left out, by reason
 #                  results/curate/embeddings/{chunk}.h5   embeddings of kept images
-#                  results/curate/text/{chunk}.h5         the same of the trained encoder's (rules/text.smk)
+#                  results/text/curated/{chunk}.h5        the same of the trained encoder (rules/text.smk)
 
 
 rule curate_cluster:
@@ -104,8 +104,8 @@ rule curate:
         f"{RESULTS}/benchmarks/curate/curate.tsv"
     threads: 2
     resources:
-        # 60 bytes per image are held, and as many rows at a time as the rest has room for.
-        mem_mb=memory_for_all(6000, row_bytes=80),
+        # About 100 bytes per image are held, and as many rows at a time as the rest has room for.
+        mem_mb=memory_for_all(6000, row_bytes=130),
         # It resumes after its last whole pass, in the next attempt too.
         runtime=1440,
     params:
@@ -157,7 +157,7 @@ use rule curate_kept as curate_text with:
         embeddings=f"{RESULTS}/text/embeddings/{{chunk}}.h5",
         rows=f"{RESULTS}/curate/rows/{{chunk}}.h5",
     output:
-        embeddings=f"{RESULTS}/curate/text/{{chunk}}.h5",
+        embeddings=f"{RESULTS}/text/curated/{{chunk}}.h5",
     log:
         f"{RESULTS}/logs/curate/text-{{chunk}}.log",
     benchmark:

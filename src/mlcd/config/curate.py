@@ -75,7 +75,7 @@ class Curate(Section):
         "kept images only. Nothing is removed from the disk.",
     )
     duplicate_similarity: float | None = Field(
-        0.97,
+        0.95,
         gt=0,
         lt=1,
         description="Two images whose embeddings have at least this cosine similarity are "

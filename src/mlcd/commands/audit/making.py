@@ -98,7 +98,7 @@ class Recorded:
         is_curated = "curate" in self.stages
         #: Folders of the embeddings that later stages read: of the frozen and the trained encoder.
         self.embeddings = "curate/embeddings" if is_curated else "embeddings"
-        self.text_embeddings = "curate/text" if is_curated else "text/embeddings"
+        self.text_embeddings = "text/curated" if is_curated else "text/embeddings"
 
     def _checked(self, path: str) -> tuple[str, Path]:
         digest = locks.hash_of(path)
@@ -382,7 +382,7 @@ def _kept(folder: str) -> Callable[[Recorded, str, Path], Command]:
     def command(run: Recorded, chunk: str, scratch: Path) -> Command:
         words = ["--part", "kept", "--embeddings", str(run.results / folder / f"{chunk}.h5"),
                  "--rows", str(run.results / "curate" / "rows" / f"{chunk}.h5")]  # fmt: skip
-        output = "curate/embeddings" if folder == "embeddings" else "curate/text"
+        output = "curate/embeddings" if folder == "embeddings" else "text/curated"
         return _as(run, "curate", words, f"{output}/{chunk}.h5")
 
     return command
@@ -393,6 +393,6 @@ _COMMANDS: dict[str, Callable[[Recorded, str, Path], Command]] = {
     "labels": _labels, "summary of labels": _label_summary, "train": _train,
     "text embeddings": _text_embeddings, "text captions": _captions, "text": _text,
     "coarse clusters": _coarse, "curated facts": _facts, "choice": _choice,
-    "curated embeddings": _kept("embeddings"), "curated text": _kept("text/embeddings"),
+    "curated embeddings": _kept("embeddings"), "text curated": _kept("text/embeddings"),
     "texts": _texts, "scores": _metrics, "summary of scores": _score_summary, "export": _export,
 }  # fmt: skip

@@ -4,7 +4,7 @@ In this order: what a condition refuses is left out; of near-duplicates among th
 balance and cap thin out clusters of what is left. Each image that is left out has one reason, and
 each duplicate the image that stands for it.
 
-About 60 bytes per image of the run stay in memory, beside the rows of a pass.
+About 100 bytes per image of the run stay in memory, beside the rows of a pass.
 """
 
 from __future__ import annotations
