@@ -41,7 +41,7 @@ if not OWN_LABELS:
 
     use rule label as ablate_label with:
         input:
-            embeddings=f"{RESULTS}/embeddings/{{chunk}}.h5",
+            embeddings=f"{RESULTS}/{EMBEDDINGS}",
             centroids=lambda wildcards: ablate_centroids(wildcards.k),
         output:
             labels=f"{ABLATE}/labels-k{{k}}-l{{l}}/{{chunk}}.h5",
@@ -56,7 +56,7 @@ if not OWN_LABELS:
 use rule train as ablate_train with:
     input:
         labels=lambda wildcards: ablate_labels(Cell.parse(wildcards.cell)),
-        embeddings=[] if OWN_LABELS else of_chunks("embeddings/{chunk}.h5"),
+        embeddings=[] if OWN_LABELS else of_chunks(EMBEDDINGS),
         images=of_chunks("images/{chunk}/manifest.json"),
         centroids=lambda wildcards: (
             ablate_centroids(Cell.parse(wildcards.cell).k) if CENTROIDS else []

@@ -1,7 +1,8 @@
 # cluster: spherical k-means over the embeddings of all chunks. A gang job: the rule starts all ranks
 # (here or as one Slurm job), waits, and shows what rank 0 says.
 #
-# REQUIRED INPUTS  results/embeddings/{chunk}.h5, all chunks
+# REQUIRED INPUTS  results/embeddings/{chunk}.h5, all chunks; of a curated run
+#                  results/curate/embeddings/{chunk}.h5, there and in the rules after this one
 # OUTPUTS          results/clusters/centroids.h5
 #                  results/clusters/iterations.jsonl   objective, shift, empty and largest clusters
 
@@ -11,7 +12,7 @@ if CONFIG.cluster.centers is None:
     rule cluster:
         """Find the K centers of all embeddings."""
         input:
-            embeddings=of_chunks("embeddings/{chunk}.h5"),
+            embeddings=of_chunks(EMBEDDINGS),
         output:
             centroids=f"{RESULTS}/clusters/centroids.h5",
             iterations=f"{RESULTS}/clusters/iterations.jsonl",

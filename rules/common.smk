@@ -16,7 +16,7 @@ from pathlib import Path
 from snakemake.io import IOFile
 from snakemake.logging import logger
 
-from mlcd.data import at_start, initial_files, list_counts, undeclared
+from mlcd.data import at_start, columns, initial_files, list_counts, undeclared
 from mlcd.data.labeled import layout, prompts
 from mlcd.data.own import checks as own_checks
 from mlcd.data.own import rows as own_rows
@@ -77,6 +77,14 @@ OWN_LABELS = own_checks.label_shares(CONFIG, CHUNKS)
 OWN_FILES = own_rows.files_of({*OWN_EMBEDDINGS.values(), *OWN_LABELS.values()})
 #: The run keeps the centers that it has found before: they are then a file like a list.
 KEEPS_CENTERS = own_checks.kept_centers(CONFIG)
+#: The embeddings that later stages read, below the results: where a run is curated, the kept ones.
+EMBEDDINGS = "curate/embeddings/{chunk}.h5" if CONFIG.curate.enabled else "embeddings/{chunk}.h5"
+#: The same of the trained encoder's, which the text tower is trained on.
+TEXT_EMBEDDINGS = (
+    "text/curated/{chunk}.h5" if CONFIG.curate.enabled else "text/embeddings/{chunk}.h5"
+)
+#: Tables with the columns of curate.where; without any, the lists of metadata have them.
+CURATE_TABLES = columns.tables(CONFIG.curate.columns or []) if CONFIG.curate.enabled else []
 #: The centers, a list of one file, or of none where own labels come without.
 CENTROIDS = [f"{RESULTS}/clusters/centroids.h5"] if CONFIG.cluster.centers or not OWN_LABELS else []
 
@@ -121,7 +129,7 @@ def files_from_outside():
     lists = {planned.list for planned in CHUNKS.values()}
     centers = filter(None, [CONFIG.cluster.initial, CONFIG.cluster.centers])
     names = prompts.check(CONFIG.evaluate)
-    return [*sorted(lists), *centers, *map(str, INITIAL), *names, *OWN_FILES]
+    return [*sorted(lists), *centers, *map(str, INITIAL), *names, *OWN_FILES, *CURATE_TABLES]
 
 
 def files_beside_inputs():
@@ -143,7 +151,7 @@ def check_command_length():
         path
         for pattern in (
             "labels/{chunk}.h5",
-            "embeddings/{chunk}.h5",
+            EMBEDDINGS,
             "images/{chunk}/manifest.json",
         )
         for path in of_chunks(pattern)
@@ -213,6 +221,9 @@ def sealed_stages():
     stages = {}
     for stage in SECTIONS:
         if stage == "ablate":  # of its cells, and not of this run
+            continue
+        if stage == "curate" and not CONFIG.curate.enabled:
+            # So that a run without it is sealed as by releases that lack it.
             continue
         stages[stage] = {
             "section": getattr(CONFIG, stage).model_dump(mode="json"),

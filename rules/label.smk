@@ -10,7 +10,7 @@ if not OWN_LABELS:
     rule label:
         """Find the nearest centers of each image of {wildcards.chunk}."""
         input:
-            embeddings=f"{RESULTS}/embeddings/{{chunk}}.h5",
+            embeddings=f"{RESULTS}/{EMBEDDINGS}",
             centroids=f"{RESULTS}/clusters/centroids.h5",
         output:
             labels=f"{RESULTS}/labels/{{chunk}}.h5",

@@ -15,6 +15,16 @@ REPORT_PARTS = {
         "Download outcomes",
         {"images": of_chunks("images/{chunk}/manifest.json")},
     ),
+    "curate": (
+        "1 Data",
+        "Images left out, and why",
+        {
+            "images": of_chunks("images/{chunk}/manifest.json"),
+            "embeddings": of_chunks("embeddings/{chunk}.h5"),
+            "rows": of_chunks("curate/rows/{chunk}.h5"),
+            "curation": [f"{RESULTS}/curate/summary.json"],
+        },
+    ),
     "cluster": (
         "2 Clusters",
         "Objective and sizes",
@@ -25,7 +35,7 @@ REPORT_PARTS = {
         "Images nearest to a center",
         {
             "images": of_chunks("images/{chunk}/manifest.json"),
-            "embeddings": [] if OWN_LABELS else of_chunks("embeddings/{chunk}.h5"),
+            "embeddings": [] if OWN_LABELS else of_chunks(EMBEDDINGS),
             "labels": of_chunks("labels/{chunk}.h5"),
             "centroids": CENTROIDS,
         },
@@ -40,7 +50,7 @@ REPORT_PARTS = {
         "Images and their labels",
         {
             "images": of_chunks("images/{chunk}/manifest.json"),
-            "embeddings": [] if OWN_LABELS else of_chunks("embeddings/{chunk}.h5"),
+            "embeddings": [] if OWN_LABELS else of_chunks(EMBEDDINGS),
             "labels": of_chunks("labels/{chunk}.h5"),
         },
     ),
@@ -79,6 +89,10 @@ REPORT_PARTS = {
         },
     ),
 }
+if CONFIG.curate.enabled:
+    REPORT_PARTS["provenance"][2]["files"].append(f"{RESULTS}/curate/summary.json")
+else:
+    del REPORT_PARTS["curate"]
 if not CENTROIDS:
     del REPORT_PARTS["cluster"]
 if CONFIG.cluster.centers and not KEEPS_CENTERS:
@@ -156,7 +170,7 @@ for part, (category, title, files) in REPORT_PARTS.items():
             part=f"--part {part}",
             options=as_options({name: paths for name, paths in files.items() if paths}),
             # The other parts depend on no key of the section.
-            cfg=section("report") if part in ("montage", "examples") else "{}",
+            cfg=section("report") if part in ("curate", "montage", "examples") else "{}",
             code=code_hash("report"),
         shell:
             """

@@ -15,6 +15,12 @@ def memory(fixed_mb, row_bytes=0, thread_mb=0):
     return needed
 
 
+def memory_for_all(fixed_mb, row_bytes):
+    """Return mem_mb: `fixed_mb` and bytes per row of all chunks; times the attempt."""
+    rows = sum(chunk.rows for chunk in CHUNKS.values())
+    return lambda wildcards, attempt: attempt * (fixed_mb + rows * row_bytes // 1_000_000)
+
+
 def memory_for_centers(stage_mb, kilobytes):
     """Return mem_mb: `stage_mb` and so many kilobytes per center; half as much more per attempt.
 

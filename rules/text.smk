@@ -47,7 +47,7 @@ rule text_captions:
     input:
         manifest=f"{RESULTS}/images/{{chunk}}/manifest.json",
         table=f"{RESULTS}/images/{{chunk}}/rows.parquet",
-        embeddings=f"{RESULTS}/text/embeddings/{{chunk}}.h5",
+        embeddings=f"{RESULTS}/{TEXT_EMBEDDINGS}",
     output:
         captions=f"{RESULTS}/text/captions/{{chunk}}.h5",
     log:
@@ -75,7 +75,7 @@ rule text_captions:
 rule text:
     """Train the text tower against the frozen encoder."""
     input:
-        embeddings=of_chunks("text/embeddings/{chunk}.h5"),
+        embeddings=of_chunks(TEXT_EMBEDDINGS),
         captions=of_chunks("text/captions/{chunk}.h5"),
     output:
         weights=f"{RESULTS}/text/text.safetensors",

@@ -13,7 +13,7 @@ rule train:
     input:
         labels=of_chunks("labels/{chunk}.h5"),
         # Own labels say themselves where images lie, and may come without centers.
-        embeddings=[] if OWN_LABELS else of_chunks("embeddings/{chunk}.h5"),
+        embeddings=[] if OWN_LABELS else of_chunks(EMBEDDINGS),
         images=of_chunks("images/{chunk}/manifest.json"),
         centroids=CENTROIDS,
     output:

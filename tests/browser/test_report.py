@@ -6,6 +6,7 @@ MLCD_REPORT=results/report.html pytest tests/browser/test_report.py    another r
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,9 @@ def snakemake(folder: Path, *words: str) -> str:
 def folder(tmp_path_factory):
     """A folder with stores, lists of the same chunks, and the report's pages drawn by Snakemake."""
     folder = tmp_path_factory.mktemp("report")
-    Stores(folder / "results")
+    stores = Stores(folder / "results")
+    # Labels are of embeddings that curate has copied.
+    shutil.copytree(stores.embeddings[0].parent, folder / "results" / "curate" / "embeddings")
     for name, rows in (("first", 2 * N), ("second", N)):
         urls = [f"http://127.0.0.1/{i}.jpg" for i in range(rows)]
         pd.DataFrame({"url": urls, "caption": ""}).to_parquet(folder / f"{name}.parquet")
@@ -71,6 +74,7 @@ def folder(tmp_path_factory):
         "cluster": {"k": 8},
         "train": {"batch_size": 8},
         "text": {"enabled": True, "batch_size": 8},
+        "curate": {"enabled": True},
         "report": {"montage_clusters": 4, "montage_images": 5, "label_examples": 3},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

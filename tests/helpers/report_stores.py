@@ -13,6 +13,8 @@ from helpers.ablate_runs import ablation_words
 from helpers.builders import csv_table, embeddings_file, image_store, jpeg, unit_vectors
 from mlcd.cli import main
 from mlcd.data import hdf5
+from mlcd.data.embeddings import Embeddings
+from mlcd.utils.records import write_record
 
 CHUNKS = ("first-00000", "first-00001", "second-00000")
 N, K, L = 10, 4, 3
@@ -73,6 +75,7 @@ class Stores:
             self.images.append(manifest)
             self.embeddings.append(embeddings)
             self.labels.append(labels)
+        self.rows, self.curation = write_decisions(folder / "curate", self.embeddings)
         self.summary = folder / "labels" / "summary.json"
         assert not main(
             ["label", "--summarize", *map(str, self.labels), "--centroids", str(self.centroids),
@@ -118,6 +121,8 @@ class Stores:
                          "--scores", str(self.scores), "--resolved", str(self.resolved),
                          "--jobs", str(self.jobs)],
             "download": images,
+            "curate": [*images, *embeddings, "--rows", *map(str, self.rows),
+                       "--curation", str(self.curation)],
             "cluster": ["--centroids", str(self.centroids)],
             "label": ["--summary", str(self.summary)],
             "montage": [*images, *embeddings, *labels, "--centroids", str(self.centroids)],
@@ -138,6 +143,32 @@ class Stores:
         status = main([*self.options(part), "--output", *map(str, outputs), *extra])
         assert status == 0
         return outputs[0].read_text(encoding="utf-8", errors="replace")
+
+
+def write_decisions(folder: Path, embeddings: list[Path]) -> tuple[list[Path], Path]:
+    """Write decisions of stage curate: of each chunk a duplicate, and one that is refused."""
+    reasons = [f"{HOSTILE} fails", "duplicate", "balance", "cap"]
+    found = []
+    for index, path in enumerate(embeddings):
+        reason, stands_for = np.full(N, -1, np.int16), np.full((N, 2), -1, np.int64)
+        reason[[2, 5]] = 1, 0
+        stands_for[2] = (index + 1) % len(embeddings), 3
+        datasets = {
+            "key": Embeddings(path).keys(), "kept": (reason < 0).astype(np.uint8),
+            "reason": reason, "stands_for": stands_for, "cluster": np.zeros(N, np.int32),
+            "similarity": np.where(reason == 1, 0.97 - index / 100, 0).astype(np.float32),
+            "chunk": np.array([other.stem.encode() for other in embeddings]),
+        }  # fmt: skip
+        attributes = {"chunk": path.stem, "manifest": "", "embeddings": hdf5.fingerprint(path)}
+        found.append(folder / "rows" / path.name)
+        hdf5.write(found[-1], "curation", datasets, {**attributes, "reasons": json.dumps(reasons)})
+    summary = {
+        "images": N * len(embeddings), "kept": (N - 2) * len(embeddings),
+        "left_out": dict(zip(reasons, (3, 3, 0, 0), strict=True)),
+        "duplicates": {"similarity": 0.95, "groups": 3, "largest": 2},
+    }  # fmt: skip
+    write_record(folder / "summary.json", summary)
+    return found, folder / "summary.json"
 
 
 def write_snakemake_log(snakemake: Path, results: Path) -> None:

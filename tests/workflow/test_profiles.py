@@ -38,7 +38,9 @@ def test_the_first_block_reaches_every_job(name):
     assert profile["resources"]["runtime"] == 77
     assert "main" not in str(profile)
     gangs = {rule: keys for rule, keys in profile["set-resources"].items() if "launcher" in keys}
-    assert set(gangs) == {"cluster", "train", "text", "ablate_cluster", "ablate_train"}
+    assert set(gangs) == {
+        "cluster", "train", "text", "ablate_cluster", "ablate_train", "curate_cluster",
+    }  # fmt: skip
     for keys in gangs.values():
         found = [keys[name] for name in ("slurm_account", "slurm_partition", "runtime")]
         assert found == ["'vision-7'", "'big'", 77]

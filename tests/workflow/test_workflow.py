@@ -15,6 +15,8 @@ from helpers import audit_changes
 from helpers.audit_changes import audit, found
 from helpers.checkout import CONFIG, ROOT, ROWS
 from mlcd import cli
+from mlcd.commands.audit.explain import image
+from mlcd.data.curation import Curation
 from mlcd.utils.files import sha256_file
 from mlcd.utils.records import read_record
 
@@ -217,6 +219,40 @@ def test_one_more_data_set_adds_its_features_alone(changed):
     changed.configure(evaluate={"datasets": [*datasets, {"name": "digits"}]})
     stale = science(changed.stale())
     assert stale == {"evaluate_features": 2 * 4, "evaluate": 4, "evaluate_summary": 1, "export": 1}
+
+
+#: Small enough to be sure that clusters hold several images, and that some are alike.
+CURATE = {"enabled": True, "clusters": 3, "duplicate_similarity": 0.8, "where": ["caption != ''"]}
+
+
+def test_a_curated_run_leaves_out_images_and_tells_why(changed):
+    changed.configure(curate={**CURATE, "enabled": False})
+    assert changed.stale() == {}
+    # Other centers, labels and weights: none of the run's own are touched before.
+    changed.configure(metadata=["lists/first.parquet"], cluster={"k": 4}, curate=CURATE)
+    stale = science(changed.stale())
+    jobs = {"curate_cluster": 1, "curate_facts": 2, "curate": 1, "curate_kept": 2}
+    assert {rule: stale[rule] for rule in jobs} == jobs
+    assert set(stale) == set(jobs) | AFTER_CLUSTER
+    results = changed.folder / "results"
+    done = changed.snakemake("--cores", "2", "results/labels/summary.json",
+                             "results/report/curate.html")  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:]
+    summary = read_record(results / "curate" / "summary.json", "curate")
+    assert summary["images"] == 2 * ROWS > summary["kept"] > 4
+    labels = read_record(results / "labels" / "summary.json", "label")
+    assert labels["images"] == summary["kept"]
+    left_out = [
+        (rows, int(row)) for rows in map(Curation, sorted((results / "curate/rows").iterdir()))
+        for row in (~rows.kept()).nonzero()[0]
+    ]  # fmt: skip
+    assert len(left_out) == summary["images"] - summary["kept"]
+    page = (results / "report" / "curate.html").read_text()
+    assert f"{summary['kept']} of {summary['images']} images kept" in page
+    rows, row = left_out[0]
+    said = image(results, rows.chunk, rows.keys()[row].decode())
+    decision = rows.decision(row)
+    assert f"left out by curate: duplicate of {decision.chunk}/" in said[-1]
 
 
 @pytest.mark.long

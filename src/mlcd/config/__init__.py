@@ -17,6 +17,7 @@ from mlcd.config import files
 from mlcd.config.ablate import Ablate, Cell
 from mlcd.config.base import Section, validate
 from mlcd.config.cluster import Cluster
+from mlcd.config.curate import Curate
 from mlcd.config.download import Download
 from mlcd.config.embed import Embed
 from mlcd.config.encoders import PACKAGED
@@ -30,8 +31,8 @@ from mlcd.config.train import Train
 from mlcd.utils.errors import UserError
 
 __all__ = [
-    "SECTIONS", "Ablate", "Cell", "Cluster", "Config", "Download", "Embed", "Evaluate", "Export",
-    "Label", "Prepare", "Report", "Section", "Text", "Train", "check_shape", "load",
+    "SECTIONS", "Ablate", "Cell", "Cluster", "Config", "Curate", "Download", "Embed", "Evaluate",
+    "Export", "Label", "Prepare", "Report", "Section", "Text", "Train", "check_shape", "load",
     "parse_section", "validate",
 ]  # fmt: skip
 
@@ -62,6 +63,7 @@ class Config(Section):
     prepare: Prepare = Prepare()
     download: Download = Download()
     embed: Embed = Embed()
+    curate: Curate = Curate()
     cluster: Cluster = Cluster()
     label: Label = Label()
     train: Train = Train()
@@ -94,8 +96,12 @@ class Config(Section):
         return Cell(self.train.loss, l, self.train.negative_ratio, self.cluster.k)
 
     def to_yaml(self) -> str:
-        """Return the resolved config, defaults included, as YAML in the order of the models."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """Return the resolved config, defaults included, as YAML in the order of the models.
+
+        Without the section curate where it is off: so a run has the config of releases without it.
+        """
+        values = self.model_dump(mode="json", exclude=None if self.curate.enabled else {"curate"})
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
@@ -149,6 +155,11 @@ class Config(Section):
     def _own_fits(self) -> None:
         """Find what does not go with own embeddings, centers or labels."""
         if self.label.labels is not None:
+            if self.curate.enabled:
+                raise ValueError(
+                    "curate.enabled: own labels need no embeddings, and these are what is curated; "
+                    "leave label.labels out, or set it to false"
+                )
             if self.embed.embeddings is not None:
                 raise ValueError(
                     "embed.embeddings: nothing reads them with label.labels; give one of the two"

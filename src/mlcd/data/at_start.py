@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlcd.config import Config, encoders
 from mlcd.config.files import Origins, key_of, quoted
-from mlcd.data import initial_files
+from mlcd.data import columns, initial_files
 from mlcd.data.labeled import layout, prompts
 from mlcd.data.own import checks as own
 from mlcd.data.url_lists import Chunk
@@ -52,6 +52,7 @@ def check(
         looked(lambda dataset=dataset: layout.check(dataset))  # type: ignore[misc]
     looked(lambda: prompts.check(config.evaluate))
     looked(lambda: own.check(config, chunks))
+    looked(lambda: columns.check(config, chunks))
     found = [*_results(config), *_frozen(config), *_trained(config)]
     found += _exports(config)
     if chunks:
@@ -183,6 +184,8 @@ def _numbers(config: Config, rows: int) -> Iterator[Problem]:
         needs["text", "batch_size"] = config.text.batch_size
     cells = [cell.k for cell, _ in config.ablate.runs(config.own_cell)]
     needs["ablate", "grids"] = max(cells, default=0)
+    if config.curate.enabled:
+        needs["curate", "clusters"] = config.curate.clusters
     for key, number in needs.items():
         if number > rows:
             what = "K = " if key[0] == "ablate" else ""

@@ -48,6 +48,7 @@ _FIELDS = tuple(
         "part model dataset scores",  # scores of one part of the stage evaluate
         "images texts scores",  # scores of image-text retrieval
         "images num_classes labels_per_image",  # the summary of labels
+        "images kept left_out",  # the summary of a curation
         "format encoder_sha256 largest_difference",  # an export
         "mlcd",  # numbers of the report, a listing of images on disk
     )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlcd.commands.audit import integrity
 from mlcd.commands.audit import lock as locks
 from mlcd.commands.audit.nodes import ORDER, Node
 from mlcd.utils.errors import UserError
 from mlcd.utils.records import read_csv, read_record
+
+if TYPE_CHECKING:
+    from mlcd.data.labels import Labels
 
 #: Lines that a screen takes, of each kind.
 _FILES, _EPOCHS, _SCORES, _IMAGES = 3, 8, 6, 10
@@ -106,12 +109,16 @@ def image(results: Path, chunk: str, key: str) -> list[str]:
     labels = Labels(results / "labels" / f"{chunk}.h5")
     # Own labels say themselves where images lie.
     if path.is_file():
-        places: Embeddings | Labels = Embeddings(path)
         keys = Embeddings(path).keys().tolist()
         if key.encode() not in keys:
             return [*lines, f"  not embedded; failed_key of embeddings/{chunk}.h5 says why"]
         place = keys.index(key.encode())
         lines.append(f"  embedded as row {place} of embeddings/{chunk}.h5")
+        vectors = _embeddings(results, labels)
+        if vectors != path and (why := _left_out(results, chunk, place)):
+            return [*lines, why]
+        places: Embeddings | Labels = Embeddings(vectors)
+        place = places.keys().tolist().index(key.encode())
     else:
         places = labels
         at = labels.places()
@@ -127,6 +134,33 @@ def image(results: Path, chunk: str, key: str) -> list[str]:
         return [*lines, "  without a label: no step of training saw it"]
     lines.append(f"  clusters, nearest first (cosine): {told}")
     return [*lines, *_steps(results, chunk, places, place), *_scores(results)]
+
+
+def _left_out(results: Path, chunk: str, row: int) -> str:
+    """Return a line on why stage curate left a row of the embeddings out; '' if it did not."""
+    from mlcd.data.curation import Curation
+    from mlcd.data.embeddings import Embeddings
+
+    decision = Curation(results / "curate" / "rows" / f"{chunk}.h5").decision(row)
+    if decision is None:
+        return ""
+    why = f"  left out by curate: {decision.reason}"
+    if decision.chunk:
+        other = Embeddings(results / "embeddings" / f"{decision.chunk}.h5")
+        key = other.keys(decision.row, decision.row + 1)[0].decode()
+        why += f" of {decision.chunk}/{key} (cosine {decision.similarity:.3f}), which is kept"
+    return why
+
+
+def _embeddings(results: Path, labels: Labels) -> Path:
+    """Return the embeddings that labels are of: the kept ones where the run is curated."""
+    from mlcd.data import hdf5
+
+    name = f"{labels.chunk}.h5"
+    curated = results / "curate" / "embeddings" / name
+    # A run that is no longer curated may have them still.
+    is_of = curated.is_file() and hdf5.fingerprint(curated) == labels.embeddings
+    return curated if is_of else results / "embeddings" / name
 
 
 def _listed(results: Path, chunk: str) -> list[str]:
@@ -190,8 +224,7 @@ def _places(results: Path, labels: Any) -> Any:
     """Return what says where the images of a chunk lie: own labels do it themselves."""
     from mlcd.data.embeddings import Embeddings
 
-    path = results / "embeddings" / f"{labels.chunk}.h5"
-    return labels if labels.manifest else Embeddings(path)
+    return labels if labels.manifest else Embeddings(_embeddings(results, labels))
 
 
 def _scores(results: Path) -> list[str]:
@@ -248,7 +281,7 @@ def cluster(results: Path, number: int) -> list[str]:
         cosine = labels.similarity()[:, 0]
         best = sorted(rows.tolist(), key=lambda row: -float(cosine[row]))[:_IMAGES]
         if best:
-            vectors = results / "embeddings" / path.name
+            vectors = _embeddings(results, labels)
             keys = Embeddings(vectors).keys() if vectors.is_file() else None
             for row in best:
                 name = keys[row].decode() if keys is not None else f"row {row}"

@@ -46,6 +46,8 @@ def making_of(path: str) -> Making | None:
     """Return the making of a file below the results; None where no stage can be run for it."""
     place = PurePosixPath(path)
     first, stem = place.parts[0], place.stem
+    if first == "curate":
+        return _curated(place)
     if first in ("urls", "embeddings"):
         return Making(first, stem)
     if first == "images" and len(place.parts) == 3:
@@ -61,6 +63,12 @@ def making_of(path: str) -> Making | None:
     if first == "evaluate":
         return _scores(place)
     return Making("export", place.parts[1]) if first == "export" else None
+
+
+def _curated(place: PurePosixPath) -> Making:
+    if len(place.parts) == 3 and place.parts[1] != "rows":
+        return Making(f"curated {place.parts[1]}", place.stem)
+    return Making("choice" if place.stem not in ("centroids", "iterations") else "coarse clusters")
 
 
 def _scores(place: PurePosixPath) -> Making:
@@ -91,6 +99,10 @@ class Recorded:
         self.by_hash = {node["hash"]: path for path, node in lock["files"].items()}
         self.project = _project(self.results, self.inputs)
         self._given = dict(self._checked(path) for path in lists)
+        is_curated = "curate" in self.stages
+        #: Folders of the embeddings that later stages read: of the frozen and the trained encoder.
+        self.embeddings = "curate/embeddings" if is_curated else "embeddings"
+        self.text_embeddings = "text/curated" if is_curated else "text/embeddings"
 
     def _checked(self, path: str) -> tuple[str, Path]:
         digest = locks.hash_of(path)
@@ -200,7 +212,7 @@ def _clusters(run: Recorded, name: str, scratch: Path) -> Command:
         centers = run.outside(Path(section["centers"]).name, scratch)
         return _as(run, "cluster", ["--centers", str(centers)], output)
     attributes, _ = hdf5.attributes(run.results / output)
-    made = run.named("embeddings", json.loads(str(attributes["embeddings"])))
+    made = run.named(run.embeddings, json.loads(str(attributes["embeddings"])))
     words = ["--embeddings", *made]
     if section.get("initial"):
         words.append(f"--initial={run.outside(Path(section['initial']).name, scratch)}")
@@ -210,7 +222,7 @@ def _clusters(run: Recorded, name: str, scratch: Path) -> Command:
 def _labels(run: Recorded, chunk: str, scratch: Path) -> Command:
     if run.section("label").get("labels"):
         raise Cannot("own labels, which came from outside")
-    vectors = run.results / "embeddings" / f"{chunk}.h5"
+    vectors = run.results / run.embeddings / f"{chunk}.h5"
     words = ["--embeddings", str(vectors), *_centroids(run)]
     return _as(run, "label", words, f"labels/{chunk}.h5")
 
@@ -227,7 +239,7 @@ def _train(run: Recorded, name: str, scratch: Path) -> Command:
     names = [Path(path).stem for path in labels]
     words = ["--labels", *labels, "--images", *(_manifest(run, name) for name in names)]
     if not run.section("label").get("labels"):
-        vectors = (str(run.results / "embeddings" / f"{name}.h5") for name in names)
+        vectors = (str(run.results / run.embeddings / f"{name}.h5") for name in names)
         words += ["--embeddings", *vectors]
     return _as(run, "train", [*words, *_centroids(run), *_gang(run, "train")], "train")
 
@@ -241,7 +253,7 @@ def _text_embeddings(run: Recorded, chunk: str, scratch: Path) -> Command:
 
 
 def _captions(run: Recorded, chunk: str, scratch: Path) -> Command:
-    vectors = run.results / "text" / "embeddings" / f"{chunk}.h5"
+    vectors = run.results / run.text_embeddings / f"{chunk}.h5"
     words = ["--part", "captions", "--embeddings", str(vectors),
              "--images", _manifest(run, chunk)]  # fmt: skip
     return _as(run, "text", words, f"text/captions/{chunk}.h5")
@@ -249,7 +261,7 @@ def _captions(run: Recorded, chunk: str, scratch: Path) -> Command:
 
 def _text(run: Recorded, name: str, scratch: Path) -> Command:
     made = read_record(run.results / "text" / "text.json", "text")["made_from"]
-    words = ["--embeddings", *run.named("text/embeddings", made["embeddings"])]
+    words = ["--embeddings", *run.named(run.text_embeddings, made["embeddings"])]
     words += ["--captions", *run.named("text/captions", made["captions"])]
     return _as(run, "text", [*words, *_gang(run, "text")], "text")
 
@@ -357,9 +369,53 @@ def _all(folder: Path) -> list[str]:
     return sorted(map(str, folder.glob("*.h5")))
 
 
+def _coarse(run: Recorded, name: str, scratch: Path) -> Command:
+    output = "curate/centroids.h5"
+    attributes, _ = hdf5.attributes(run.results / output)
+    made = run.named("embeddings", json.loads(str(attributes["embeddings"])))
+    return Command("cluster", ["--embeddings", *made], str(attributes["section"]), output)
+
+
+def _facts(run: Recorded, chunk: str, scratch: Path) -> Command:
+    section = run.section("curate")
+    words = ["--part", "facts", "--images", _manifest(run, chunk), "--threads", "1",
+             "--embeddings", str(run.results / "embeddings" / f"{chunk}.h5"),
+             "--centroids", str(run.results / "curate" / "centroids.h5")]  # fmt: skip
+    if section.get("columns"):
+        raise Cannot("conditions on tables, which came from outside")
+    if section.get("where"):
+        about = read_record(run.results / "urls" / f"{chunk}.json", "prepare")
+        words += ["--metadata", str(run.outside(Path(str(about["source"])).name, scratch)),
+                  "--list-rows", f"{about['start']}:{about['stop']}",
+                  f"--url-column={run.section('prepare')['url_column']}"]  # fmt: skip
+    return _as(run, "curate", words, f"curate/facts/{chunk}.h5")
+
+
+def _choice(run: Recorded, name: str, scratch: Path) -> Command:
+    made = read_record(run.results / "curate" / "summary.json", "curate")["made_from"]["facts"]
+    facts = run.named("curate/facts", made)
+    vectors = (str(run.results / "embeddings" / Path(path).name) for path in facts)
+    words = ["--part", "choice", "--embeddings", *vectors, "--facts", *facts]
+    return _as(run, "curate", words, "curate")
+
+
+def _kept(folder: str) -> Callable[[Recorded, str, Path], Command]:
+    """Return the command for the kept embeddings of a chunk, from those in `folder`."""
+
+    def command(run: Recorded, chunk: str, scratch: Path) -> Command:
+        words = ["--part", "kept", "--embeddings", str(run.results / folder / f"{chunk}.h5"),
+                 "--rows", str(run.results / "curate" / "rows" / f"{chunk}.h5")]  # fmt: skip
+        output = "curate/embeddings" if folder == "embeddings" else "text/curated"
+        return _as(run, "curate", words, f"{output}/{chunk}.h5")
+
+    return command
+
+
 _COMMANDS: dict[str, Callable[[Recorded, str, Path], Command]] = {
     "urls": _urls, "images": _images, "embeddings": _embeddings, "clusters": _clusters,
     "labels": _labels, "summary of labels": _label_summary, "train": _train,
     "text embeddings": _text_embeddings, "text captions": _captions, "text": _text,
+    "coarse clusters": _coarse, "curated facts": _facts, "choice": _choice,
+    "curated embeddings": _kept("embeddings"), "text curated": _kept("text/embeddings"),
     "texts": _texts, "scores": _metrics, "summary of scores": _score_summary, "export": _export,
 }  # fmt: skip

@@ -27,8 +27,8 @@ LEFT_OUT = frozenset({"state", "logs", "benchmarks", "tensorboard", "audit", "li
 _SNAKEMAKE_REPORT = "report.html"
 #: Stages in the order of the chain.
 ORDER = (
-    "prepare", "download", "embed", "cluster", "label", "train", "text", "evaluate", "export",
-    "report",
+    "prepare", "download", "embed", "curate", "cluster", "label", "train", "text", "evaluate",
+    "export", "report",
 )  # fmt: skip
 #: What a hash is of: the content, as the writer hashed it, or the bytes, hashed then or now.
 CONTENT, BYTES, SEALED = "content", "bytes", "bytes when sealed"
@@ -144,9 +144,9 @@ def stage_of(path: str) -> str | None:
     """Return the stage that writes a file below the results, or None."""
     first = PurePosixPath(path).parts[0]
     stages = {
-        "urls": "prepare", "images": "download", "embeddings": "embed", "clusters": "cluster",
-        "labels": "label", "train": "train", "text": "text", "evaluate": "evaluate",
-        "export": "export", "report": "report",
+        "urls": "prepare", "images": "download", "embeddings": "embed", "curate": "curate",
+        "clusters": "cluster", "labels": "label", "train": "train", "text": "text",
+        "evaluate": "evaluate", "export": "export", "report": "report",
     }  # fmt: skip
     return stages.get(first)
 
@@ -214,9 +214,11 @@ def _hdf5(results: Path, path: str) -> list[Node]:
     attributes, fingerprint = hdf5.attributes(results / path)
     made: list[str] = [
         str(attributes[name])
-        for name in ("manifest", "centroids", "encoder_sha256", "images", "text_sha256")
+        for name in (
+            "manifest", "centroids", "encoder_sha256", "images", "text_sha256", "facts", "curation",
+        )
         if isinstance(attributes.get(name), str)
-    ]
+    ]  # fmt: skip
     if path.startswith("text/embeddings/"):
         made.append(str(json.loads(str(attributes["model"]))["weights_sha256"]))
     said = attributes.get("embeddings", "")

@@ -53,7 +53,7 @@ class Run:
         known = set(self.files)
         return [Path(name).stem for name in self.files
                 if name.startswith("labels/") and name.endswith(".h5")
-                and f"embeddings/{Path(name).name}" in known]  # fmt: skip
+                and f"{self.recorded.embeddings}/{Path(name).name}" in known]  # fmt: skip
 
     def chosen(self, n: int, chunks: int) -> np.ndarray:
         """Rows of a chunk of `n`: about `rows` over all chunks, at least one, rising."""
@@ -139,7 +139,7 @@ def _embeddings(run: Run) -> Iterator[Finding]:
         # What is no number is less than nothing, and argmin finds it first.
         if (worst := int(cosine.argmin())) >= 0 and not cosine[worst] >= _SAME:
             yield Finding(
-                f"embeddings/{chunk}.h5",
+                f"{run.recorded.embeddings}/{chunk}.h5",
                 f"row {rows[worst]} is not what {section.model} makes of its image "
                 f"(cosine {cosine[worst]:.4f})",
             )
@@ -277,7 +277,7 @@ def _exports(run: Run) -> Iterator[Finding]:
 
 
 def _pair(run: Run, chunk: str) -> tuple[Embeddings | None, ImageStore | None]:
-    vectors = Embeddings(run.results / "embeddings" / f"{chunk}.h5")
+    vectors = Embeddings(run.results / run.recorded.embeddings / f"{chunk}.h5")
     if not len(vectors) or not (run.results / "images" / chunk / "manifest.json").is_file():
         return None, None
     return vectors, ImageStore(run.results / "images" / chunk)
@@ -285,7 +285,7 @@ def _pair(run: Run, chunk: str) -> tuple[Embeddings | None, ImageStore | None]:
 
 def _opened(run: Run, chunk: str) -> tuple[Embeddings, Labels]:
     return (
-        Embeddings(run.results / "embeddings" / f"{chunk}.h5"),
+        Embeddings(run.results / run.recorded.embeddings / f"{chunk}.h5"),
         Labels(run.results / "labels" / f"{chunk}.h5"),
     )
 

@@ -26,6 +26,7 @@ _WORDS = {
     "prepare": ("URLs", "rows of the lists, cut into chunks"),
     "download": ("Images", "tars and the tables of their rows"),
     "embed": ("Embeddings", "vectors of the images by the frozen encoder"),
+    "curate": ("Curation", "which images are kept, and their embeddings"),
     "cluster": ("Centroids", "clusters of the embeddings"),
     "label": ("Labels", "the nearest centroids of each image"),
     "train": ("Encoder", "trained on images and labels"),

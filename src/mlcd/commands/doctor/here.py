@@ -27,6 +27,8 @@ from mlcd.utils.units import decimal_size
 _SERVED, _AT_384 = 100_000, 30_000
 #: Bytes per row of embeddings, labels, lists and tables.
 _ROW = 2_500
+#: And of the copy that stage curate makes of kept embeddings.
+_CURATED = 1_600
 
 
 def environment() -> Iterator[Check]:
@@ -160,7 +162,8 @@ def disk_room(config: Config, chunks: Iterable[Chunk]) -> Check:
         return fail("disk", str(refused), "change results in the config")
     side = config.download.image_size
     image = _SERVED if side is None else _AT_384 * (side / 384) ** 2
-    needed = rows * _ROW + stored * image
+    row = _ROW + (_CURATED if config.curate.enabled else 0)
+    needed = rows * row + stored * image
     free = disk.free(folder)
     seen = f"{decimal_size(free)} free under {folder}, some {decimal_size(needed)} needed"
     if needed < 0.8 * free:

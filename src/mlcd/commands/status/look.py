@@ -29,6 +29,7 @@ _LAST = {
     "prepare": "urls/*.json",
     "download": "images/*/manifest.json",
     "embed": "embeddings/*.h5",
+    "curate": "curate/summary.json",
     "cluster": "clusters/centroids.h5",
     "label": "labels/summary.json",
     "train": "train/encoder.json",

@@ -30,6 +30,10 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "download": ("what arrived and why the rest did not", ("images",)),
+    "curate": (
+        "images left out before clustering, and why",
+        ("images", "embeddings", "rows", "curation"),
+    ),
     "cluster": ("objective and sizes of the k-means clusters", ("centroids",)),
     "label": ("how labels are used and how near they are", ("summary",)),
     "montage": (
@@ -73,14 +77,16 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--images",
         nargs="+",
         metavar="MANIFEST",
-        help="images/*/manifest.json [overview, download, montage, examples]",
+        help="images/*/manifest.json [overview, download, curate, montage, examples]",
     )
     parser.add_argument(
         "--embeddings",
         nargs="+",
         metavar="H5",
-        help="embeddings/*.h5 [overview, montage, examples]",
+        help="embeddings/*.h5 [overview, curate, montage, examples]",
     )
+    parser.add_argument("--rows", nargs="+", metavar="H5", help="curate/rows/*.h5 [curate]")
+    parser.add_argument("--curation", metavar="JSON", help="curate/summary.json [curate]")
     parser.add_argument(
         "--labels", nargs="+", metavar="H5", help="labels/*.h5 [overview, montage, examples]"
     )

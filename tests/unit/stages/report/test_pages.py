@@ -124,3 +124,12 @@ def test_cluster_page_counts_and_warns_of_empty_clusters(stores, tmp_path):
     assert ["objective, first → last", "0.4000 → 0.6100"] in cells(html)
     empty = int((np.bincount(stores.label[:, 0], minlength=K) == 0).sum())
     assert ("clusters are empty" in html) == bool(empty)
+
+
+def test_curate_page_shows_pairs_and_reasons_as_text(stores, tmp_path):
+    html = stores.draw("curate", tmp_path / "c.html")
+    assert "24 of 30 images kept" in html
+    assert ["duplicate", "3", "10.0%"] in cells(html) and ["all", "30", "100.0%"] in cells(html)
+    # The least alike first.
+    assert html.index("similarity 0.950") < html.index("similarity 0.970")
+    assert "<script>" not in html and "&lt;script&gt;" in html

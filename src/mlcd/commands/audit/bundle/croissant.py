@@ -66,11 +66,13 @@ def _metadata(mlc: Any, run: Run, tables: list[str]) -> Any:
     names = ", ".join(entry["name"] for entry in run.files_from_outside())
     tars = run.files("images/*/*.tar", "images/*/*.index")
     files = [*tables, *(tars if len(tars) <= _TARS else run.files("images/*/manifest.json"))]
+    which = "embedded and kept (curate/rows)" if "curate" in run.lock["stages"] else "embedded"
     told = (
         f"The images that the encoder of run {run.lock['root']} was trained on, in {len(tables):,} "
         f"chunks and {len(tars):,} tars, from: {names or 'lists that were not recorded'}. "
         "Images keep the terms of their owners. "
-        "Labels are in labels/{chunk}.h5: row i of `label` is of the i-th image that was embedded."
+        "Labels are in labels/{chunk}.h5: row i of `label` is of the i-th image that was "
+        f"{which}."
     )
     if len(tars) > _TARS:
         told += " Each manifest.json names the tars of its chunk by SHA-256."

@@ -1,0 +1,26 @@
+# What the rules of curate.smk need to know of a chunk: what holds the columns of its conditions.
+
+
+def curate_list(wildcards):
+    """Return the chunk's list where it holds the columns of curate.where, as an input."""
+    is_asked = CONFIG.curate.where and not CURATE_TABLES
+    # ancient: a copied list has a new time; its identity tells whether it is another.
+    return [ancient(CHUNKS[wildcards.chunk].list)] if is_asked else []
+
+
+def curate_list_identity(wildcards):
+    """Return the identity of the chunk's list where conditions read it."""
+    return [file_identity(path) for path in curate_list(wildcards)]
+
+
+def curate_list_options(wildcards):
+    """Return the options that say where the chunk lies in its list, or how tables are joined."""
+    if not curate_list(wildcards):
+        sets = {name.rpartition("-")[0] for name in CHUNKS}
+        # Keys of webdataset tars are unique in one set of tars only.
+        return "--tar-keys" if CURATE_TABLES and len(sets) == 1 else ""
+    chunk = CHUNKS[wildcards.chunk]
+    first = chunk.part * CONFIG.prepare.chunk_rows
+    return as_options(
+        {"list_rows": f"{first}:{first + chunk.rows}", "url_column": CONFIG.prepare.url_column}
+    )

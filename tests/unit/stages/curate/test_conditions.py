@@ -1,0 +1,191 @@
+"""Conditions on columns: their grammar, values of all types, and where columns come from."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from helpers.builders import unit_vectors
+from helpers.curate_runs import Run, run
+from helpers.refusals import refused as refuses
+from mlcd.config import Config, Curate
+from mlcd.config.curate import Condition
+from mlcd.data import columns
+from mlcd.data.curation import Facts
+from mlcd.data.url_lists import Chunk
+from mlcd.stages.curate.conditions import refused, words
+from mlcd.utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("aesthetic >= 5", ("aesthetic", ">=", 5.0)),
+        (" a<-.5e3 ", ("a", "<", -500.0)),
+        ("license==cc-by", ("license", "=", "cc-by")),
+        ("license != ''", ("license", "!=", "")),
+        ('`my column` = "it\'s"', ("my column", "=", "it's")),
+        ("nsfw = false", ("nsfw", "=", "false")),
+    ],
+)
+def test_a_condition_is_read(text: str, expected: tuple) -> None:
+    found = Condition.parse(text)
+    assert found == expected
+    assert Condition.parse(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "aesthetic", ">= 5", "a > b", "a => 5", "a = b c", "a > 5 or b > 5", "a < nan", "a < inf",
+     "__import__('os').system('id') = 1", "a = 'x", "a.b() > 1 and 2", "a ='x' 'y'"],
+)  # fmt: skip
+def test_what_is_no_condition_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        Condition.parse(text)
+    with pytest.raises(ValidationError):
+        Curate(where=[text])
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "kind", "expected"),
+    [
+        ("a >= 5", [5, 4.9, None, float("nan"), 7], pa.float32(), [-1, 0, 1, 1, -1]),
+        ("a != 3", [3, 4, None], pa.int64(), [0, -1, 1]),
+        ("a < 0.5", [b"0.4", b" 0.4 ", b"x", b"", None, b"1_0"], pa.large_binary(),
+         [-1, -1, 1, 1, 1, 1]),
+        ("a = 'b c'", [b"b c", b"b", None, b"\xff"], pa.large_binary(), [-1, 0, 1, 0]),
+        ("a != b", [b"b", b"c"], pa.large_binary(), [0, -1]),
+        ("a = true", [True, False, None], pa.bool_(), [-1, 0, 1]),
+        ("a = 1", [None, None], pa.null(), [1, 1]),
+    ],
+)  # fmt: skip
+def test_values_of_every_type(text: str, values: list, kind, expected: list[int]) -> None:
+    found = refused([Condition.parse(text)], lambda _: pa.array(values, kind), "list")
+    assert found.tolist() == expected
+
+
+def test_the_first_condition_that_fails_is_the_reason() -> None:
+    conditions = [Condition.parse("a > 1"), Condition.parse("b = x")]
+    values = {"a": pa.array([0.0, 2.0, 2.0]), "b": pa.array([b"y", b"y", None], pa.large_binary())}
+    found = refused(conditions, values.__getitem__, "list")
+    told = words(conditions)
+    assert [told[code] for code in found] == ["a > 1 fails", "b = 'x' fails", "no b"]
+
+
+def test_a_type_that_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(UserError, match=r"list: column 'a' is of type .*list.*cannot compare"):
+        refused([Condition.parse("a > 1")], lambda _: pa.array([[1.0]]), "list")
+    with pytest.raises(UserError, match="column 'a' is of type int64"):
+        refused([Condition.parse("a = x")], lambda _: pa.array([1]), "list")
+
+
+def listed(made: Run, path: Path, **column: list) -> Path:
+    """Write a list of the images of all chunks of a run, with a row before them and one twice."""
+    urls = [
+        url for manifest in made.images
+        for url in pd.read_parquet(manifest.parent / "rows.parquet")["url"]
+    ]  # fmt: skip
+    frame = pd.DataFrame({"url": urls, **column})
+    if path.suffix == ".parquet":
+        frame.to_parquet(path, index=False, row_group_size=7)
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress(frame.to_csv(index=False).encode()))
+    else:
+        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.tsv", "a.csv.gz"])
+def test_columns_of_the_list_and_of_tables(tmp_path: Path, name: str, capsys) -> None:
+    rows = unit_vectors(30, 8, seed=1)
+    made = Run(tmp_path, rows, chunks=1, where="score >= 0.5")
+    score = np.linspace(0, 1, 30)
+    values = [None if row == 20 else float(value) for row, value in enumerate(score)]
+    path = listed(made, tmp_path / name, score=values)
+    expected = np.where(score < 0.5, 0, -1)
+    expected[20] = 1
+    (facts,) = made.facts("--metadata", path, "--list-rows", "0:30")
+    found = Facts(facts)
+    np.testing.assert_array_equal(found.refused(), expected)
+    assert found.reasons == ["score >= 0.5 fails", "no score"]
+    assert (found.pixels() == 48 * 48).all()
+    # Only the chunk's part of the list is read.
+    (facts,) = made.facts("--metadata", path, "--list-rows", "16:30")
+    np.testing.assert_array_equal(Facts(facts).refused()[16:], expected[16:])
+    assert (Facts(facts).refused()[:16] == 1).all()
+    (facts,) = made.facts("--columns", path)
+    np.testing.assert_array_equal(Facts(facts).refused(), expected)
+    decided = made.choose("--duplicate-similarity", "null")[0]
+    np.testing.assert_array_equal(decided.kept(), expected < 0)
+    summary = json.loads((made.out / "summary.json").read_text())
+    assert summary["left_out"] == {
+        "score >= 0.5 fails": 15, "no score": 1, "duplicate": 0, "balance": 0, "cap": 0,
+    }  # fmt: skip
+    words = ["--embeddings", made.embeddings[0], "--images", made.images[0], "--centroids",
+             made.centroids, "--output", tmp_path / "f.h5", *made.options]  # fmt: skip
+    assert run("facts", *words) == 2
+    refuses(capsys, "--metadata: curate.where needs the chunk's list")
+    other = listed(made, tmp_path / f"other-{name}", score=values)
+    pd.DataFrame({"url": ["http://x/y"], "score": [1.0]}).to_csv(tmp_path / "other.csv")
+    assert other.is_file()
+    assert run("facts", *words, "--columns", tmp_path / "other.csv") == 2
+    refuses(capsys, "other.csv: no row is of any of the 30 images")
+
+
+def test_what_is_refused_does_not_stand_for_a_duplicate(tmp_path: Path) -> None:
+    rows = np.repeat(unit_vectors(10, 8, seed=1), 3, axis=0)
+    made = Run(tmp_path, rows, chunks=1, where="score > 0")
+    path = listed(made, tmp_path / "a.csv", score=[row % 3 for row in range(30)])
+    made.facts("--metadata", path, "--list-rows", "0:30")
+    one = made.choose()[0]
+    assert one.kept().tolist() == [False, True, False] * 10
+    decision = one.decision(2)
+    assert decision is not None and (decision.reason, decision.row) == ("duplicate", 1)
+    refused_row = one.decision(0)
+    assert refused_row is not None and refused_row.reason == "score > 0 fails"
+    assert refused_row.chunk == ""
+
+
+def test_columns_are_looked_for_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("url,score\nhttp://a/b,1\n")
+
+    def check(chunk: Chunk, **keys: object) -> None:
+        section = {"enabled": True, **keys}
+        columns.check(Config.model_validate({"curate": section}), {"a-00000": chunk})
+
+    chunk = Chunk(str(path), 0, 1)
+    check(chunk, where=["score > 0"])
+    with pytest.raises(UserError, match=r"^curate.where: .*a.csv has no column 'aesthetic'"):
+        check(chunk, where=["aesthetic > 0"])
+    with pytest.raises(UserError, match=r"^curate.where: images on disk have no columns"):
+        check(Chunk("listing", 0, 1, "identity"), where=["score > 0"])
+    check(Chunk("listing", 0, 1, "identity"), where=["score > 0"], columns=[str(path)])
+    with pytest.raises(UserError, match=r"^curate.columns: .*a.csv has no column 'sha256'"):
+        check(chunk, where=["score > 0"], columns=[str(path)], key="sha256")
+    with pytest.raises(UserError, match=r"^curate.columns: .*no-such-\*.csv"):
+        check(chunk, where=["score > 0"], columns=[str(tmp_path / "no-such-*.csv")])
+    # What is off is not looked at.
+    columns.check(Config.model_validate({"curate": {"where": ["x > 0"]}}), {"a-00000": chunk})
+
+
+def test_settings_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(ValidationError, match="columns: no condition asks for them"):
+        Curate(columns=["a.csv"])
+    with pytest.raises(ValidationError, match=r"curate.enabled: own labels"):
+        Config.model_validate(
+            {"curate": {"enabled": True}, "label": {"labels": ["l.npy"]},
+             "train": {"center_init": "random"}}
+        )  # fmt: skip
+
+
+def test_a_run_that_is_not_curated_has_the_config_of_releases_without_it() -> None:
+    assert "curate" not in Config().to_yaml()
+    assert "curate" in Config.model_validate({"curate": {"enabled": True}}).to_yaml()
