@@ -37,7 +37,7 @@ class Run:
     """A run's folder, its lock, and rows drawn with a seed. `skipped`: what could not be told."""
 
     def __init__(self, results: Path, lock: dict[str, Any], rows: int, seed: int) -> None:
-        from mlcd.commands.audit.making import Recorded
+        from mlcd.commands.audit.recorded import Recorded
 
         self.results = results
         self.recorded = Recorded(results, lock)

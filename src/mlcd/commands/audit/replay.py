@@ -17,8 +17,9 @@ from typing import Any
 
 from mlcd.commands.audit import cards, nearness
 from mlcd.commands.audit import lock as locks
-from mlcd.commands.audit.making import Cannot, Making, Recorded, command, making_of
+from mlcd.commands.audit.making import Making, command, making_of
 from mlcd.commands.audit.nodes import ORDER, Node, collect
+from mlcd.commands.audit.recorded import Cannot, Recorded
 from mlcd.utils.errors import UserError
 from mlcd.utils.fingerprint import code_hash, code_record, differing
 from mlcd.utils.records import read_record
