@@ -24,7 +24,7 @@ from mlcd.utils import project
 configfile: "settings.yaml"
 shell.prefix("own=prefix; ")
 rule mine:
-    input: "run/train/encoder.safetensors", "run/report/efficiency.html"
+    input: "run/train/encoder.safetensors", "run/report/overview.html"
     output: "mine.txt"
     shell: "touch {output}"
 rule own:
