@@ -21,7 +21,7 @@ def scene(seed: int) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     pixels = rng.integers(110, 140, (SIDE, SIDE, 3), dtype=np.uint8)
     mask = np.zeros((SIDE, SIDE), np.uint8)
     places, objects = [], []
-    for number in range(1 + seed % 2):
+    for number in range(1 + seed // 4 % 2):
         kind = (seed + number) % 3
         width, height = (8 * int(rng.integers(2, 4)) for _ in range(2))
         left = 8 * int(rng.integers(0, (SIDE - width) // 8 + 1))
@@ -42,7 +42,7 @@ def scene(seed: int) -> tuple[np.ndarray, np.ndarray, list[dict]]:
 
 
 def write_scenes(folder: Path, count: int = 36) -> Path:
-    """Write a folder of kind `scenes`; every third image is test."""
+    """Write a folder of kind `scenes`; every fourth image is test, of all classes."""
     rows, splits = [], []
     for side in ("images", "masks"):
         (folder / side).mkdir(parents=True)
@@ -52,7 +52,7 @@ def write_scenes(folder: Path, count: int = 36) -> Path:
         Image.fromarray(pixels).save(folder / "images" / f"{stem}.png")
         Image.fromarray(mask).save(folder / "masks" / f"{stem}.png")
         rows += [{"image": stem, **one} for one in objects]
-        splits.append({"image": stem, "split": "test" if number % 3 == 0 else "train"})
+        splits.append({"image": stem, "split": "test" if number % 4 == 0 else "train"})
     pq.write_table(pa.Table.from_pylist(rows), folder / "objects.parquet")
     pq.write_table(pa.Table.from_pylist(splits), folder / "split.parquet")
     return folder

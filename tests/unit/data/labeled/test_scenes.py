@@ -28,17 +28,17 @@ def read(path, **keys) -> list:
 
 
 def test_composed_scenes(tmp_path):
-    found = read(write_scenes(tmp_path / "s", 6), tasks=("segmentation", "regions", "knn"))
-    assert [one.key for one in found] == [f"{n:05d}" for n in range(6)]
-    _, mask, objects = scene(3)
-    assert (found[3].mask == mask).all()
-    assert found[3].split == "test"
-    assert [one.name for one in found[3].objects] == [one["class"] for one in objects]
-    assert found[3].objects[0].box == tuple(objects[0][k] for k in ("x0", "y0", "x1", "y1"))
-    assert found[3].objects[1].number == objects[1]["class_id"]
+    found = read(write_scenes(tmp_path / "s", 8), tasks=("segmentation", "regions", "knn"))
+    assert [one.key for one in found] == [f"{n:05d}" for n in range(8)]
+    _, mask, objects = scene(4)
+    assert (found[4].mask == mask).all()
+    assert found[4].split == "test"
+    assert [one.name for one in found[4].objects] == [one["class"] for one in objects]
+    assert found[4].objects[0].box == tuple(objects[0][k] for k in ("x0", "y0", "x1", "y1"))
+    assert found[4].objects[1].number == objects[1]["class_id"]
     plain = list(samples.samples(dataset(tmp_path / "s")))
-    assert plain[3].tags == sorted({one["class"] for one in objects})
-    assert plain[3].label in plain[3].tags
+    assert plain[4].tags == sorted({one["class"] for one in objects})
+    assert plain[4].label in plain[4].tags
     assert layout.identity(dataset(tmp_path / "s"))
 
 

@@ -63,14 +63,15 @@ def test_colors_are_told_by_patches_and_boxes(place, result):
         *(f"region_{how}_{view}" for how in ("knn", "probe") for view in ("crop", "roi", "image")),
     }  # fmt: skip
     assert scores["segmentation_miou"] > chance["segmentation_miou"] + 0.3
-    assert scores["region_probe_crop"] > 0.9
+    assert scores["region_probe_crop"] > 0.8
+    assert 0 < chance["region_probe_crop"] < 0.6
     assert scores["region_probe_roi"] > chance["region_probe_roi"] + 0.3
     assert scores["pointing_class"] > chance["pointing_class"]
     assert -1 <= scores["token_cosine"] <= 1
     assert "token_cosine" not in chance
     about = result["dense"]
     assert about["map"] == [6, 6, 192]
-    assert about["segmentation"]["train_images"] == 24
+    assert about["segmentation"]["train_images"] == 27
     groups = about["regions"]["test_by_group"]
     assert groups["small"] + groups["medium"] + groups["large"] == about["regions"]["test"]
     assert groups["free"] + groups["covered"] == about["regions"]["test"]
