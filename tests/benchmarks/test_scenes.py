@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,28 @@ def test_a_killed_study_goes_on_from_its_table(study, monkeypatch):
     assert made == expected
     assert [row[:3] for row in scenes_rows.read_rows(study.table)] == expected
     assert scenes_study.missing(jobs, scenes_rows.read_rows(study.table)) == []
+
+
+def test_a_batch_keeps_what_was_finished_when_a_cell_fails(study, monkeypatch):
+    """By Snakemake itself, in whose place of the workflow stands a rule that copies scores."""
+    (failing, *others) = batch = scenes_study.batches(study)[0]
+    score(study, failing)
+    Path(failing.output(study.results(1))).rename("scores.json")
+    Path("Snakefile").write_text(
+        f"""
+rule:
+    output: "results/objects-1/ablate/{{cell}}/seed-{{seed}}/evaluate/trained.json"
+    shell: "test {{wildcards.cell}} != {failing.name} && cp scores.json {{output}}"
+"""
+    )
+    shutil.copytree(ROOT / "profiles" / "local", "profiles/local")
+    Path("batch.yaml").write_text("results: results/objects-1")
+    monkeypatch.setattr(scenes_study, "_LOOK", 0.2)
+    with pytest.raises(UserError, match="mlcd run ended with status 1"):
+        scenes_study.run_batch(study, Path("batch.yaml"), batch, SETTING, 1)
+    rows = scenes_rows.read_rows(study.table, SETTING)
+    assert {row.name for row in rows} == {job.name for job in others}
+    assert rows[0].scores == dict.fromkeys(scenes_rows.METRICS, 0.108)
 
 
 def test_what_lay_there_before_is_not_taken_while_the_workflow_runs(study):
