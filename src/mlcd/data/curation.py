@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -136,8 +136,3 @@ class Curation:
     def _whole(self, name: str) -> np.ndarray:
         with hdf5.reading(self.path, KIND) as file:
             return hdf5.whole(file, name)
-
-
-def about(embeddings: dict[str, Any]) -> dict[str, str]:
-    """Return what curated files carry on of the attributes of embeddings."""
-    return {name: str(embeddings.get(name, "")) for name in ("chunk", "manifest")}

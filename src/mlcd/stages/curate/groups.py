@@ -26,7 +26,7 @@ def stars(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     place = place.reshape(2, -1)
     graph = scipy.sparse.coo_array(
-        (np.ones(place.shape[1], np.int8), (place[0], place[1])), shape=(len(rows), len(rows))
+        (np.ones(place.shape[1], bool), (place[0], place[1])), shape=(len(rows), len(rows))
     )
     _, group = connected_components(graph, directed=False)
     # Rows rise, so the first of a group is its lowest.

@@ -230,3 +230,14 @@ def test_a_decision_is_told_by_row(tmp_path: Path) -> None:
     keeper = found[one.chunks.index(decision.chunk)]
     assert keeper.decision(decision.row) is None
     assert 0.9 < decision.similarity < 1.001
+
+
+def test_a_pair_that_is_told_of_often_is_one_pair() -> None:
+    from mlcd.stages.curate.groups import Groups
+
+    groups = Groups()
+    for _ in range(3):
+        groups.add(np.full(256, 4), np.full(256, 2))
+    groups.add(np.array([9]), np.array([4]))
+    center, other = groups.as_stars()
+    assert (center.tolist(), other.tolist()) == ([2, 2], [4, 9])
