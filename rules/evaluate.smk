@@ -106,7 +106,7 @@ rule evaluate:
         mem_mb=scores_memory,
         runtime=scores_minutes,
     params:
-        cfg=section("evaluate"),
+        cfg=CONFIG.evaluate.for_scores(),
         code=code_hash("evaluate"),
         # Prompts and names of classes: the section has only their paths. Not by way of `input`, for
         # Snakemake does not compare such parameters.
