@@ -59,7 +59,8 @@ def draw(section: Report, metrics: str) -> Drawing:
     values = curves.read_metrics(metrics, "train")
     said = curves.pace(values, "images_per_s", "images")
     lead = "; ".join(["Loss with its positive and negative term", *said])
-    shown, panels = values, list(_PANELS)
+    shown = values
+    panels: list[curves.Panel] = list(_PANELS)
     if live := _live(metrics):
         scores, panel = live
         shown = curves.beside(values, scores)

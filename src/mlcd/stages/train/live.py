@@ -30,14 +30,13 @@ from mlcd.utils.records import parse_line
 SCORES = "live.jsonl"
 #: In the state folder: the words of the scoring process, and why it ended before its time.
 _LOG, _FAILED = "live.log", "live.failed"
-#: Seconds that rank 0, when all is trained and written, waits for scores that are still to come.
-_LAST = 60.0
 
 
 class Live(BaseModel):
     """How scores are taken: `config` is a section evaluate as JSON, `every` counts steps.
 
-    `device`: cpu, cuda, …; `threads`: of the CPU.
+    `device`: cpu, cuda, …; `threads`: of the CPU. `wait`: seconds that rank 0, when all is trained
+    and written, waits for scores that are still to come.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +45,7 @@ class Live(BaseModel):
     every: int
     device: str
     threads: int
+    wait: float = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where they are computed, beside rank 0: cpu, cuda, cuda:1, … [cpu]")  # fmt: skip
     add("--live-threads", type=int, default=1, metavar="N",
         help="CPU threads for them, at the lowest priority [1]")  # fmt: skip
+    add("--live-wait", type=float, default=60.0, metavar="SECONDS",
+        help="how long the end of the training waits for the last of them [60]")  # fmt: skip
 
 
 def planned(arguments: argparse.Namespace) -> Live | None:
@@ -69,6 +71,8 @@ def planned(arguments: argparse.Namespace) -> Live | None:
         return None
     if arguments.live_threads < 1:
         raise UserError("--live-threads: expected at least 1")
+    if not 0 <= arguments.live_wait <= 3600:
+        raise UserError("--live-wait: expected 0 to 3600 seconds")
     section = parse_section("evaluate", arguments.live, {})
     assert isinstance(section, Evaluate)
     if not section.live_every:
@@ -81,7 +85,7 @@ def planned(arguments: argparse.Namespace) -> Live | None:
         dataset["path"] = str(Path(dataset["path"]).resolve())
     return Live(
         config=json.dumps(values), every=section.live_every,
-        device=arguments.live_device, threads=arguments.live_threads,
+        device=arguments.live_device, threads=arguments.live_threads, wait=arguments.live_wait,
     )  # fmt: skip
 
 
@@ -104,7 +108,7 @@ def scoring(live: Live | None, state: Path, keep: int) -> Iterator[None]:
         raise
     ended.set()
     if process:
-        _finish(process)
+        _finish(process, live.wait)
     from mlcd.data.checkpoints import prune
 
     prune(state / "checkpoints", keep)
@@ -160,16 +164,16 @@ def _close(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def _finish(process: subprocess.Popen[bytes]) -> None:
-    """Have it score what is left, and wait for that, not for long."""
+def _finish(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Have it score what is left, and wait so long for that."""
     assert process.stdin
     with contextlib.suppress(OSError):
         process.stdin.write(b"end\n")
         process.stdin.flush()
     try:
-        process.wait(_LAST)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
-        LOGGER.info("live scores: the last ones were not there in %.0f s", _LAST)
+        LOGGER.info("live scores: the last ones were not there in %.0f s", seconds)
     _close(process)
 
 
