@@ -6,6 +6,12 @@
 #                  and the files of config train.initial
 # OUTPUTS          results/train/encoder.safetensors, encoder.json   the encoder and its description
 #                  results/train/metrics.jsonl                       loss, norms, rates by step
+# and, undeclared  results/train/live.jsonl   scores while it trained, where evaluate.live_every asks
+
+#: No parameter, since Snakemake compares these: live scores change no result.
+LIVE_OPTIONS = (
+    as_options({"live": CONFIG.evaluate.for_live()}) if CONFIG.evaluate.live_every else ""
+)
 
 
 rule train:
@@ -37,6 +43,9 @@ rule train:
         micro_batch="auto",
         high_res_micro_batch="auto",
         mem_mb=8000,
+        # Where live scores are computed, beside rank 0, and by how many threads.
+        live_device="cpu",
+        live_threads=1,
         # Where the first weights lie; what they are is a parameter.
         initial=CONFIG.train.initial or "null",
     params:
@@ -55,7 +64,8 @@ rule train:
             --checkpoint-every {resources.checkpoint_every} \
             --micro-batch {resources.micro_batch} \
             --high-res-micro-batch {resources.high_res_micro_batch} \
-            {params.gang} \
+            {params.gang} {LIVE_OPTIONS} \
+            --live-device {resources.live_device} --live-threads {resources.live_threads} \
             --config {params.cfg:q} --initial={resources.initial:q} \
             --log {log:q}
         """

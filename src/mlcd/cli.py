@@ -37,6 +37,7 @@ TOOLS = {
     "init": "Make a project folder: config.yaml and profiles, to run without a checkout.",
     "accept": "Let changed code resume an unfinished run, or discard what the run has saved.",
     "checkpoint": "Inspect training checkpoints, reshard them, export their encoder.",
+    "score": "Score a training's checkpoints by k-NN on a small labeled set, also while it runs.",
     "encode": "Write embeddings of images by a trained or exported encoder.",
     "search": "Find the nearest images of a folder and write a page of them.",
     "convert": "Write embeddings, labels and centers as .npy and parquet for other programs.",
@@ -44,6 +45,7 @@ TOOLS = {
     "doctor": "Look before a run for what usually goes wrong, on this machine or a Slurm cluster.",
     "audit": "Prove what a run is, verify it, repeat it, compare it, explain it.",
     "status": "Tell on one screen what a run is doing, from its files alone.",
+    "track": "Ship a training's numbers to TensorBoard, MLflow, Weights & Biases or Trackio.",
     "run": "Run Snakemake, resuming where a killed one stopped; all options are Snakemake's.",
 }
 #: Those that hand their options on to another program: no option is ours.

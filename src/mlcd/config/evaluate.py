@@ -263,6 +263,26 @@ class ScoreKeys(Section):
         "src/mlcd/config/published.yaml: its figures stand beside ours where data set, metric and "
         "the keys that it names are the same (K, l, r, epochs, loss, encoder). null: none.",
     )
+    live_every: int = Field(
+        0,
+        ge=0,
+        description="Steps of the training between live scores: a process beside rank 0 judges the "
+        "encoder of that step by k-NN on a small data set. Best a multiple of the steps between "
+        "checkpoints, since a checkpoint is written at each. The weights are the same with it and "
+        "without. 0: none.",
+    )
+    live_dataset: str | None = Field(
+        None,
+        description="Data set of the live scores, one of `datasets` with the task knn; null: the "
+        "first of them.",
+    )
+    live_images: int = Field(
+        2000,
+        ge=10,
+        le=20_000,
+        description="Labeled images of it that are looked at, drawn by `seed`, all if it has "
+        "fewer. The set is read once per start of a training, the drawn images stay in memory.",
+    )
     seed: int = Field(
         0, ge=0, le=MOST_SEED, description="Seed of random weights and of the validation split."
     )
@@ -306,6 +326,43 @@ class ScoreKeys(Section):
                 f"{self.probe_c_max:g}; lower it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _live_set_is_known(self) -> Evaluate:
+        if not self.live_every and self.live_dataset is None:
+            return self
+        able = [dataset.name for dataset in self.datasets if "knn" in dataset.tasks]
+        if not able:
+            raise ValueError("live_every: no data set of evaluate.datasets has the task knn")
+        if self.live_dataset is not None and self.live_dataset not in able:
+            raise ValueError(
+                f"live_dataset: {self.live_dataset!r} is none of evaluate.datasets with the task "
+                f"knn; known: {', '.join(able)}"
+            )
+        return self
+
+    def for_live(self) -> str:
+        """Return what live scores need as one line of JSON: a section with their data set alone.
+
+        Raises ValueError if no data set has the task knn.
+        """
+        keys = {name for name in type(self).model_fields if name.startswith("live_")}
+        keys |= {"max_pixels", "max_failed", "knn_k", "knn_temperature", "seed"}
+        values = self.model_dump(mode="json", include=keys)
+        able = [dataset for dataset in self.datasets if "knn" in dataset.tasks]
+        (chosen,) = [one for one in able if one.name == (self.live_dataset or able[0].name)]
+        kept = {**chosen.model_dump(mode="json"), "tasks": ["knn"]}
+        return as_json({**values, "datasets": [kept], "live_dataset": chosen.name})
+
+    def for_scores(self) -> str:
+        """Return what final scores depend on as one line of JSON: no key of live scores."""
+        return as_json(
+            {
+                key: value
+                for key, value in self.model_dump(mode="json").items()
+                if not key.startswith("live_")
+            }
+        )
 
     def templates_of(self, dataset: Dataset) -> str:
         """Return which prompts name the classes of a data set: its own, or else the section's."""

@@ -20,6 +20,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +40,8 @@ RECORD = "complete.json"
 ENCODER = "encoder.safetensors"
 #: Seconds that rank 0 waits for another rank's piece before it gives a checkpoint up.
 _PATIENCE = 1800.0
+#: Checkpoints beyond the newest that stay because somebody wants them: each has the run's size.
+_MOST_WANTED = 2
 # Files that are read and hashed at a time, at most.
 _HASHED = 8
 
@@ -78,7 +81,8 @@ class CheckpointWriter:
     rank's file is there when it is whole, and rank 0 renames the folder when all are. On rank 0
     the constructor removes what a killed run left half-written and what lies after `resumed`, the
     step that training resumes from (a broken checkpoint); no rank may save before that. `identity`
-    and `section` (the config) are recorded, and where the run began (`provenance`).
+    and `section` (the config) are recorded, and where the run began (`provenance`). `wanted`: see
+    :func:`prune`.
     """
 
     def __init__(
@@ -92,8 +96,10 @@ class CheckpointWriter:
         keep: int | None = None,
         resumed: int | None = None,
         provenance: dict[str, Any] | None = None,
+        wanted: Callable[[int], bool] = lambda step: False,
     ) -> None:
         self.folder = folder
+        self._wanted = wanted
         self._identity = identity
         self._section = section
         self._provenance = provenance or {}
@@ -175,8 +181,7 @@ class CheckpointWriter:
         temporary.rename(final)
         fsync_directory(self.folder)
         if self._keep is not None:
-            for path in steps(self.folder)[: -self._keep]:
-                shutil.rmtree(path)
+            prune(self.folder, self._keep, self._wanted)
 
     def _said(self, path: Path) -> Any:
         end = time.monotonic() + _PATIENCE
@@ -222,6 +227,18 @@ def _sha256(handle: BinaryIO, tensors: dict[str, torch.Tensor]) -> str:
 def steps(folder: Path) -> list[Path]:
     """Return the checkpoint folders in `folder`, oldest first, whole or not."""
     return sorted(path for path in folder.glob("step_*") if path.is_dir())
+
+
+def prune(folder: Path, keep: int, wanted: Callable[[int], bool] = lambda step: False) -> None:
+    """Remove all checkpoints but the newest `keep`.
+
+    Of the others the newest two whose step is `wanted` stay too: somebody still reads them.
+    """
+    older = steps(folder)[:-keep]
+    held = [path for path in older if wanted(int(path.name.removeprefix("step_")))]
+    for path in older:
+        if path not in held[-_MOST_WANTED:]:
+            shutil.rmtree(path)
 
 
 def newest(folder: Path, identity: str | None = None) -> Checkpoint | None:

@@ -42,6 +42,14 @@ class RankArguments(BaseModel, ABC):
     def inputs(self) -> list[str]:
         """Return the files that every rank reads."""
 
+    def saves_after(self, step: int) -> bool:
+        """Return whether a checkpoint is written after so many steps."""
+        return step % self.checkpoint_every == 0
+
+    def wants(self, step: int) -> bool:
+        """Return whether somebody still reads the checkpoint after so many steps."""
+        return False
+
     def provenance(self) -> dict[str, Any]:
         """Return what checkpoints and the final description say of where the run began."""
         return {}

@@ -175,6 +175,7 @@ class Trainer(Generic[Arguments]):
             keep=arguments.keep,
             resumed=start,
             provenance=arguments.provenance(),
+            wanted=arguments.wants,
         )
         # No rank saves before rank 0 has removed what a killed run left.
         dist.barrier()
@@ -226,7 +227,7 @@ class Trainer(Generic[Arguments]):
             if logged:
                 metrics.write(step, record)
             stop = _stop_requested(place)
-            if stop or finished == end or finished % arguments.checkpoint_every == 0:
+            if stop or finished == end or arguments.saves_after(finished):
                 writer.save(task.snapshot(finished))
             if stop and finished < task.total:
                 _await_end(writer, finished)

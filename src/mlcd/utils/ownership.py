@@ -54,7 +54,10 @@ _FIELDS = tuple(
     )
 )
 #: Fields by which the lines of our JSON lines are known.
-_LINES = (frozenset({"step", "loss"}), frozenset({"iteration", "objective"}))
+_LINES = (
+    frozenset({"step", "loss"}), frozenset({"iteration", "objective"}),
+    frozenset({"step", "dataset", "chance"}),  # live scores
+)  # fmt: skip
 #: Headers of our CSV files begin so.
 _HEADERS = (
     "model,dataset,metric,", "name,loss,l,r,K,", "first,second,factor,", "rule,wildcards,slurm_id,",

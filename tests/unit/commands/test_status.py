@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.refusals import refused
+from helpers.tracked import Results
 from mlcd import cli
 from mlcd.launch.gang_files import Record, report_failure, try_folder
 from mlcd.launch.lease import Lease
@@ -181,3 +182,14 @@ def test_what_is_no_run_is_refused(tmp_path, monkeypatch, capsys):
     refused(capsys, "--watch: expected 1 to 3600 seconds")
     (tmp_path / "results").mkdir()
     assert told(capsys)[0] == 4
+
+
+def test_a_training_is_told_while_it_runs_and_its_live_scores(tmp_path, capsys):
+    results = Results(tmp_path)
+    results.log(5, 10)
+    results.score(10)
+    (results.state / "live.failed").write_text("few.tar: gone\n")
+    said = told(capsys, str(results.path))[1]
+    assert "training: step 10, loss 90" in said
+    assert "live scores: step 10 on few: knn_5 0.1" in said
+    assert "live scores: none any more: few.tar: gone" in said

@@ -60,6 +60,15 @@ def test_the_newest_are_kept(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"step_00000030", "step_00000040"}
 
 
+def test_two_that_somebody_wants_stay_beside_the_newest(tmp_path):
+    for step in range(1, 8):
+        (tmp_path / step_name(step)).mkdir()
+    checkpoints.prune(tmp_path, 1, lambda step: step % 2 == 1)
+    assert [path.name for path in steps(tmp_path)] == [step_name(step) for step in (3, 5, 7)]
+    checkpoints.prune(tmp_path, 1)
+    assert [path.name for path in steps(tmp_path)] == [step_name(7)]
+
+
 @pytest.mark.parametrize("harm", ["truncate", "flip", "record", "piece", "empty record"])
 def test_a_broken_newest_is_skipped_with_a_warning(tmp_path, caplog, harm):
     write(tmp_path, [10, 20])

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mlcd.commands.status.training import newest
 from mlcd.launch import gang_files
 from mlcd.launch.lease import describe, is_gone, is_process
 from mlcd.launch.snakemake import announced, locked
@@ -115,12 +116,12 @@ def look(results: Path, project: Path | None) -> Look:
     log = newest_log(project, results) if project else None
     jobs = _jobs(project, log, results) if project and log else []
     plan = planned(log) if log else {}
-    by = _runs(project) if project and log else ""
+    by = worker_of(project) if project and log else ""
     stages = _stages(results, plan, jobs, alive=bool(by), project=project)
     failures = [_failure(job, project) for job in jobs if job.state == "failed" and project]
     return Look(
         str(results), _state(stages, failures, by), by, stages, list(_gangs(results)),
-        failures, _training(results), _disk(results),
+        failures, newest(results, tail), _disk(results),
     )  # fmt: skip
 
 
@@ -154,7 +155,7 @@ def _jobs(project: Path, log: Path, results: Path) -> list[Job]:
     return list({job.outputs: job for job in found}.values())
 
 
-def _runs(project: Path) -> str:
+def worker_of(project: Path) -> str:
     """Return who works in the folder now, in words; '' if nobody does."""
     holders = sorted((project / ".snakemake" / "mlcd-run").glob("[0-9]*.json"))
     for path in reversed(holders):
@@ -306,17 +307,6 @@ def _age(path: Path) -> float | None:
         return max(0.0, time.time() - path.stat().st_mtime)
     except OSError:
         return None
-
-
-def _training(results: Path) -> dict[str, Any]:
-    """Return the last line of the training's metrics.jsonl; {} if there is none yet."""
-    for line in reversed(tail(results / "train" / "metrics.jsonl")):
-        with contextlib.suppress(ValueError):
-            value = json.loads(line)
-            if isinstance(value, dict):
-                value.pop("checksum", None)
-                return value
-    return {}
 
 
 def _disk(results: Path) -> dict[str, int]:

@@ -37,6 +37,7 @@ def _lines(look: Look) -> Iterator[str]:
     if look.training:
         yield ""
         yield _training(look.training)
+        yield from _live(look.training)
     for gang in look.gangs:
         if gang.state != "finished":
             yield _gang(gang)
@@ -80,6 +81,20 @@ def _training(line: dict[str, object]) -> str:
     if isinstance(share, (int, float)):
         said.append(f"{share:.0%} of the time waiting for images")
     return f"training: {', '.join(said)}"
+
+
+def _live(line: dict[str, object]) -> Iterator[str]:
+    """Say the last score that was taken while it trained, and why no more are taken."""
+    live = line.get("live")
+    if isinstance(live, dict):
+        scores = [
+            f"{name} {value:.4g}"
+            for name, value in live.items()
+            if name.startswith("knn_") and isinstance(value, (int, float))
+        ]
+        yield f"live scores: step {live.get('step')} on {live.get('dataset')}: {', '.join(scores)}"
+    if why := line.get("live_failed"):
+        yield f"live scores: none any more: {why}"
 
 
 def _gang(gang: Gang) -> str:

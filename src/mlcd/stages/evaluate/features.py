@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,11 @@ def extract(
     *,
     batch_size: int,
     workers: int,
+    images: Iterable[Sample] | None = None,
 ) -> None:
     """Write features of `dataset` through `model` (called `name`) to `output`, as formats.md says.
 
+    `images`: those of the data set to take, all by default.
     Cut off at any moment, the same call continues after the last whole part of :data:`PART` images.
     Images that cannot be decoded are counted by reason. Raises :class:`UserError` if their share
     exceeds `max_failed`, if there are no images, or if a feature is not finite.
@@ -73,7 +75,8 @@ def extract(
     state = state_dir(output, attributes)
     table = Table()
     parts: list[Path] = []
-    found = iter(progress(samples(dataset), label=f"features of {dataset.name}", unit="image"))
+    given = samples(dataset) if images is None else images
+    found = iter(progress(given, label=f"features of {dataset.name}", unit="image"))
     while block := list(itertools.islice(found, PART)):
         parts.append(state / f"{len(parts):05d}.h5")
         if not parts[-1].exists():

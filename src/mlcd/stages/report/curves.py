@@ -61,6 +61,18 @@ def read_metrics(path: str, stage: str) -> dict[str, np.ndarray]:
     return {key: np.array([record.get(key, np.nan) for record in records]) for key in fields}
 
 
+def beside(values: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return both in one: fields over the steps of either, NaN where a step lacks one."""
+    steps = np.union1d(values["step"], more["step"])
+    found = {"step": steps}
+    for part in (values, more):
+        places = np.searchsorted(steps, part["step"])
+        for name in part.keys() - {"step"}:
+            found[name] = np.full(len(steps), np.nan)
+            found[name][places] = part[name]
+    return found
+
+
 def ends(values: np.ndarray) -> tuple[float, float]:
     """Return the medians of the first and of the last twentieth of the finite values."""
     finite = values[np.isfinite(values)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlcd.config.train import Train
 from mlcd.launch import options
+from mlcd.stages.train import live
 from mlcd.stages.train.arguments import TrainArguments
 from mlcd.training import driver
 from mlcd.utils.errors import UserError
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes per rank that read and decode images; 0: the rank itself [with a GPU all "
         "cores of the rank but one, else 1]")  # fmt: skip
     driver.add_arguments(parser, checkpoint_every=100)
+    live.add_arguments(parser)
     _add_plan_arguments(parser)
 
 
@@ -96,7 +98,12 @@ def run(arguments: argparse.Namespace, section: Train) -> None:
             raise UserError(f"--{name}: needed to train; give it, or --plan to ask what it takes")
     resources = options.resources(arguments)
     output = Path(arguments.output)
-    claim(*(output / name for name in ("encoder.safetensors", "encoder.json", "metrics.jsonl")))
+    claim(
+        *(
+            output / name
+            for name in ("encoder.safetensors", "encoder.json", "metrics.jsonl", live.SCORES)
+        )
+    )
     rank_arguments, sources, first = _plan(arguments, section, resources)
     driver.run(
         train_rank,
@@ -107,6 +114,7 @@ def run(arguments: argparse.Namespace, section: Train) -> None:
         lambda last: write_encoder(last, section, output, rank_arguments.made_from),
         lambda: _lay_out(sources, rank_arguments.state, section, first),
     )
+    live.publish(rank_arguments.state, output)
 
 
 def plan(
@@ -177,6 +185,7 @@ def _plan(
         made_from=sources.made_from,
         checkpoint_every=arguments.checkpoint_every,
         keep=arguments.keep,
+        live=live.planned(arguments),
     )
     return planned, sources, first
 

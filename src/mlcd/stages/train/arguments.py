@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mlcd.config.train import Train
+from mlcd.stages.train.live import Live, is_awaited
 from mlcd.training.arguments import RankArguments
 from mlcd.utils.records import read_record
 
@@ -18,6 +19,7 @@ class TrainArguments(RankArguments):
     once, 0 for its whole share of the batch, ``auto`` for what fits; `high_res_micro_batch`: the
     same in the high-resolution phase. `memory_limit`: bytes that a block of the classifier's logits
     may take, None for its default. `workers`: processes that read images, 0 for the rank itself.
+    `live`: how scores are taken meanwhile, None where none are.
     """
 
     stage: ClassVar[str] = "train"
@@ -29,6 +31,16 @@ class TrainArguments(RankArguments):
     high_res_micro_batch: int | Literal["auto"]
     memory_limit: int | None
     workers: int
+    live: Live | None = None
+
+    def saves_after(self, step: int) -> bool:
+        """Return whether a checkpoint is written after so many steps: also where it is scored."""
+        scored = self.live is not None and step % self.live.every == 0
+        return scored or super().saves_after(step)
+
+    def wants(self, step: int) -> bool:
+        """Return whether the live score of the checkpoint after so many steps is still to come."""
+        return self.live is not None and is_awaited(step, self.live.every, self.state)
 
     @property
     def index(self) -> Path:

@@ -14,7 +14,7 @@ from mlcd.data.checkpoints import Checkpoint, Snapshot
 from mlcd.launch.process_group import RankPlace
 from mlcd.models import initial, layers, trainable
 from mlcd.models.resize_weights import fitted
-from mlcd.stages.train import fit
+from mlcd.stages.train import fit, live
 from mlcd.stages.train.arguments import TrainArguments
 from mlcd.stages.train.engine import EncoderEngine
 from mlcd.stages.train.final import running_statistics, set_weights, write_encoder
@@ -44,7 +44,9 @@ def train_rank(arguments: dict[str, Any]) -> dict[str, Any]:
     `arguments`: JSON values of :class:`TrainArguments`. Returns ``{"steps": …}``. Raises
     :class:`UserError`; the final files are written by rank 0.
     """
-    return trainer.train_rank(TrainArguments.model_validate(arguments), EncoderTask)
+    given = TrainArguments.model_validate(arguments)
+    with live.scoring(given.live, given.state, given.keep):
+        return trainer.train_rank(given, EncoderTask)
 
 
 class EncoderTask:

@@ -80,3 +80,22 @@ def test_a_run_of_one_logged_step_is_drawn(tmp_path):
     path.write_text(json.dumps({"step": 1, "loss": 3.0}) + "\n")
     html = train.draw(Report(), str(path)).html()
     assert "<svg" in html and "Loss stayed at 3.000 in 1 step<" in html
+
+
+def test_live_scores_are_drawn_over_the_steps(tmp_path):
+    """At steps of their own; a loss that is not logged there is no missing loss."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(step(number)) + "\n" for number in (5, 10)))
+    without = train.draw(Report(), str(path))
+    scores = [{"step": at, "dataset": "<few>", "chance": 0.1, "knn_5": at / 10, "knn_20": 0.2,
+               "knn_10": 0.3} for at in (3, 6)]  # fmt: skip
+    (tmp_path / "live.jsonl").write_text("".join(json.dumps(one) + "\n" for one in scores))
+    drawing = train.draw(Report(), str(path))
+    assert len(drawing.chart.axes) == len(without.chart.axes) + 1
+    (axes,) = [one for one in drawing.chart.axes if one.get_title("left") == "k-NN on <few>"]
+    drawn = {line.get_label(): [*line.get_xdata(), *line.get_ydata()] for line in axes.lines}
+    assert drawn["5 neighbors"] == [3, 6, 0.3, 0.6]
+    assert drawn["20 neighbors"] == [3, 6, 0.2, 0.2] and "10 neighbors" not in drawn
+    assert drawn["chance"] == [3, 6, 0.1, 0.1]
+    assert drawing.warnings == without.warnings
+    assert ["k-NN on &lt;few&gt;: 5 neighbors", "0.3", "0.6"] in cells(str(drawing.body))
