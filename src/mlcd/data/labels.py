@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -86,6 +87,16 @@ class Labels:
         """Return the keys of the images of own labels, bytes S9 [n]."""
         with hdf5.reading(self.path, KIND) as file:
             return hdf5.whole(file, "key")
+
+    def embeddings_in(self, results: str | os.PathLike[str]) -> Path:
+        """Return where the embeddings lie that were labeled: the kept ones in a curated run.
+
+        A run that is no longer curated may have files of both kinds: those that were labeled count.
+        """
+        name = f"{self.chunk}.h5"
+        curated = Path(results, "curate", "embeddings", name)
+        is_of = curated.is_file() and hdf5.fingerprint(curated) == self.embeddings
+        return curated if is_of else Path(results, "embeddings", name)
 
     def gap(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return how much nearer the last center is than the next, float16 [rows]; −1: no next.

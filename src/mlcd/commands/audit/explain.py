@@ -114,7 +114,7 @@ def image(results: Path, chunk: str, key: str) -> list[str]:
             return [*lines, f"  not embedded; failed_key of embeddings/{chunk}.h5 says why"]
         place = keys.index(key.encode())
         lines.append(f"  embedded as row {place} of embeddings/{chunk}.h5")
-        vectors = _embeddings(results, labels)
+        vectors = labels.embeddings_in(results)
         if vectors != path and (why := _left_out(results, chunk, place)):
             return [*lines, why]
         places: Embeddings | Labels = Embeddings(vectors)
@@ -150,17 +150,6 @@ def _left_out(results: Path, chunk: str, row: int) -> str:
         key = other.keys(decision.row, decision.row + 1)[0].decode()
         why += f" of {decision.chunk}/{key} (cosine {decision.similarity:.3f}), which is kept"
     return why
-
-
-def _embeddings(results: Path, labels: Labels) -> Path:
-    """Return the embeddings that labels are of: the kept ones where the run is curated."""
-    from mlcd.data import hdf5
-
-    name = f"{labels.chunk}.h5"
-    curated = results / "curate" / "embeddings" / name
-    # A run that is no longer curated may have them still.
-    is_of = curated.is_file() and hdf5.fingerprint(curated) == labels.embeddings
-    return curated if is_of else results / "embeddings" / name
 
 
 def _listed(results: Path, chunk: str) -> list[str]:
@@ -224,7 +213,7 @@ def _places(results: Path, labels: Any) -> Any:
     """Return what says where the images of a chunk lie: own labels do it themselves."""
     from mlcd.data.embeddings import Embeddings
 
-    return labels if labels.manifest else Embeddings(_embeddings(results, labels))
+    return labels if labels.manifest else Embeddings(labels.embeddings_in(results))
 
 
 def _scores(results: Path) -> list[str]:
@@ -281,7 +270,7 @@ def cluster(results: Path, number: int) -> list[str]:
         cosine = labels.similarity()[:, 0]
         best = sorted(rows.tolist(), key=lambda row: -float(cosine[row]))[:_IMAGES]
         if best:
-            vectors = _embeddings(results, labels)
+            vectors = labels.embeddings_in(results)
             keys = Embeddings(vectors).keys() if vectors.is_file() else None
             for row in best:
                 name = keys[row].decode() if keys is not None else f"row {row}"

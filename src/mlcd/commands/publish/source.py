@@ -227,7 +227,7 @@ def images_of(results: Path, labels: Labels, columns: list[str]) -> pd.DataFrame
     if labels.manifest:
         keys, made_from = labels.keys(), labels.manifest
     else:
-        embeddings = Embeddings(results / "embeddings" / f"{name}.h5")
+        embeddings = Embeddings(labels.embeddings_in(results))
         if labels.embeddings != embeddings.fingerprint:
             raise UserError(
                 f"{labels.path}: of other embeddings than {embeddings.path}; rerun label"
