@@ -214,6 +214,11 @@ def _boxes(
             "embed", (f"{arrived:,} images", f"→ vectors of {clusters.d:,} numbers"),
             *took.of("embed"), "montage",
         )  # fmt: skip
+        if _of(config, "curate", "enabled"):
+            yield Box(
+                "curate", (f"{arrived:,} images", f"→ {labeled['images']:,} kept"),
+                *took.of("curate"), "curate",
+            )  # fmt: skip
         yield Box(
             "cluster", (f"{int(clusters.sizes.sum()) or arrived:,} vectors",
                         f"→ {len(clusters.sizes):,} clusters"),
