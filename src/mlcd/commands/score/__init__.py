@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score the checkpoints whose step is a multiple of this [1: all]")  # fmt: skip
     add("--follow", action="store_true",
         help="wait for more checkpoints until standard input says `end`; end at once where it is "
-        "closed before; at the lowest priority")  # fmt: skip
+        "closed before")  # fmt: skip
+    add("--nice", type=int, default=0, metavar="N",
+        help="lower the priority by so much, 19 at most [0]")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:1, …; auto takes cuda if there is [auto]")
     add("--threads", type=int, default=1, metavar="N",
         help="CPU threads; the last bits of scores may depend on it [1]")  # fmt: skip
@@ -38,11 +40,11 @@ def run(arguments: argparse.Namespace, section: None) -> None:
     if arguments.every < 1 or arguments.threads < 1:
         raise UserError("--every, --threads: expected at least 1")
     if arguments.follow:
-        from mlcd.commands.score.follow import Told, lowest_priority
+        from mlcd.commands.score.follow import Told, lower_priority
 
         # Before the heavy imports: the training may end meanwhile.
         told = Told()
-        lowest_priority()
+        lower_priority(arguments.nice)
     import torch
 
     from mlcd.commands.score.scorer import Scorer

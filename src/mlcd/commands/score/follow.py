@@ -40,8 +40,8 @@ class Told:
         return self._end.wait(seconds)
 
 
-def lowest_priority() -> None:
+def lower_priority(by: int) -> None:
     """Leave the processor to the training, and the warnings of Slurm to its ranks."""
     with contextlib.suppress(OSError):
-        os.nice(19)
+        os.nice(min(19, max(0, by)))
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)

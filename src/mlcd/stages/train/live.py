@@ -119,6 +119,7 @@ def _start(live: Live, state: Path) -> subprocess.Popen[bytes] | None:
         (state / _FAILED).unlink(missing_ok=True)
     command = [
         sys.executable, "-m", "mlcd", "score", str(state / "checkpoints"), "--follow",
+        "--nice", "19",
         "--output", str(state / SCORES), "--config", live.config, "--every", str(live.every),
         "--device", live.device, "--threads", str(live.threads),
     ]  # fmt: skip
