@@ -31,8 +31,8 @@ class FinetuneKeys(Section):
         2e-3,
         gt=0,
         le=MOST_RATE,
-        description="Peak learning rate of the last layers (AdamW, cosine decay to zero): for small "
-        "networks, as train.lr. The field: 5e-4 for each 256 images of a step.",
+        description="Peak learning rate of the last layers (AdamW, cosine decay to zero), for "
+        "small networks, as train.lr. The field: 5e-4 for each 256 images of a step.",
     )
     finetune_layer_decay: float | None = Field(
         0.75,
