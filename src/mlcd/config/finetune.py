@@ -22,17 +22,17 @@ class FinetuneKeys(Section):
         "frozen is often the largest network by far.",
     )
     finetune_epochs: int = Field(
-        10, gt=0, description="Passes over train and validation. The field: 50 to 100."
+        20, gt=0, description="Passes over train and validation. The field: 50 to 100."
     )
     finetune_batch_size: int = Field(
         64, gt=1, description="Images per step of fine-tuning. The field: 1,024."
     )
     finetune_lr: float = Field(
-        5e-4,
+        2e-3,
         gt=0,
         le=MOST_RATE,
-        description="Peak learning rate of the last layers (AdamW, cosine decay to zero). The "
-        "field: 5e-4 for each 256 images of a step.",
+        description="Peak learning rate of the last layers (AdamW, cosine decay to zero), for "
+        "small networks, as train.lr. The field: 5e-4 for each 256 images of a step.",
     )
     finetune_layer_decay: float | None = Field(
         0.75,
