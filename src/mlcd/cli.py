@@ -42,7 +42,7 @@ TOOLS = {
     "convert": "Write embeddings, labels and centers as .npy and parquet for other programs.",
     "doctor": "Look before a run for what usually goes wrong, on this machine or a Slurm cluster.",
     "audit": "Prove what a run is, verify it, repeat it, compare it, explain it.",
-    "explore": "Look at the clusters of a run in a browser on this machine, or write them as pages.",
+    "explore": "Look at the clusters of a run in a browser, or write chosen ones as pages.",
     "status": "Tell on one screen what a run is doing, from its files alone.",
     "run": "Run Snakemake, resuming where a killed one stopped; all options are Snakemake's.",
 }

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, section: None) -> None:
             images=arguments.images, max_pixels=arguments.max_pixels,
         )  # fmt: skip
         return
-    from mlcd.commands.explore.server import Server, addresses, serve
+    from mlcd.commands.explore.server import Server, serve
 
     index = open_index(looked_at, folder, threads=arguments.threads)
     encoder = QueryEncoder(
@@ -87,7 +87,6 @@ def run(arguments: argparse.Namespace, section: None) -> None:
         Answers(looked_at, index, encoder), Thumbnails(looked_at, index, arguments.max_pixels),
         arguments.port,
     )  # fmt: skip
-    print(addresses(server), flush=True)
     serve(server)
 
 

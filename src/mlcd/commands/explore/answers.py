@@ -216,9 +216,7 @@ class Answers:
         """Return what a list shows of a cluster."""
         numbers, _ = self._index.members(cluster, 0, cover)
         places = [self._run.place(int(number)) for number in numbers]
-        values = {
-            name: _number(self._index.columns[name][cluster]) for name in self._index.known
-        }
+        values = {name: _number(self._index.columns[name][cluster]) for name in self._index.known}
         return {
             "id": cluster, **values, "cover": [list(place) for place in places],
             "where": self._index.where(cluster),

@@ -8,7 +8,6 @@ build leaves nothing that is read.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -55,7 +54,7 @@ def build(run: Run, target: Path, *, threads: int = 0) -> None:
             files.finish({"made_from": run.fingerprint, **about})
             # Another process may have built the same meanwhile: one is as good as the other.
             with contextlib.suppress(OSError):
-                os.rename(files.folder, target)
+                files.folder.rename(target)
             if not target.is_dir():
                 raise UserError(f"{target}: cannot be written; give another folder by --index")
     finally:
@@ -103,7 +102,9 @@ def _write(run: Run, files: Files, work: Path, threads: int) -> dict[str, Any]:
         column = columns.get(name, np.full(run.K, np.nan, np.float32))
         files.write(name, column)
         # Ties by number; what is not known comes last.
-        files.write(f"by_{name}", np.argsort(-column.astype(np.float64), kind="stable").astype("i4"))
+        files.write(
+            f"by_{name}", np.argsort(-column.astype(np.float64), kind="stable").astype("i4")
+        )
     return {
         "k": run.K, "images": run.n, "labels_per_image": run.l, "chunks": run.chunks,
         "has_images": has_images, "known": sorted(columns),
@@ -142,7 +143,9 @@ def _check_width(embeddings: Embeddings, centers: np.ndarray) -> None:
 def _has_images(run: Run) -> bool:
     """True if all images are there; else clusters are shown without images and texts."""
     lacking = [
-        name for name in run.chunks if not (run.results / "images" / name / "manifest.json").exists()
+        name
+        for name in run.chunks
+        if not (run.results / "images" / name / "manifest.json").exists()
     ]
     if lacking:
         LOGGER.warning(
@@ -157,11 +160,9 @@ def _texts(run: Run, chunk: int) -> tuple[list[str], list[str]]:
     table = run.store(chunk).arrived(["caption", "url"])
     keys = [key.decode("utf-8", "replace") for key in run.keys(chunk).tolist()]
     table = table.set_index("key")[["caption", "url"]].reindex(keys)
-    if table["url"].isna().any():
-        raise UserError(
-            f"{run.results / 'images' / run.chunks[chunk]}: has no row {keys[int(table['url'].isna().to_numpy().argmax())]}; "
-            "rerun download for this chunk"
-        )
+    if (missing := table.index[table["url"].isna()]).size:
+        folder = run.results / "images" / run.chunks[chunk]
+        raise UserError(f"{folder}: has no row {missing[0]}; rerun download for this chunk")
     return table["caption"].fillna("").tolist(), table["url"].tolist()
 
 
@@ -202,5 +203,7 @@ def _first_similarity(centers: np.ndarray, neighbors: np.ndarray) -> np.ndarray:
     found = np.zeros(len(centers), np.float32)
     for start in range(0, len(centers), _BLOCK):
         mine = centers[start : start + _BLOCK]
-        found[start : start + len(mine)] = (mine * centers[neighbors[start : start + len(mine), 0]]).sum(axis=1)
+        found[start : start + len(mine)] = (
+            mine * centers[neighbors[start : start + len(mine), 0]]
+        ).sum(axis=1)
     return found

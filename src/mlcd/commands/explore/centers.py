@@ -39,7 +39,9 @@ def write(files: Files, centers: np.ndarray, *, threads: int = 0) -> np.ndarray:
     group = nearest_one(ExactSearch(groups, threads=threads), centers)
     order = np.argsort(group, kind="stable")
     files.write("group_directions", groups)
-    files.write("group_ends", np.concatenate([[0], np.cumsum(np.bincount(group, minlength=len(groups)))]))
+    files.write(
+        "group_ends", np.concatenate([[0], np.cumsum(np.bincount(group, minlength=len(groups)))])
+    )
     files.write("center_ids", order.astype(np.int32))
     sink = files.sink("center_rows", "f2", centers.shape[1:])
     for start in range(0, k, _BLOCK):

@@ -2,9 +2,10 @@
 
 What remains of an embedding x beside its center c, r = x − (x·c) c, is cut by 64 hyperplanes of
 random signs (Charikar, Similarity estimation techniques from rounding algorithms, STOC 2002): the
-share of bits in which two images differ is the angle θ between their remainders over π. With the
-similarities s and t to the center, which are known, their cosine is s·t + √(1 − s²) √(1 − t²) cos θ.
-So two passes and eight bytes per image tell what a comparison of all embeddings of a cluster would.
+share of bits in which two images differ is the angle θ between their remainders over π. The
+similarities s and t to the center are known: the cosine is s·t + √(1 − s²) √(1 − t²) cos θ.
+So one pass and eight bytes per image estimate what a comparison of all embeddings of a cluster
+would tell.
 """
 
 from __future__ import annotations

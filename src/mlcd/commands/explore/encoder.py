@@ -1,4 +1,4 @@
-"""The frozen encoder of a run, for images and words that are searched by. Loaded at its first use."""
+"""The frozen encoder of a run, for a search by image or words; loaded at its first use."""
 
 from __future__ import annotations
 

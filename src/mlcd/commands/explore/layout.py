@@ -105,7 +105,7 @@ def _whole(place: np.ndarray) -> np.ndarray:
     low, high = np.quantile(place, [0.001, 0.999], axis=0)
     middle, half = (low + high) / 2, max(float((high - low).max()) / 2, 1e-9)
     scaled = np.clip((place - middle) / half * 0.95, -1, 1)
-    return np.rint((scaled + 1) / 2 * (SIDE - 1)).astype(np.uint16)
+    return np.asarray(np.rint((scaled + 1) / 2 * (SIDE - 1)), np.uint16)
 
 
 def morton(place: np.ndarray) -> np.ndarray:
@@ -113,7 +113,7 @@ def morton(place: np.ndarray) -> np.ndarray:
 
     The places of a quarter of the square, and of a quarter of it, have numbers in one range.
     """
-    return _spaced(place[:, 0]) | _spaced(place[:, 1]) << np.uint32(1)
+    return np.asarray(_spaced(place[:, 0]) | _spaced(place[:, 1]) << np.uint32(1))
 
 
 def _spaced(values: np.ndarray) -> np.ndarray:

@@ -39,6 +39,8 @@ class SortedParts:
 
         All rows of a key are in one block, in the order in which they were added.
         """
+        if not self._parts:
+            return
         samples = np.sort(np.concatenate(self._samples))
         step = max(1, most // _SAMPLED)
         # Blocks end before these keys.

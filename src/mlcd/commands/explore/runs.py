@@ -52,7 +52,10 @@ class Run:
         self.has_similarity = first.has_similarity
         self.fingerprint = sha256_json(
             [self.centroids.fingerprint if self.centroids else ""]
-            + [[name, file.fingerprint] for name, file in zip(self.chunks, self.labels, strict=True)]
+            + [
+                [name, file.fingerprint]
+                for name, file in zip(self.chunks, self.labels, strict=True)
+            ]
         )
         self._lock = threading.Lock()
         self._store = functools.lru_cache(_OPEN)(self._open_store)
@@ -118,7 +121,11 @@ class Run:
         return store
 
     def _check(self, file: Labels, first: Labels) -> None:
-        if (file.num_classes, file.l, file.has_similarity) != (self.K, self.l, first.has_similarity):
+        if (file.num_classes, file.l, file.has_similarity) != (
+            self.K,
+            self.l,
+            first.has_similarity,
+        ):
             raise UserError(f"{file.path}: not as {first.path} was labeled; rerun label")
         if self.centroids is None:
             return

@@ -92,6 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "mlcd", ""
     timeout = _SILENCE
+    # An answer is sent as one: its head alone would wait for a word that it arrived.
+    wbufsize, disable_nagle_algorithm = -1, True
 
     def do_GET(self) -> None:
         """Answer with a file of the page, data or an image."""
@@ -261,8 +263,9 @@ def _number(query: dict[str, str], name: str, default: int) -> int:
 
 
 def serve(server: Server) -> None:
-    """Serve until Ctrl-C or until the process is told to end."""
+    """Print where, and serve until Ctrl-C."""
     with contextlib.suppress(KeyboardInterrupt):
+        print(addresses(server), flush=True)
         server.serve_forever(poll_interval=0.2)
     server.server_close()
 

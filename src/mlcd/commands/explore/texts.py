@@ -6,6 +6,7 @@ as much as all.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterable, Sequence
 
@@ -59,17 +60,17 @@ class Texts:
 
     def read(self, places: Iterable[tuple[int, int]]) -> list[tuple[str, str]]:
         """Return (caption, URL) of each (chunk, row), in their order."""
-        known: dict[int, list[tuple[str, str]]] = {}
-        found = []
-        for chunk, row in places:
-            number = int(self._first[chunk]) + row // BLOCK
-            if number not in known:
-                known[number] = self._block(number)
-            found.append(known[number][row % BLOCK])
-        return found
+        wanted = [(int(self._first[chunk]) + row // BLOCK, row % BLOCK) for chunk, row in places]
+        numbers = dict.fromkeys(number for number, _ in wanted)
+        for number in numbers:
+            self._ends.advise(number, number + 2)
+        ends = {number: self._ends.read(number, number + 2).tolist() for number in numbers}
+        for start, stop in ends.values():
+            self._data.advise(start, stop)
+        known = {number: self._block(start, stop) for number, (start, stop) in ends.items()}
+        return [known[number][row] for number, row in wanted]
 
-    def _block(self, number: int) -> list[tuple[str, str]]:
-        start, stop = map(int, self._ends.read(number, number + 2))
+    def _block(self, start: int, stop: int) -> list[tuple[str, str]]:
         try:
             data = zlib.decompressobj().decompress(self._data.read(start, stop).tobytes(), _MOST)
             return _unpacked(data)
@@ -90,7 +91,5 @@ def _unpacked(data: bytes) -> list[tuple[str, str]]:
     count = int(np.frombuffer(data, "<u4", 1)[0])
     lengths = np.frombuffer(data, "<u4", count, 4).astype(np.int64)
     ends = (4 + 4 * count + np.cumsum([0, *lengths.tolist()])).tolist()
-    texts = [
-        data[a:b].decode("utf-8", "replace") for a, b in zip(ends[:-1], ends[1:], strict=True)
-    ]
+    texts = [data[a:b].decode("utf-8", "replace") for a, b in itertools.pairwise(ends)]
     return list(zip(texts[: count // 2], texts[count // 2 :], strict=True))

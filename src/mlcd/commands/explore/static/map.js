@@ -255,6 +255,7 @@ export class ClusterMap {
     const cell = CELL / 2 ** Math.floor(Math.log2(this.scale));
     const best = new Map();
     for (const point of points) {
+      if (!point.size) continue; // an empty cluster has no image
       const key = `${Math.floor(point.u / cell)}/${Math.floor(point.v / cell)}`;
       const other = best.get(key);
       if (!other || point.size > other.size || (point.size === other.size && point.id < other.id)) {
