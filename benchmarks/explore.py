@@ -33,7 +33,10 @@ import numpy as np
 import psutil
 
 from mlcd.commands.explore import INDEX
+from mlcd.commands.explore.answers import Answers
 from mlcd.commands.explore.build import SORTS
+from mlcd.commands.explore.encoder import QueryEncoder
+from mlcd.commands.explore.index import open_index
 from mlcd.commands.explore.layout import SIDE, morton
 from mlcd.commands.explore.runs import Run
 from mlcd.commands.explore.store import Files
@@ -304,6 +307,21 @@ def measure(folder: Path, k: int, n: int, repeats: int) -> None:
         process.wait(timeout=30)
 
 
+def search(results: Path, repeats: int) -> None:
+    """Search by vectors by chance, in this process: what a search by an image does besides it."""
+    run = Run(results)
+    index = open_index(run, results / INDEX)
+    encoder = QueryEncoder(run, None, device="cpu", threads=1, max_pixels=1)
+    answers, rng, times = Answers(run, index, encoder), np.random.default_rng(3), []
+    for _ in range(repeats):
+        vector = rng.standard_normal(_D).astype(np.float32)
+        began = time.perf_counter()
+        found = answers.nearest(vector / np.linalg.norm(vector))
+        times.append(1000 * (time.perf_counter() - began))
+        assert found["clusters"] and found["images"]
+    print(f"a search by a vector: median {np.median(times):.0f} ms, most {max(times):.0f} ms")
+
+
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -322,6 +340,7 @@ def main() -> None:
               f"written in {time.monotonic() - began:.0f} s")  # fmt: skip
         forget(folder)
         measure(folder, arguments.clusters, n, arguments.repeats)
+        search(folder / "results", max(1, arguments.repeats // 10))
     finally:
         shutil.rmtree(folder)
 

@@ -17,6 +17,8 @@ from mlcd.utils.errors import UserError
 
 #: Where the index of a run lies, below its results: among the working files.
 INDEX = Path("state") / "explore"
+#: Images of a cluster that are written, if nothing is said.
+_IMAGES = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clusters", nargs="+", metavar="N|N-M", help="with --export: clusters to write"
     )
     parser.add_argument(
-        "--images", type=int, default=200, help="with --export: images per cluster at most [200]"
+        "--images", type=int, metavar="N", help="with --export: images per cluster at most [200]"
     )
     parser.add_argument("--log", metavar="FILE", help="also append log lines to this file")
 
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace, section: None) -> None:
         index = open_index(looked_at, folder, threads=arguments.threads)
         export(
             looked_at, index, Path(arguments.export), chosen,
-            images=arguments.images, max_pixels=arguments.max_pixels,
+            images=arguments.images or _IMAGES, max_pixels=arguments.max_pixels,
         )  # fmt: skip
         return
     from mlcd.commands.explore.server import Server, serve
@@ -96,8 +98,10 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.threads < 0:
         raise UserError("--threads: expected 0 for all cores, or more")
     for name in ("images", "max_pixels"):
-        if getattr(arguments, name) < 1:
+        if (value := getattr(arguments, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: expected at least 1")
+    if arguments.images and not arguments.export:
+        raise UserError("--images: needs --export as well")
     if bool(arguments.export) != bool(arguments.clusters):
         given, other = ("export", "clusters") if arguments.export else ("clusters", "export")
         raise UserError(f"--{given}: needs --{other} as well")

@@ -137,7 +137,7 @@ class Answers:
             ]
         if self._encoder.texts and self._index.centers and query.strip():
             try:
-                found["text"] = self._nearest(self._encoder.of_text(query))
+                found["text"] = self.nearest(self._encoder.of_text(query))
             except UserError as error:
                 found["problem"] = str(error)
         return found
@@ -147,7 +147,7 @@ class Answers:
 
         Raises :class:`~mlcd.data.decode.BadImage` and :class:`UserError`.
         """
-        return self._nearest(self._encoder.of_image(data))
+        return self.nearest(self._encoder.of_image(data))
 
     def tile(self, z: int, x: int, y: int, by: str) -> bytes:
         """Return a tile of the map."""
@@ -160,7 +160,11 @@ class Answers:
         if not (0 <= chunk < len(self._run.labels) and 0 <= row < self._run.labels[chunk].n):
             raise Missing(f"no image {chunk}/{row}")
 
-    def _nearest(self, vector: np.ndarray) -> dict[str, Any]:
+    def nearest(self, vector: np.ndarray) -> dict[str, Any]:
+        """Return the clusters and images nearest to an embedding, a unit row float32 [d].
+
+        Raises :class:`UserError` if there are no centers of its length.
+        """
         search = self._index.centers
         if search is None or len(vector) != search.d:
             raise UserError("the centers are of another encoder; search by words")

@@ -8,8 +8,9 @@ build leaves nothing that is read.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mlcd.data.embeddings import Embeddings
 from mlcd.utils import disk
 from mlcd.utils.errors import UserError
 from mlcd.utils.logging import LOGGER, progress
+from mlcd.utils.processes import machine, start_of
 
 #: By what clusters are sorted: name → what it is.
 SORTS = {
@@ -37,6 +39,8 @@ SORTS = {
     "gap": "1 − similarity of the center to the next one",
     "duplicates": "share of its images with a near-duplicate in the cluster, estimated",
 }
+#: What the name of a folder begins with in which an index is built.
+_WORK = ".building-"
 #: Images whose signatures are computed at once, and rows that are merged at once.
 _BLOCK, _MERGED = 8192, 4 << 20
 
@@ -45,7 +49,9 @@ def build(run: Run, target: Path, *, threads: int = 0) -> None:
     """Write the index of `run` as the folder `target`. Raises :class:`UserError`."""
     with disk.writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
+        _remove_leftovers(target.parent)
+        work = target.parent / f"{_WORK}{_here()}-{os.getpid()}"
+        work.mkdir()
     try:
         with disk.writing(target):
             files = Files(work / "index")
@@ -59,6 +65,19 @@ def build(run: Run, target: Path, *, threads: int = 0) -> None:
                 raise UserError(f"{target}: cannot be written; give another folder by --index")
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _here() -> str:
+    """Return what tells this machine, since its start, from others."""
+    return hashlib.sha256(machine().encode()).hexdigest()[:12]
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what builds of this machine left that were killed."""
+    for path in folder.glob(f"{_WORK}{_here()}-*"):
+        pid = path.name.rpartition("-")[2]
+        if pid.isdecimal() and (start_of(int(pid)) is None or int(pid) == os.getpid()):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(run: Run, files: Files, work: Path, threads: int) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from mlcd.utils.logging import progress
 #: Coordinates of the map are whole numbers below this.
 SIDE = 1 << 16
 _SEED = 0
-#: Others by chance for each center and step, and what their repulsion weighs.
-_OTHERS, _WEIGHT = 8, 1.0
+#: Others by chance for each center and step, and as many that lie close: so far along a curve
+#: through all centers, with this weight.
+_OTHERS, _CLOSE, _NEAR = 8, 64, 0.05
 #: Sums of squares of so rounded numbers are whole and exact in float64.
 _STEP = 1 << 12
 _BLOCK = 1 << 16
@@ -92,11 +93,36 @@ def _move(
     )
     pushed = np.zeros((k, 2))
     for _ in range(_OTHERS):
-        off = place - place[rng.integers(0, k, k)]
-        square = (off * off).sum(axis=1, keepdims=True)
-        pushed += np.clip(2 / ((0.01 + square) * (1 + square)) * off, -4, 4)
-    moved = drawn / degree[:, None] + _WEIGHT * pushed / _OTHERS
+        pushed += _push(place - place[rng.integers(0, k, k)])
+    # Of many centers, those by chance are far away: some that lie close are pushed away too, or
+    # a group would shrink to a point.
+    along = np.argsort(morton(_turned(place, rng)), kind="stable")
+    rank = np.empty(k, np.int64)
+    rank[along] = np.arange(k)
+    close = np.zeros((k, 2))
+    for step in rng.integers(1, _CLOSE, _OTHERS):
+        for other in (rank + step, rank - step):
+            close += _push(place - place[along[other % k]])
+    moved = drawn / degree[:, None] + (pushed + _NEAR * close) / _OTHERS
     return np.asarray(np.clip(moved, -4, 4))
+
+
+def _turned(place: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return places as whole numbers, turned and shifted by chance: a curve has its corners."""
+    angle, (x, y) = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.4, 2)
+    cos, sin = np.cos(angle), np.sin(angle)
+    turned = np.stack(
+        [place[:, 0] * cos - place[:, 1] * sin, place[:, 0] * sin + place[:, 1] * cos], axis=1
+    )
+    low = turned.min(axis=0)
+    wide = max(float((turned - low).max()), 1e-9)
+    return np.asarray(((turned - low) / wide * 0.6 + [x, y]) * (SIDE - 1), np.uint16)
+
+
+def _push(off: np.ndarray) -> np.ndarray:
+    """Return how far centers move that lie `off` [K, 2] from others: less if it is far."""
+    square = (off * off).sum(axis=1, keepdims=True)
+    return np.asarray(np.clip(2 / ((0.01 + square) * (1 + square)) * off, -4, 4))
 
 
 def _whole(place: np.ndarray) -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -138,6 +140,18 @@ def test_a_build_that_was_killed_leaves_nothing_that_is_read(explored, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         open_index(Run(explored.results), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(explored, tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / f".building-{build._here()}-{dead.pid}"
+    alive = tmp_path / f".building-{build._here()}-{os.getppid()}"
+    for folder in (left, alive):
+        folder.mkdir()
+        (folder / "members-00000-key.npy").write_bytes(b"x")
+    index = open_index(Run(explored.results), tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([alive, index.folder])
 
 
 def test_tiles_of_the_map_hold_every_cluster_once(looked):
