@@ -51,7 +51,7 @@ from mlcd.utils.files import sha256_json
 from mlcd.utils.records import write_record
 
 _IMAGES = Path(__file__).parents[1] / "demo" / "openclipart.tar"
-_D, _L, _NEIGHBORS = 512, 8, 15
+_D, _L, _NEIGHBORS = 384, 8, 15
 _CHUNK_ROWS = 446_429
 _BLOCK = 1 << 22
 _WORDS, _TEXT_BLOCKS = 20_000, 1000
@@ -155,6 +155,7 @@ def write_index(results: Path, n: int) -> None:
 
 def _write_members(files: Files, n: int, ends: np.ndarray) -> None:
     members, similarity = files.sink("members", "u4"), files.sink("member_similarity", "f2")
+    signature, rng = files.sink("member_signature", "u8"), np.random.default_rng(4)
     for start in range(0, n, _BLOCK):
         number = np.arange(start, min(start + _BLOCK, n))
         # One to one where n has no factor of this prime: images of a cluster lie far apart.
@@ -162,8 +163,9 @@ def _write_members(files: Files, n: int, ends: np.ndarray) -> None:
         cluster = np.searchsorted(ends, number, "right") - 1
         part = (number - ends[cluster]) / np.maximum(ends[cluster + 1] - ends[cluster], 1)
         similarity.append(0.9 - 0.5 * part)
-    members.close()
-    similarity.close()
+        signature.append(rng.integers(0, 1 << 63, len(number), np.uint64))
+    for sink in (members, similarity, signature):
+        sink.close()
 
 
 def _write_places(files: Files, n: int, rng: np.random.Generator) -> None:
@@ -184,7 +186,7 @@ def _write_places(files: Files, n: int, rng: np.random.Generator) -> None:
 def _write_texts(files: Files, run: Run, rng: np.random.Generator) -> None:
     def block() -> bytes:
         captions = [
-            " ".join(f"w{word}" for word in rng.zipf(1.4, 6) % _WORDS) for _ in range(BLOCK)
+            " ".join(f"w{word}" for word in rng.zipf(1.4, 4) % _WORDS) for _ in range(BLOCK)
         ]
         urls = [f"https://example.org/{word:08x}.jpg" for word in rng.integers(0, 1 << 32, BLOCK)]
         return zlib.compress(_packed(captions, urls), 6)

@@ -8,26 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from mlcd.commands.explore import duplicates
 from mlcd.commands.explore.build import SORTS
 from mlcd.commands.explore.encoder import QueryEncoder
 from mlcd.commands.explore.index import LEVELS, Index
 from mlcd.commands.explore.runs import Run
 from mlcd.commands.explore.words import words_of
-from mlcd.neighbors.rows import Rows
 from mlcd.utils.errors import UserError
 
 #: Clusters or images of one answer at most.
 MOST = 200
 #: Images that stand for a cluster in a list.
 _COVER = 4
-#: Clusters that a search shows, and their images that are compared with the query.
-_FOUND, _COMPARED_CLUSTERS, _COMPARED = 48, 8, 48
+#: Clusters that a search shows; those whose images are looked at, and how many of each.
+_FOUND, _COMPARED_CLUSTERS, _COMPARED = 48, 8, 4096
 #: Images of a cluster whose captions are looked through for words.
 _READ = 1000
-#: Rows of embeddings that are read at once to take single ones.
-_SLAB = 256
-#: Images nearest to a query that are shown.
-_NEAREST = 24
+#: Images near to a query that are compared with it exactly, and that are shown.
+_EXACT, _NEAREST = 32, 24
 
 
 class Missing(Exception):
@@ -178,21 +176,35 @@ class Answers:
         }
 
     def _nearest_images(self, vector: np.ndarray, clusters: np.ndarray) -> list[dict[str, Any]]:
-        """Return the images nearest to a vector, of those nearest to the centers of `clusters`."""
-        parts = [self._index.members(int(c), 0, _COMPARED)[0] for c in clusters]
-        numbers = np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.int64)
-        scores = np.zeros(len(numbers), np.float32)
-        for chunk in np.unique(np.searchsorted(self._run.starts, numbers, "right") - 1):
-            first, last = self._run.starts[chunk : chunk + 2]
-            mine = np.flatnonzero((numbers >= first) & (numbers < last))
-            embeddings = self._run.embeddings(int(chunk))
-            if embeddings is None:
-                return []
-            # In slabs as small as HDF5 reads them: the rows lie far apart.
-            rows = Rows([embeddings], _SLAB).take(numbers[mine] - first)
+        """Return the images nearest to a vector, of those of `clusters`.
+
+        Which may be nearest is estimated from their signatures; only these are read and compared.
+        """
+        numbers, estimates = self._estimated(vector, clusters)
+        candidates = np.sort(numbers[np.lexsort((numbers, -estimates))[:_EXACT]])
+        scores = np.zeros(len(candidates), np.float32)
+        chunk_of = np.searchsorted(self._run.starts, candidates, "right") - 1
+        for chunk in np.unique(chunk_of):
+            mine = chunk_of == chunk
+            rows = self._run.rows(int(chunk), candidates[mine] - self._run.starts[chunk])
             scores[mine] = rows @ vector
-        best = np.lexsort((numbers, -scores))[:_NEAREST]
-        return self._images(numbers[best], scores[best])
+        best = np.lexsort((candidates, -scores))[:_NEAREST]
+        return self._images(candidates[best], scores[best])
+
+    def _estimated(self, vector: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return images of `clusters`, int64 [m], and estimates of their cosines, float32 [m]."""
+        search = self._index.centers
+        assert search is not None, "there are centers to be near to"
+        planes = duplicates.planes(search.d)
+        numbers, estimates = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+        for cluster in map(int, clusters):
+            center = search.row(cluster)
+            mine = duplicates.signatures(vector[None], center[None], planes)
+            found, similarity = self._index.members(cluster, 0, _COMPARED)
+            bits = self._index.signatures(cluster, _COMPARED)
+            numbers.append(found)
+            estimates.append(duplicates.cosines(bits, mine, similarity, vector @ center))
+        return np.concatenate(numbers), np.concatenate(estimates)
 
     def _matches(self, cluster: int, words: str) -> list[dict[str, Any]]:
         """Return the images with all of the words in their captions, of the nearest ones."""

@@ -192,6 +192,7 @@ def _merge(members: SortedParts, files: Files, run: Run) -> dict[str, np.ndarray
     share = np.full(run.K, np.nan, np.float32)
     numbers = files.sink("members", _number_type(run.n))
     similarities = files.sink("member_similarity", "f2")
+    signatures = files.sink("member_signature", "u8")
     for block in members.merged(_MERGED):
         cluster = block["key"].astype(np.int64)
         value = block["similarity"].astype(np.float32)
@@ -199,6 +200,8 @@ def _merge(members: SortedParts, files: Files, run: Run) -> dict[str, np.ndarray
         cluster, value, signature = cluster[order], value[order], block["signature"][order]
         numbers.append(block["number"][order])
         similarities.append(value)
+        if run.has_similarity:
+            signatures.append(signature)
         found, first, count = np.unique(cluster, return_index=True, return_counts=True)
         size[found] = count
         total[found] = np.bincount(np.searchsorted(found, cluster), value.astype(np.float64))
@@ -206,8 +209,8 @@ def _merge(members: SortedParts, files: Files, run: Run) -> dict[str, np.ndarray
             for number, start, many in zip(found, first, count, strict=True):
                 part = slice(start, start + many)
                 share[number] = duplicates.share(signature[part], value[part])
-    numbers.close()
-    similarities.close()
+    for sink in (numbers, similarities, signatures):
+        sink.close()
     files.write("member_ends", np.concatenate([[0], np.cumsum(size)]))
     columns: dict[str, np.ndarray] = {"size": size}
     if run.has_similarity:

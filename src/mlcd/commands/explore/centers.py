@@ -85,6 +85,14 @@ class CenterSearch:
         self._ends = columns["group_ends"].read()
         self._ids, self._rows = columns["center_ids"], columns["center_rows"]
         self.d = self._rows.shape[1]
+        ids = self._ids.read()
+        self._place_of = np.empty(len(ids), np.int32)
+        self._place_of[ids] = np.arange(len(ids), dtype=np.int32)
+
+    def row(self, center: int) -> np.ndarray:
+        """Return a center, float32 [d], as float16 has it."""
+        place = int(self._place_of[center])
+        return np.asarray(self._rows.read(place, place + 1)[0], np.float32)
 
     def nearest(self, vector: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return ids int64 [m] and cosines float32 [m] of the centers nearest to `vector`.

@@ -39,6 +39,18 @@ def signatures(rows: np.ndarray, centers: np.ndarray, normals: np.ndarray) -> np
     return packed
 
 
+def cosines(
+    signature: np.ndarray, other: np.ndarray, similarity: np.ndarray, of_other: np.ndarray
+) -> np.ndarray:
+    """Return estimated cosines of images with others, float32, from signatures beside one center.
+
+    And from their similarities to it. All shapes are broadcast.
+    """
+    s, t = (np.clip(value, 0, 1).astype(np.float32) for value in (similarity, of_other))
+    angle = _COSINES[np.bitwise_count(signature ^ other)]
+    return np.asarray(s * t + np.sqrt(1 - s * s) * np.sqrt(1 - t * t) * angle)
+
+
 def share(signature: np.ndarray, similarity: np.ndarray) -> float:
     """Return the share of a cluster's images, 0 to 1, that have a near-duplicate among the others.
 
@@ -50,10 +62,7 @@ def share(signature: np.ndarray, similarity: np.ndarray) -> float:
         signature, similarity, n = signature[chosen], similarity[chosen], MOST
     if n < 2:
         return 0.0
-    differ = np.bitwise_count(signature[:, None] ^ signature[None, :])
-    s = np.clip(similarity.astype(np.float32), 0, 1)
-    aside = np.sqrt(1 - s * s)
-    cosine = s[:, None] * s + aside[:, None] * aside * _COSINES[differ]
+    cosine = cosines(signature[:, None], signature[None], similarity[:, None], similarity[None])
     np.fill_diagonal(cosine, -1)
     return float((cosine >= NEAR).any(axis=1).mean())
 

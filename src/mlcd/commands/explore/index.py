@@ -66,6 +66,11 @@ class Index:
         numbers = self._files["members"].read(begin, end).astype(np.int64)
         return numbers, self._files["member_similarity"].read(begin, end).astype(np.float32)
 
+    def signatures(self, cluster: int, count: int) -> np.ndarray:
+        """Return the signatures (:mod:`.duplicates`) of its first images, uint64 [≤ count]."""
+        first, last = int(self._ends[cluster]), int(self._ends[cluster + 1])
+        return self._files["member_signature"].read(first, min(first + count, last))
+
     def texts(self, places: list[tuple[int, int]]) -> list[tuple[str, str]]:
         """Return (caption, URL) of images, ('', '') where none are known."""
         return self._texts.read(places) if self._texts else [("", "")] * len(places)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mlcd.data import hdf5
 from mlcd.data.centroids import Centroids
-from mlcd.data.embeddings import Embeddings, Places
+from mlcd.data.embeddings import KIND, Embeddings, Places
 from mlcd.data.image_store import ImageStore
 from mlcd.data.labels import Labels
 from mlcd.utils.errors import UserError
@@ -70,10 +71,21 @@ class Run:
             return None
         found = Embeddings(self.results / "embeddings" / f"{self.chunks[chunk]}.h5")
         if found.fingerprint != labels.embeddings:
-            raise UserError(
-                f"{labels.path}: made from other embeddings than {found.path}; rerun label"
-            )
+            raise _other_embeddings(labels, found.path)
         return found
+
+    def rows(self, chunk: int, rows: np.ndarray) -> np.ndarray:
+        """Return single rows of a chunk's embeddings, float32 [m, d], unit rows.
+
+        The file is opened once. Raises :class:`UserError` as :meth:`embeddings`.
+        """
+        path = self.results / "embeddings" / f"{self.chunks[chunk]}.h5"
+        with hdf5.reading(path, KIND) as file:
+            if str(file.attrs["fingerprint"]) != self.labels[chunk].embeddings:
+                raise _other_embeddings(self.labels[chunk], path)
+            found = np.stack([file["embedding"][int(row)] for row in rows]).astype(np.float32)
+        norms = np.linalg.norm(found, axis=1, keepdims=True)
+        return np.asarray(found / np.maximum(norms, 1e-6))
 
     def store(self, chunk: int) -> ImageStore:
         """Return the images of a chunk. Raises :class:`UserError` if they are not there.
@@ -133,3 +145,7 @@ class Run:
             raise UserError(
                 f"{file.path}: made with other centroids than {self.centroids.path}; rerun label"
             )
+
+
+def _other_embeddings(labels: Labels, path: Path) -> UserError:
+    return UserError(f"{labels.path}: made from other embeddings than {path}; rerun label")
