@@ -110,6 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: an address holds the token."""
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what is no request, or one of another method, as all else is answered."""
+        self.close_connection = True
+        self._say(code, message or "no such request")
+
     def _answer(self, work: Callable[[str, dict[str, str]], None]) -> None:
         try:
             if (found := self._allowed()) is not None:
@@ -130,9 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _allowed(self) -> tuple[str, dict[str, str]] | None:
         """Return the path below the token and the query; None for what was refused."""
         host = self.headers.get("Host", "")
-        name = urlsplit(f"//{host}")
         # Another port is that of a tunnel.
-        if name.hostname not in (HOST, "localhost") or name.username is not None:
+        if not re.fullmatch(rf"({re.escape(HOST)}|localhost)(:[0-9]{{1,5}})?", host):
             self._say(421, "ask for 127.0.0.1 or localhost")
             return None
         if self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):

@@ -39,8 +39,13 @@ def test_every_answer_forbids_requests_to_elsewhere(server, path):
     assert (head.status, nothing) == (answer.status, b"")
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example",
-                                  "[::1]:80", "user@127.0.0.1", ""])  # fmt: skip
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::1]:80", "user@127.0.0.1",
+        "[", "127.0.0.1:x", "",
+    ],
+)  # fmt: skip
 def test_another_name_for_this_host_is_refused(server, host):
     assert ask(server, "api/about", Host=host)[0].status == 421
 
@@ -91,6 +96,16 @@ def test_hostile_captions_come_as_json(server):
     answer, body = ask(server, "api/image/0/0")
     assert answer.headers["Content-Type"] == "application/json"
     assert json.loads(body)["caption"] == HOSTILE
+
+
+def test_what_is_no_request_is_answered_like_all_else(server):
+    answer, body = ask(server, "api/about", method="PUT", body=b"x")
+    assert answer.status == 501 and json.loads(body)["problem"]
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'self';")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(b"<script>alert(1)</script> \x00\xff\r\n\r\n")
+        said = connection.recv(2000)
+    assert b'{"problem":' in said and b"text/html" not in said
 
 
 def test_images_are_small_copies(server):
