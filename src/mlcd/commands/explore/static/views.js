@@ -20,7 +20,7 @@ export function card(cluster, { by = "size", note = "", words = "" } = {}) {
   el("span", { className: `cover of-${cover.length}` },
     cover.length ? cover : el("span", { className: "lost" }, "empty")),
   el("span", { className: "caption" }, el("b", {}, `#${cluster.id}`),
-    el("span", {}, value, unit && el("span", { className: "unit" }, ` ${unit}`))));
+    el("span", {}, `${value} `, unit && el("span", { className: "unit" }, unit))));
 }
 
 const cards = (list, options) =>
