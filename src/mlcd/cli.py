@@ -44,6 +44,7 @@ TOOLS = {
     "publish": "Write centers and labels, without images, as a data set for others.",
     "doctor": "Look before a run for what usually goes wrong, on this machine or a Slurm cluster.",
     "audit": "Prove what a run is, verify it, repeat it, compare it, explain it.",
+    "explore": "Look at the clusters of a run in a browser, or write chosen ones as pages.",
     "status": "Tell on one screen what a run is doing, from its files alone.",
     "track": "Ship a training's numbers to TensorBoard, MLflow, Weights & Biases or Trackio.",
     "run": "Run Snakemake, resuming where a killed one stopped; all options are Snakemake's.",

@@ -87,7 +87,32 @@ class Browser:
 
     def open(self, path: Path) -> None:
         """Load a file."""
-        self._call("POST", f"{self._session}/url", {"url": path.resolve().as_uri()})
+        self.visit(path.resolve().as_uri())
+
+    def visit(self, url: str) -> None:
+        """Load an address."""
+        self._call("POST", f"{self._session}/url", {"url": url})
+
+    def press(self, *keys: str) -> None:
+        """Press and release keys, one after another; special ones as WebDriver numbers them."""
+        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        source = {"type": "key", "id": "keyboard", "actions": actions}
+        self._call("POST", f"{self._session}/actions", {"actions": [source]})
+
+    def look(self, width: int, height: int, *, dark: bool = False) -> None:
+        """Show pages as in a window of this size, and in this color scheme; nothing moves."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        features = {
+            "prefers-color-scheme": "dark" if dark else "light",
+            "prefers-reduced-motion": "reduce",
+        }
+        wanted = [{"name": name, "value": value} for name, value in features.items()]
+        for command, parameters in (
+            ("Emulation.setDeviceMetricsOverride", size),
+            ("Emulation.setEmulatedMedia", {"features": wanted}),
+        ):
+            body = {"cmd": command, "params": parameters}
+            self._call("POST", f"{self._session}/goog/cdp/execute", body)
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run JavaScript in the page or frame and return what it returns."""

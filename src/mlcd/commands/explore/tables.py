@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlcd.commands.explore.layout import layout
+from mlcd.commands.explore.centers import neighbors
+from mlcd.commands.explore.layout import SIDE, layout
 from mlcd.commands.publish.source import images_of
 from mlcd.data.centroids import Centroids
 from mlcd.data.labels import Labels
-from mlcd.neighbors.exact import ExactSearch
-from mlcd.neighbors.two_level import TwoLevelSearch, group_count, group_directions
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import atomic_path
 from mlcd.utils.logging import LOGGER, progress
@@ -34,18 +33,12 @@ CLUSTERS, IMAGES = "clusters.parquet", "images.parquet"
 _BLOCK = 1 << 16
 #: How far an image may lie from the middle of its centers, in mean distances between clusters.
 _SCATTER = 0.3
-#: Neighbors of a center in the table, and on the map.
-NEIGHBORS = 15
-#: Up to so many centers neighbors are exact; of more they are looked for in the nearest groups.
-_EXACT_UP_TO = 50_000
-_PROBES = 4
-_CENTERS = 1 << 14
 
 
 def write(results: Path, folder: Path, *, images: int | None = None, seed: int = 0) -> None:
     """Write both tables of the run in `results` into `folder`.
 
-    `images`: that many of all images, by chance; None for all. `seed`: of this and of the map.
+    `images`: that many of all images, by chance; None for all. `seed`: of this.
     Equal runs, numbers and seeds give equal bytes. Raises :class:`UserError` if the run has no
     labels or no centers, or if a file of somebody else lies there.
     """
@@ -63,37 +56,13 @@ def write(results: Path, folder: Path, *, images: int | None = None, seed: int =
             raise UserError(f"{file.path}: labels of other centers than {centers_path}")
     seen = _count(files, len(centers))
     near, cosines = neighbors(centers)
-    place = layout(centers, near, seed=seed)
+    # The map of the page, on which the middle is 0.
+    place = (layout(centers, near) / (SIDE - 1) * 2 - 1).astype(np.float32)
     _write(folder / CLUSTERS, _clusters(results, files, seen, near, cosines, place))
     total = sum(file.n for file in files)
     chosen = total if images is None else min(images, total)
     _write(folder / IMAGES, _images(results, files, chosen, place, seed))
     LOGGER.info("%s: %d clusters and %d images", folder, len(centers), chosen)
-
-
-def neighbors(centers: np.ndarray, count: int = NEIGHBORS) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nearest other centers of each of `centers` (float32 [K, d] unit rows).
-
-    Ids int64 [K, m], the nearest first, and cosines float64 [K, m], m = min(`count`, K − 1).
-    """
-    k = len(centers)
-    m = min(count, k - 1)
-    search: ExactSearch | TwoLevelSearch
-    if k <= _EXACT_UP_TO:
-        search = ExactSearch(centers)
-    else:
-        search = TwoLevelSearch(centers, group_directions(centers, group_count(k)), _PROBES)
-    ids, cosines = np.empty((k, m), np.int64), np.empty((k, m))
-    for start in progress(range(0, k, _CENTERS), label="neighbors of centers", unit="block"):
-        rows = centers[start : start + _CENTERS]
-        part = slice(start, start + len(rows))
-        found = search.nearest(rows, m + 1)
-        # A center is its own nearest, unless it has a double: then the last is left out.
-        itself = found == np.arange(start, start + len(rows))[:, None]
-        itself[~itself.any(axis=1), -1] = True
-        ids[part] = found[~itself].reshape(len(rows), m)
-        cosines[part] = search.similarities(rows, ids[part])
-    return ids, cosines
 
 
 @dataclasses.dataclass
@@ -159,7 +128,7 @@ def _clusters(
         known = with_similarity & (size > 0)
         cohesion = np.divide(seen.total[part], size, out=np.zeros(len(size)), where=size > 0)
         gap = 1 - cosines[part, 0] if cosines.shape[1] else np.zeros(len(size))
-        ids = pa.array(near[part].ravel())
+        ids = pa.array(near[part].ravel(), pa.int64())
         distances = pa.array((1 - cosines[part]).astype(np.float32).ravel())
         ends = np.arange(len(size) + 1, dtype=np.int32) * near.shape[1]
         lists = [pa.ListArray.from_arrays(ends, values) for values in (ids, distances)]

@@ -11,7 +11,9 @@ import pytest
 
 from helpers.builders import set_attributes, unit_vectors
 from helpers.explored_runs import write_run
-from mlcd.commands.explore import layout, tables
+from mlcd.cli import main
+from mlcd.commands.explore import centers, tables
+from mlcd.commands.explore.layout import layout
 from mlcd.data import hdf5
 from mlcd.utils.errors import UserError
 
@@ -62,8 +64,8 @@ def test_a_row_tells_what_the_labels_say_of_a_cluster(results, tmp_path):
 def test_neighbors_are_the_nearest_other_centers(results, tmp_path):
     tables.write(results, tmp_path / "out")
     found = pd.read_parquet(tmp_path / "out" / "clusters.parquet")
-    centers = h5py.File(results / "clusters" / "centroids.h5")["centroid"][:].astype(float)
-    cosines = centers @ centers.T
+    rows = h5py.File(results / "clusters" / "centroids.h5")["centroid"][:].astype(float)
+    cosines = rows @ rows.T
     np.fill_diagonal(cosines, -2)
     for row in found.itertuples():
         order = np.argsort(-cosines[row.cluster], kind="stable")[: K - 1]
@@ -134,33 +136,29 @@ def test_what_is_missing_or_of_others_is_said(results, tmp_path):
         tables.write(results, tmp_path / "new")
 
 
-def test_neighbors_lie_nearer_on_the_map_than_others():
-    rng = np.random.default_rng(0)
-    groups = unit_vectors(12, 32, seed=1)
-    rows = np.repeat(groups, 20, axis=0) + 0.1 * rng.standard_normal((240, 32))
-    centers = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    near, _ = tables.neighbors(centers)
-    place = layout.layout(centers, near, seed=4)
-    assert place.dtype == np.float32 and place.shape == (240, 2) and np.abs(place).max() <= 1.0001
-    apart = np.linalg.norm(place[:, None] - place[near], axis=2).mean()
-    others = np.linalg.norm(place[:, None] - place[rng.integers(0, 240, (240, 15))], axis=2).mean()
-    assert apart < others / 4
-    np.testing.assert_array_equal(place, layout.layout(centers, near, seed=4))
-    assert (place != layout.layout(centers, near, seed=5)).any()
-
-
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_few_centers_and_doubles_have_places_too(k):
-    centers = np.repeat(unit_vectors(1, 4, seed=0), k, axis=0)
-    near, cosines = tables.neighbors(centers)
+def test_few_centers_and_doubles_have_neighbors_and_places(k):
+    center = np.repeat(unit_vectors(1, 4, seed=0), k, axis=0)
+    near, cosines = centers.neighbors(center)
     assert near.shape == cosines.shape == (k, k - 1)
     assert not (near == np.arange(k)[:, None]).any()
-    assert np.isfinite(layout.layout(centers, near)).all()
+    assert layout(center, near).shape == (k, 2)
 
 
 def test_many_centers_find_their_neighbors_by_groups(monkeypatch):
-    centers = unit_vectors(900, 16, groups=30, seed=2)
-    exact, _ = tables.neighbors(centers, 5)
-    monkeypatch.setattr(tables, "_EXACT_UP_TO", 100)
-    found, _ = tables.neighbors(centers, 5)
+    rows = unit_vectors(900, 16, groups=30, seed=2)
+    exact, _ = centers.neighbors(rows)
+    monkeypatch.setattr(centers, "_EXACT_UP_TO", 100)
+    found, _ = centers.neighbors(rows)
     assert (found[:, :1] == exact[:, :1]).mean() > 0.9
+
+
+def test_the_command_line_writes_them(results, tmp_path, capsys):
+    tables.write(results, tmp_path / "called", images=5)
+    assert main(["explore", str(results), "--tables", str(tmp_path / "out"), "--images", "5"]) == 0
+    for name in (tables.CLUSTERS, tables.IMAGES):
+        written, called = ((tmp_path / one / name).read_bytes() for one in ("out", "called"))
+        assert written == called
+    words = ["explore", str(results), "--tables", "a", "--export", "b", "--clusters", "1"]
+    assert main(words) == 2
+    assert "--tables: without --export" in capsys.readouterr().err
