@@ -8,7 +8,7 @@
 #                  results/train/metrics.jsonl                       loss, norms, rates by step
 # and, undeclared  results/train/live.jsonl   scores while it trained, where evaluate.live_every asks
 
-#: No parameter, since Snakemake compares these: live scores change no result.
+#: Live scores change no result. As a parameter that comes of resources it is not compared.
 LIVE_OPTIONS = (
     as_options({"live": CONFIG.evaluate.for_live()}) if CONFIG.evaluate.live_every else ""
 )
@@ -52,6 +52,7 @@ rule train:
         cfg=CONFIG.train.for_encoder(),
         initial=initial_identity(),
         gang=gang_options,
+        live=lambda wildcards, resources: LIVE_OPTIONS,
         code=code_hash("train"),
         folder=subpath(output.weights, parent=True),
         sources=lambda wildcards, input: options_of(input, "embeddings", "centroids"),
@@ -64,7 +65,7 @@ rule train:
             --checkpoint-every {resources.checkpoint_every} \
             --micro-batch {resources.micro_batch} \
             --high-res-micro-batch {resources.high_res_micro_batch} \
-            {params.gang} {LIVE_OPTIONS} \
+            {params.gang} {params.live} \
             --live-device {resources.live_device} --live-threads {resources.live_threads} \
             --config {params.cfg:q} --initial={resources.initial:q} \
             --log {log:q}
