@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from helpers.paths import ROOT
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.data.labeled.samples import samples
 from mlcd.data.members import labeled_members
 from mlcd.utils.errors import UserError

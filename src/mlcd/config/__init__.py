@@ -21,9 +21,10 @@ from mlcd.config.curate import Curate
 from mlcd.config.download import Download
 from mlcd.config.embed import Embed
 from mlcd.config.encoders import PACKAGED
-from mlcd.config.evaluate import TOWER_TASKS, Evaluate
+from mlcd.config.evaluate import Evaluate
 from mlcd.config.export import Export
 from mlcd.config.label import Label
+from mlcd.config.labeled import TOWER_TASKS
 from mlcd.config.prepare import Prepare
 from mlcd.config.report import Report
 from mlcd.config.text import Text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.config.registry import registry
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.builders import jpeg
 from helpers.images import pack
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.data import image_folder
 from mlcd.data.labeled import layout
 from mlcd.data.labeled.samples import samples

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from mlcd.commands.score.follow import Told
 from mlcd.config import Evaluate, validate
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.config.train import Train
 from mlcd.data.checkpoints import Checkpoint, steps
 from mlcd.data.labeled import layout

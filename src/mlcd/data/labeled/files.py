@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.data.labeled.layout import files, parquet_fields, split_folders
 from mlcd.data.labeled.sample import Sample, from_fields
 from mlcd.data.members import IMAGES, ending_of, is_hidden, labeled_members, sample_name

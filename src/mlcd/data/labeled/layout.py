@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlcd.config import registry
 from mlcd.config.dense import DENSE_TASKS, POINTING, REGIONS, SEGMENTATION
-from mlcd.config.evaluate import IMAGE_TEXT, Dataset
+from mlcd.config.labeled import IMAGE_TEXT, Dataset
 from mlcd.data.members import is_hidden
 from mlcd.data.url_lists import open_parquet
 from mlcd.utils.errors import UserError

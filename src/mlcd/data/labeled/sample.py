@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.data.labeled.layout import SPLITS, split_of
 from mlcd.utils.errors import UserError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from mlcd.config import Evaluate
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.data.labeled import arrays, files, scenes
 from mlcd.data.labeled.layout import MASKED, kind
 from mlcd.data.labeled.sample import Sample

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.data.decode import BadImage, decode
 from mlcd.data.labeled import voc
 from mlcd.data.labeled.layout import MASKED, kind, split_of

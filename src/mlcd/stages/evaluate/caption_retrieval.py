@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlcd.config.evaluate import IMAGE_TEXT, Dataset
+from mlcd.config.labeled import IMAGE_TEXT, Dataset
 from mlcd.data import hdf5
 from mlcd.data.labeled import layout
 from mlcd.data.labeled.sample import judged

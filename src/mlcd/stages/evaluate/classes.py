@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mlcd.config import Evaluate
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.stages.evaluate import knn, measures, probe
 from mlcd.stages.evaluate.cached import Features
 from mlcd.stages.evaluate.chosen import Images, fitted_probe, held_out, sides

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlcd.config import Evaluate
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.data import hdf5
 from mlcd.data.decode import BadImage, decode
 from mlcd.data.labeled import layout

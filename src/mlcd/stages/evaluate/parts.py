@@ -9,8 +9,9 @@ import torch
 
 from mlcd.config import Evaluate
 from mlcd.config.dense import DENSE
-from mlcd.config.evaluate import IMAGE_TEXT, OWN_PARTS, TOWER_TASKS
+from mlcd.config.evaluate import OWN_PARTS
 from mlcd.config.finetune import FINETUNE
+from mlcd.config.labeled import IMAGE_TEXT, TOWER_TASKS
 from mlcd.data import hdf5
 from mlcd.data.labeled import samples
 from mlcd.models import text_tower as towers

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mlcd.config import Evaluate
-from mlcd.config.evaluate import IMAGE_TEXT, TAG_RETRIEVAL, TOWER_TASKS, Dataset
+from mlcd.config.labeled import IMAGE_TEXT, TAG_RETRIEVAL, TOWER_TASKS, Dataset
 from mlcd.config.registry import registry
 from mlcd.data import hdf5
 from mlcd.data.labeled.samples import find

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcd.config import comparison, load
-from mlcd.config.evaluate import lower_is_better
+from mlcd.config.labeled import lower_is_better
 from mlcd.config.registry import published_sets, registry, zero_shot_sets
 from mlcd.stages.evaluate.chosen import DIGITS
 from mlcd.stages.evaluate.grounds import regions_by_group, sentences

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from mlcd.config import Evaluate
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.data.labeled import layout
 from mlcd.data.labeled.sample import Sample
 from mlcd.utils.errors import UserError

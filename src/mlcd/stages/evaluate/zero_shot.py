@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mlcd.config import Evaluate
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.data.labeled import prompts
 from mlcd.models import text_tower as towers
 from mlcd.stages.evaluate import measures

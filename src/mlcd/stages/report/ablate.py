@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mlcd.config import Report
-from mlcd.config.evaluate import lower_is_better
+from mlcd.config.labeled import lower_is_better
 from mlcd.stages.report.page import Drawing, sections, table
 from mlcd.utils import charts
 from mlcd.utils.errors import UserError

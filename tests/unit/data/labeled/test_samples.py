@@ -19,7 +19,7 @@ from PIL import Image
 from helpers.builders import add_member, jpeg
 from mlcd.cli import main
 from mlcd.config import Config
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.data.labeled import layout
 from mlcd.data.labeled.sample import judged
 from mlcd.data.labeled.samples import samples

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from helpers.scene_sets import png, scene, write_scenes
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.data.labeled import layout, samples, voc
 from mlcd.data.labeled.scenes import IGNORED, scenes
 from mlcd.utils.errors import UserError

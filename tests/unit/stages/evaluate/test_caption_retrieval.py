@@ -14,7 +14,8 @@ import torch
 from helpers.builders import add_member, jpeg
 from mlcd.cli import main
 from mlcd.config import Config, validate
-from mlcd.config.evaluate import Dataset, Evaluate
+from mlcd.config.evaluate import Evaluate
+from mlcd.config.labeled import Dataset
 from mlcd.config.text import Text
 from mlcd.data.labeled.layout import check
 from mlcd.models import text_tower as towers

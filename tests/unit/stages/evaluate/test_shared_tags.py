@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.stages.evaluate import shared_tags
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mlcd.config.evaluate import Dataset, Evaluate
+from mlcd.config.evaluate import Evaluate
+from mlcd.config.labeled import Dataset
 from mlcd.config.text import Text
 from mlcd.data.labeled import prompts
 from mlcd.models import text_tower as towers

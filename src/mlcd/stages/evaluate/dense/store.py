@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from mlcd.config import Evaluate
-from mlcd.config.evaluate import Dataset
+from mlcd.config.labeled import Dataset
 from mlcd.data import hdf5
 from mlcd.data.decode import BadImage, decode
 from mlcd.data.labeled.sample import judged

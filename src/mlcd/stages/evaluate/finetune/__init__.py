@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from mlcd.config import Embed, Evaluate, parse_section
-from mlcd.config.evaluate import Dataset
 from mlcd.config.finetune import Finetune
+from mlcd.config.labeled import Dataset
 from mlcd.data.labeled import layout
 from mlcd.data.labeled.samples import find
 from mlcd.launch import lease
