@@ -423,6 +423,7 @@ export class ClusterMap {
     else if (event.key === "-") this.zoom(1 / 1.6);
     else if (event.key === "0") this.home();
     else if (event.key === "Enter") {
+      this.#paint(); // what moved since is drawn with the next frame only
       const middle = this.#points.map((point) => [Math.hypot(point.x - this.width / 2,
         point.y - this.height / 2), point]).sort((a, b) => a[0] - b[0])[0];
       if (middle) this.open(middle[1].id);
