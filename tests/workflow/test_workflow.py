@@ -219,6 +219,17 @@ def test_one_more_data_set_adds_its_features_alone(changed):
     assert stale == {"evaluate_features": 2 * 4, "evaluate": 4, "evaluate_summary": 1, "export": 1}
 
 
+def test_tasks_with_parts_of_their_own_add_these_alone(changed):
+    [few] = CONFIG["evaluate"]["datasets"]
+    few = {**few, "tasks": ["knn", "linear_probe", "finetune"]}
+    dense = {"name": "digits", "tasks": ["segmentation", "regions"]}
+    changed.configure(evaluate={"datasets": [few, dense]})
+    stale = science(changed.stale())
+    after = {"evaluate": 4, "evaluate_summary": 1, "export": 1}
+    # Fine-tuning of two models, patches of three; no features of a set whose tasks see none.
+    assert stale == {"evaluate_finetune": 2, "evaluate_dense": 3, **after}
+
+
 @pytest.mark.long
 def test_the_same_run_gives_the_same_bytes(finished, changed):
     """Everything from the clusters on is made again, with fewer cores: equal files."""
