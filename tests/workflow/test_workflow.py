@@ -14,9 +14,8 @@ from huggingface_hub import ModelCard
 from helpers import audit_changes
 from helpers.audit_changes import audit, found
 from helpers.checkout import CONFIG, ROOT, ROWS
+from helpers.curated_runs import check
 from mlcd import cli
-from mlcd.commands.audit.explain import image
-from mlcd.data.curation import Curation
 from mlcd.utils.files import sha256_file
 from mlcd.utils.records import read_record
 
@@ -238,21 +237,18 @@ def test_a_curated_run_leaves_out_images_and_tells_why(changed):
     done = changed.snakemake("--cores", "2", "results/labels/summary.json",
                              "results/report/curate.html")  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
-    summary = read_record(results / "curate" / "summary.json", "curate")
-    assert summary["images"] == 2 * ROWS > summary["kept"] > 4
-    labels = read_record(results / "labels" / "summary.json", "label")
-    assert labels["images"] == summary["kept"]
-    left_out = [
-        (rows, int(row)) for rows in map(Curation, sorted((results / "curate/rows").iterdir()))
-        for row in (~rows.kept()).nonzero()[0]
-    ]  # fmt: skip
-    assert len(left_out) == summary["images"] - summary["kept"]
-    page = (results / "report" / "curate.html").read_text()
-    assert f"{summary['kept']} of {summary['images']} images kept" in page
-    rows, row = left_out[0]
-    said = image(results, rows.chunk, rows.keys()[row].decode())
-    decision = rows.decision(row)
-    assert f"left out by curate: duplicate of {decision.chunk}/" in said[-1]
+    check(results, images=2 * ROWS)
+
+
+def test_tasks_with_parts_of_their_own_add_these_alone(changed):
+    [few] = CONFIG["evaluate"]["datasets"]
+    few = {**few, "tasks": ["knn", "linear_probe", "finetune"]}
+    dense = {"name": "digits", "tasks": ["segmentation", "regions"]}
+    changed.configure(evaluate={"datasets": [few, dense]})
+    stale = science(changed.stale())
+    after = {"evaluate": 4, "evaluate_summary": 1, "export": 1}
+    # Fine-tuning of two models, patches of three; no features of a set whose tasks see none.
+    assert stale == {"evaluate_finetune": 2, "evaluate_dense": 3, **after}
 
 
 @pytest.mark.long
