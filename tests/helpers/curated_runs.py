@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from mlcd import cli
 from mlcd.commands.audit.explain import image
 from mlcd.data.curation import Curation
 from mlcd.data.embeddings import Embeddings
-from mlcd.data.labels import Labels
+from mlcd.data.labels import Labels, of_run
 from mlcd.utils.records import read_record
 
 
@@ -34,14 +36,18 @@ def check(results: Path, images: int) -> None:
 
 
 def _is_looked_at(results: Path) -> None:
-    """Pages of all clusters show each image that is kept, once, and none that was left out."""
-    shown = results.parent / "pages"
+    """Pages and tables of all clusters have each image that is kept once, and no other."""
+    shown, tables = results.parent / "pages", results.parent / "tables"
+    labels = [Labels(path) for path in of_run(results)]
     words = ["explore", str(results), "--index", str(results.parent / "index")]
-    count = Labels(next((results / "labels").glob("*.h5"))).num_classes
-    assert cli.main([*words, "--export", str(shown), "--clusters", f"0-{count - 1}"]) == 0
-    pages = "".join(path.read_text() for path in shown.glob("*.html"))
-    for path in (results / "labels").glob("*.h5"):
-        labels = Labels(path)
-        kept = {key.decode() for key in Embeddings(labels.embeddings_in(results)).keys()}
-        for key in Embeddings(results / "embeddings" / path.name).keys():
-            assert (f"{labels.chunk}/{key.decode()}" in pages) == (key.decode() in kept), key
+    every = ["--clusters", f"0-{labels[0].num_classes - 1}"]
+    assert cli.main([*words, "--export", str(shown), *every]) == 0
+    pages = "".join(path.read_text() for path in shown.glob("cluster-*.html"))
+    kept = [
+        f"{one.chunk}/{key.decode()}"
+        for one in labels
+        for key in Embeddings(one.embeddings_in(results)).keys()  # noqa: SIM118 (no mapping)
+    ]
+    assert pages.count('<figure class="tile">') == len(kept) == sum(one.n for one in labels)
+    assert cli.main([*words, "--tables", str(tables)]) == 0
+    assert sorted(pd.read_parquet(tables / "images.parquet")["image"]) == sorted(kept)

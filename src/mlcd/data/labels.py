@@ -14,8 +14,24 @@ import numpy as np
 from mlcd.data import hdf5
 from mlcd.data.embeddings import Places
 from mlcd.utils.errors import UserError
+from mlcd.utils.records import read_record
 
 KIND = "labels"
+
+
+def of_run(results: str | os.PathLike[str]) -> list[Path]:
+    """Return the files of labels of the run in the folder `results`, sorted by name.
+
+    Those that labels/summary.json counts: a list that was taken out of the config leaves files of
+    its chunks behind. All files, if there is no summary or if it is of other labels.
+    """
+    paths = sorted((Path(results) / "labels").glob("*.h5"))
+    summary = Path(results) / "labels" / "summary.json"
+    if not summary.is_file():
+        return paths
+    counted = set(read_record(summary, "label")["made_from"]["labels"])
+    found = {hdf5.fingerprint(path): path for path in paths}
+    return sorted(found[one] for one in counted) if counted <= set(found) else paths
 
 
 class Labels:

@@ -169,7 +169,7 @@ def _steps(results: Path, chunk: str, places: Any, row: int) -> list[str]:
 
     from mlcd.config.train import Train
     from mlcd.data.image_store import ImageStore
-    from mlcd.data.labels import Labels
+    from mlcd.data.labels import Labels, of_run
     from mlcd.stages.train import inputs
     from mlcd.training.shuffle import Order, step_of
 
@@ -180,7 +180,7 @@ def _steps(results: Path, chunk: str, places: Any, row: int) -> list[str]:
     section = Train.model_validate({**about["section"], "initial": None})
     counts: list[int] = []
     index = -1
-    files = [Labels(file) for file in sorted((results / "labels").glob("*.h5"))]
+    files = [Labels(file) for file in of_run(results)]
     for labels in sorted(files, key=lambda one: one.chunk):
         mine = labels.chunk == chunk
         where = places if mine else _places(results, labels)
@@ -254,14 +254,14 @@ def cluster(results: Path, number: int) -> list[str]:
     """Return lines on one cluster: its size, and the images nearest to its center."""
     from mlcd.data.centroids import Centroids
     from mlcd.data.embeddings import Embeddings
-    from mlcd.data.labels import Labels
+    from mlcd.data.labels import Labels, of_run
 
     centers = Centroids(results / "clusters" / "centroids.h5")
     if not 0 <= number < centers.K:
         raise UserError(f"cluster {number}: there are {centers.K}, counted from 0")
     near: list[tuple[float, str]] = []
     count = others = 0
-    for path in sorted((results / "labels").glob("*.h5")):
+    for path in of_run(results):
         labels = Labels(path)
         label = labels.label()
         rows = (label[:, 0] == number).nonzero()[0]

@@ -12,7 +12,7 @@ from mlcd.data import hdf5
 from mlcd.data.centroids import Centroids
 from mlcd.data.embeddings import KIND, Embeddings, Places
 from mlcd.data.image_store import ImageStore
-from mlcd.data.labels import Labels
+from mlcd.data.labels import Labels, of_run
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_json
 
@@ -32,7 +32,7 @@ class Run:
 
     def __init__(self, results: Path) -> None:
         self.results = results
-        paths = sorted((results / "labels").glob("*.h5"))
+        paths = of_run(results)
         if not paths:
             raise UserError(
                 f"{results}: holds no labels/*.h5; run the workflow up to the stage label, or give "

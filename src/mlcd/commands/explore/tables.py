@@ -20,7 +20,7 @@ from mlcd.commands.explore.centers import neighbors
 from mlcd.commands.explore.layout import SIDE, layout
 from mlcd.commands.publish.source import images_of
 from mlcd.data.centroids import Centroids
-from mlcd.data.labels import Labels
+from mlcd.data.labels import Labels, of_run
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import atomic_path
 from mlcd.utils.logging import LOGGER, progress
@@ -43,7 +43,7 @@ def write(results: Path, folder: Path, *, images: int | None = None, seed: int =
     labels or no centers, or if a file of somebody else lies there.
     """
     claim(folder / CLUSTERS, folder / IMAGES)
-    paths = sorted((results / "labels").glob("*.h5"))
+    paths = of_run(results)
     centers_path = results / "clusters" / "centroids.h5"
     if not paths or not centers_path.is_file():
         raise UserError(
