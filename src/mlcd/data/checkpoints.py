@@ -238,7 +238,10 @@ def prune(folder: Path, keep: int, wanted: Callable[[int], bool] = lambda step: 
     held = [path for path in older if wanted(int(path.name.removeprefix("step_")))]
     for path in older:
         if path not in held[-_MOST_WANTED:]:
-            shutil.rmtree(path)
+            # Gone at once for whoever looks; what a kill leaves of it, the next writer removes.
+            going = path.with_name(f".{path.name}")
+            path.rename(going)
+            shutil.rmtree(going)
 
 
 def newest(folder: Path, identity: str | None = None) -> Checkpoint | None:

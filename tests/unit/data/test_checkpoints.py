@@ -69,6 +69,22 @@ def test_two_that_somebody_wants_stay_beside_the_newest(tmp_path):
     assert [path.name for path in steps(tmp_path)] == [step_name(7)]
 
 
+def test_what_is_being_removed_is_no_checkpoint_any_more(tmp_path, monkeypatch):
+    """A scorer that looks at that moment, or a start after a kill then, finds the others alone."""
+    write(tmp_path, [10, 20])
+
+    def killed(path):
+        (path / "complete.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr("shutil.rmtree", killed)
+        checkpoints.prune(tmp_path, 1)
+    assert [path.name for path in steps(tmp_path)] == ["step_00000020"]
+    CheckpointWriter(tmp_path, "run", {}, rank=0, world_size=1, resumed=20)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000020"]
+
+
 @pytest.mark.parametrize("harm", ["truncate", "flip", "record", "piece", "empty record"])
 def test_a_broken_newest_is_skipped_with_a_warning(tmp_path, caplog, harm):
     write(tmp_path, [10, 20])

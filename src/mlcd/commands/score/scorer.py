@@ -112,6 +112,8 @@ class Scorer:
         """Return the scores of a checkpoint's encoder, and what they are of."""
         images = self._drawn()
         place = self._output.with_name(f"{self._output.stem}.work")
+        # What a killed start left may be of other images of the set.
+        shutil.rmtree(place, ignore_errors=True)
         try:
             # As it would be at the end of the training, and read as it would be then.
             train = validate(Train, checkpoint.section, str(checkpoint.path), "train")

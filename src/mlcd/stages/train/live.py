@@ -30,6 +30,8 @@ from mlcd.utils.records import parse_line
 SCORES = "live.jsonl"
 #: In the state folder: the words of the scoring process, and why it ended before its time.
 _LOG, _FAILED = "live.log", "live.failed"
+#: Seconds for a killed process to be gone; one that a dead disk holds is left to itself.
+_PATIENCE = 5.0
 
 
 class Live(BaseModel):
@@ -95,87 +97,97 @@ def scoring(live: Live | None, state: Path, keep: int) -> Iterator[None]:
     if live is None or os.environ.get("RANK", "0") != "0":
         yield
         return
-    process = _start(live, state)
-    ended = threading.Event()
-    if process:
-        threading.Thread(target=_watch, args=(process, state, ended), daemon=True).start()
+    scorer = _Scorer(live, state)
     try:
         yield
     except BaseException:
-        ended.set()
-        if process:
-            _close(process)
+        scorer.end()
         raise
-    ended.set()
-    if process:
-        _finish(process, live.wait)
+    scorer.finish(live.wait)
     from mlcd.data.checkpoints import prune
 
     prune(state / "checkpoints", keep)
 
 
-def _start(live: Live, state: Path) -> subprocess.Popen[bytes] | None:
-    with contextlib.suppress(OSError):
-        (state / _FAILED).unlink(missing_ok=True)
-    command = [
-        sys.executable, "-m", "mlcd", "score", str(state / "checkpoints"), "--follow",
-        "--nice", "19",
-        "--output", str(state / SCORES), "--config", live.config, "--every", str(live.every),
-        "--device", live.device, "--threads", str(live.threads),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": str(live.threads)}
-    if live.device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    try:
-        with (state / _LOG).open("ab") as log:
-            return subprocess.Popen(
-                command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log
-            )
-    except OSError as error:
-        _tell(state, f"not started: {error}")
-        return None
+class _Scorer:
+    """The process that scores; why it ended before its time is told, whenever that was."""
 
+    def __init__(self, live: Live, state: Path) -> None:
+        self._state = state
+        self._before = 0
+        self._process = self._start(live)
+        self._given_up = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
 
-def _watch(process: subprocess.Popen[bytes], state: Path, ended: threading.Event) -> None:
-    """Tell if the process ends before its time."""
-    status = process.wait()
-    if status and not ended.is_set():
-        _tell(state, _last_word(state / _LOG) or f"ended with {ending(status)}")
+    def _start(self, live: Live) -> subprocess.Popen[bytes] | None:
+        state = self._state
+        with contextlib.suppress(OSError):
+            (state / _FAILED).unlink(missing_ok=True)
+        command = [
+            sys.executable, "-m", "mlcd", "score", str(state / "checkpoints"), "--follow",
+            "--nice", "19",
+            "--output", str(state / SCORES), "--config", live.config, "--every", str(live.every),
+            "--device", live.device, "--threads", str(live.threads),
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": str(live.threads)}
+        if live.device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        try:
+            with (state / _LOG).open("ab") as log:
+                self._before = log.tell()
+                return subprocess.Popen(
+                    command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log
+                )
+        except OSError as error:
+            _tell(state, f"not started: {error}")
+            return None
+
+    def _watch(self) -> None:
+        if self._process and (status := self._process.wait()) and not self._given_up.is_set():
+            why = _last_word(self._state / _LOG, self._before)
+            _tell(self._state, why or f"ended with {ending(status)}")
+
+    def finish(self, seconds: float) -> None:
+        """Have it score what is left, and wait so long for that."""
+        if self._process and self._process.stdin:
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(b"end\n")
+                self._process.stdin.flush()
+        self._watcher.join(seconds)
+        if self._watcher.is_alive():
+            LOGGER.warning(
+                "live scores: the last ones were not there in %.0f s, and are given up (%s)",
+                seconds, self._state / _LOG,
+            )  # fmt: skip
+        self.end()
+
+    def end(self) -> None:
+        """End it, whatever it does: one that is stopped or hangs would not see its input close.
+
+        What it writes is whole at any moment.
+        """
+        self._given_up.set()
+        if self._process and self._process.stdin:
+            self._process.kill()
+            self._watcher.join(_PATIENCE)
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
 
 
 def _tell(state: Path, why: str) -> None:
-    LOGGER.warning("live scores: %s; training continues without them (%s)", why, state / _LOG)
+    LOGGER.warning("live scores: %s; the training does without them (%s)", why, state / _LOG)
     with contextlib.suppress(OSError):
         (state / _FAILED).write_text(f"{why}\n")
 
 
-def _last_word(log: Path) -> str:
-    """Return the last error in a log, '' if there is none."""
+def _last_word(log: Path, start: int) -> str:
+    """Return the last error in a log from byte `start` on, '' if there is none."""
     with contextlib.suppress(OSError):
-        for line in reversed(log.read_text(errors="replace").splitlines()[-50:]):
+        for line in reversed(log.read_bytes()[start:].decode(errors="replace").splitlines()[-50:]):
             if " ERROR " in line:
                 return line.partition(" ERROR ")[2]
     return ""
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    """End it: without a word on its standard input it ends at once."""
-    assert process.stdin
-    with contextlib.suppress(OSError):
-        process.stdin.close()
-
-
-def _finish(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Have it score what is left, and wait so long for that."""
-    assert process.stdin
-    with contextlib.suppress(OSError):
-        process.stdin.write(b"end\n")
-        process.stdin.flush()
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        LOGGER.info("live scores: the last ones were not there in %.0f s", seconds)
-    _close(process)
 
 
 def is_awaited(step: int, every: int, state: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -149,6 +150,48 @@ def test_a_scorer_that_fails_is_told_and_ends_no_training(place, off, tmp_path, 
     assert "few.tar: no images" in failed.read_text()
     assert not (tmp_path / "live.jsonl").exists()
     assert len(steps(tmp_path / "checkpoints")) == 1
+
+
+def test_a_failure_after_the_last_step_is_told_too(place, tmp_path, monkeypatch):
+    """A short training is over before its scorer has begun."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(
+        sys, "executable", script(tmp_path, "read end; echo 'x ERROR no; do'; exit 2")
+    )
+    (tmp_path / "live.log").write_text("x ERROR of an earlier start\n")
+    with scoring(Live(config="{}", every=3, device="cpu", threads=1), tmp_path, 1):
+        pass
+    assert (tmp_path / "live.failed").read_text() == "no; do\n"
+    monkeypatch.setattr(sys, "executable", script(tmp_path, "read end; exit 2"))
+    with scoring(Live(config="{}", every=3, device="cpu", threads=1), tmp_path, 1):
+        pass
+    assert (tmp_path / "live.failed").read_text() == "ended with exit status 2\n"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_scorer_that_hangs_is_ended_with_the_training(tmp_path, monkeypatch, caplog, fails):
+    """Also one that does not look at its input, however the training ends."""
+    monkeypatch.setenv("RANK", "0")
+    pid = tmp_path / "pid"
+    monkeypatch.setattr(sys, "executable", script(tmp_path, f"echo $$ > {pid}; exec sleep 600"))
+    live = Live(config="{}", every=3, device="cpu", threads=1, wait=0.1)
+    with contextlib.suppress(KeyError), scoring(live, tmp_path, 1):
+        while not pid.exists() or not pid.read_text():
+            time.sleep(0.01)
+        if fails:
+            raise KeyError
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    assert not (tmp_path / "live.failed").exists()
+    assert ("are given up" in caplog.text) != fails
+
+
+def script(folder: Path, words: str) -> str:
+    """Return a program that does `words` of a shell, whatever it is called with."""
+    path = folder / "script"
+    path.write_text(f"#!/bin/sh\n{words}\n")
+    path.chmod(0o755)
+    return str(path)
 
 
 def test_only_rank_0_scores(tmp_path, monkeypatch):
