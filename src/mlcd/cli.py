@@ -175,6 +175,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if not argv:
         parser.print_help()
         raise SystemExit(2)
+    for word in argv:
+        try:
+            os.fsencode(word)
+        except UnicodeEncodeError:
+            raise UserError(f"{word!a}: half of a character, which no file can hold") from None
     known = [*SECTIONS, *TOOLS]
     if not argv[0].startswith("-") and argv[0] not in known:
         raise UserError(f"no command {quoted(argv[0])}{_nearest(argv[0], known)} (see mlcd --help)")

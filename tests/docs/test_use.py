@@ -12,7 +12,6 @@ import torch
 
 from helpers import fresh_process
 from helpers.builders import embeddings_file, jpeg, seen_through
-from helpers.explored_runs import write_run
 from helpers.exports import export
 from helpers.open_clip_tiny import register
 from helpers.paths import ROOT
@@ -143,7 +142,6 @@ PAGES = {
         {"loss": "float(loss)"},
     ),
     "how-to/what-you-have.md": ("", {"/data/photos": "photos"}, {"labels": "labels"}),
-    "how-to/publish.md": ("", {}, {"files": "sorted(one.name for one in Path('atlas').iterdir())"}),
 }  # fmt: skip
 
 
@@ -159,7 +157,6 @@ def test_examples_of_the_other_pages(tmp_path):
     for folder in ("cats", "dogs"):
         (tmp_path / "photos" / folder).mkdir(parents=True)
         (tmp_path / "photos" / folder / "0.jpg").touch()
-    write_run(tmp_path / "results" / "mine")
     jobs = []
     for page, (given, smaller, values) in PAGES.items():
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
@@ -168,12 +165,11 @@ def test_examples_of_the_other_pages(tmp_path):
                 code = code.replace(figure, small)
             jobs.append(job(tmp_path, page, given + code, values))
     found = fresh_process.run(jobs, tmp_path / "values")
-    (file,), (rows,), (result,), (loss,), (classes,), (written,) = found
+    (file,), (rows,), (result,), (loss,), (classes,) = found
     assert file == {"model": "File"} and rows == {"shape": [100, 256]}
     assert result == {"result": [3, 2]}
     assert 0 < loss["loss"] < 200
     assert classes == {"labels": [0, 1]}
-    assert written == {"files": ["clusters.parquet", "images.parquet"]}
     assert (tmp_path / "labels.parquet").is_file()
 
 

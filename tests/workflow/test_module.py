@@ -42,7 +42,16 @@ CONFIG = {
     "metadata": ["list.txt"],
     "results": "run",
     "text": {"enabled": True},
-    "evaluate": {"datasets": [{"name": "digits", "path": "sklearn:digits"}]},
+    "curate": {"enabled": True},
+    "evaluate": {
+        "datasets": [
+            {
+                "name": "digits",
+                "path": "sklearn:digits",
+                "tasks": ["knn", "finetune", "segmentation"],
+            }
+        ],
+    },
     "ablate": {"grids": [{"k": [256, 64], "l": [4, 5]}]},
 }
 

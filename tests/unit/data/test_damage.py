@@ -35,7 +35,7 @@ from mlcd.stages.evaluate.features import KIND
 from mlcd.stages.evaluate.summary import COLUMNS
 from mlcd.stages.export.card import _results
 from mlcd.stages.prepare.chunks import write_chunk
-from mlcd.stages.report import provenance, results
+from mlcd.stages.report import provenance, verdict
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_file
 from mlcd.utils.records import read_csv, read_record, write_csv, write_record
@@ -95,7 +95,7 @@ def scores(folder: Path) -> Any:
 
 def summary(folder: Path) -> Any:
     path = str(folder / "summary.csv")
-    return _results(path, "e" * 64), results._read(path).to_dict("list")
+    return _results(path, "e" * 64), verdict.read(path).to_dict("list")
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def test_a_function_that_moves_changes_nothing(root, before):
 
 
 def test_a_property_of_the_config_that_decides_a_score(root, before):
-    path = root / "config" / "evaluate.py"
+    path = root / "config" / "labeled.py"
     text = path.read_text()
     old = 'self.metric if self.metric in CLASS_METRICS else "accuracy"'
     assert text.count(old) == 1

@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import csv
 import itertools
+import pkgutil
 import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlcd.config import SECTIONS
+from mlcd import stages
 
+#: Names of stages, without the config: what a key decides does not decide what a log says.
+_STAGES = {found.name for found in pkgutil.iter_modules(stages.__path__)}
 _TIME = re.compile(r"\[(\w{3} \w{3} +\d+ [\d:]{8} \d{4})\]$")
 _RULE = re.compile(r"(?:local)?rule (\w+):$")
 _KEY = re.compile(r"    (\w+): (.*)$")
@@ -101,7 +104,7 @@ def planned(path: Path) -> dict[str, int]:
 
 def stage_of(rule: str) -> str:
     """Return the stage of a rule, or '': rules of a workflow that imports ours carry its prefix."""
-    return next((word for word in rule.split("_") if word in SECTIONS or word == "audit"), "")
+    return next((word for word in rule.split("_") if word in _STAGES or word == "audit"), "")
 
 
 def _taken_over(jobs: list[Job]) -> list[Job]:

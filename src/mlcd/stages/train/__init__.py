@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcd.config.train import Train
-from mlcd.launch import options
-from mlcd.stages.train import live
+from mlcd.launch import live, options
 from mlcd.stages.train.arguments import TrainArguments
 from mlcd.training import driver
 from mlcd.utils.errors import UserError

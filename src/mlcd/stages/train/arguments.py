@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mlcd.config.train import Train
-from mlcd.stages.train.live import Live, is_awaited
+from mlcd.launch.live import Live, is_awaited
 from mlcd.training.arguments import RankArguments
 from mlcd.utils.records import read_record
 

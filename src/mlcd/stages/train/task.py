@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 
 from mlcd.classifier import RowSparseAdamW, ShardedClassifier
 from mlcd.data.centroids import Centroids
-from mlcd.data.checkpoints import Checkpoint, Snapshot
+from mlcd.data.checkpoints import Checkpoint, Snapshot, prune
+from mlcd.launch import live
 from mlcd.launch.process_group import RankPlace
 from mlcd.models import initial, layers, trainable
 from mlcd.models.resize_weights import fitted
-from mlcd.stages.train import fit, live
+from mlcd.stages.train import fit
 from mlcd.stages.train.arguments import TrainArguments
 from mlcd.stages.train.engine import EncoderEngine
 from mlcd.stages.train.final import running_statistics, set_weights, write_encoder
@@ -45,8 +47,12 @@ def train_rank(arguments: dict[str, Any]) -> dict[str, Any]:
     :class:`UserError`; the final files are written by rank 0.
     """
     given = TrainArguments.model_validate(arguments)
-    with live.scoring(given.live, given.state, given.keep):
-        return trainer.train_rank(given, EncoderTask)
+    with live.scoring(given.live, given.state):
+        done = trainer.train_rank(given, EncoderTask)
+    if given.live is not None and os.environ.get("RANK", "0") == "0":
+        # Those that were kept for their scores.
+        prune(given.state / "checkpoints", given.keep)
+    return done
 
 
 class EncoderTask:

@@ -97,8 +97,8 @@ def test_its_column_stands_beside_the_others_and_pixels_have_none(place, capsys)
     table = read_csv(out / "summary.csv", "evaluate")
     having = [row["model"] for row in table if row["metric"] == "finetune"]
     assert having == ["chance", "random", "trained"]
-    assert "| fine-tuned |" in (out / "summary.md").read_text()
-    assert "fine-tuned" in (out / "summary.svg").read_text()
+    assert "| fine-tuned accuracy" in (out / "summary.md").read_text()
+    assert "fine-tuned accuracy" in (out / "summary.svg").read_text()
     other = json.loads((out / "finetune" / "random-few.json").read_text())
     assert "encoder_sha256" not in other
     mixed = ("--features", out / "features" / "trained-few.h5")

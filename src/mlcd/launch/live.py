@@ -67,7 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def planned(arguments: argparse.Namespace) -> Live | None:
     """Return how scores are taken, None if they are not. Raises :class:`UserError`."""
     from mlcd.config import Evaluate, parse_section
-    from mlcd.data.labeled import layout
 
     if not arguments.live:
         return None
@@ -81,9 +80,12 @@ def planned(arguments: argparse.Namespace) -> Live | None:
         return None
     values = json.loads(section.for_live())
     (dataset,) = values["datasets"]
-    layout.check(next(one for one in section.datasets if one.name == dataset["name"]))
-    if Path(dataset["path"]).exists():
-        # Ranks may start elsewhere.
+    if not dataset["path"].startswith("sklearn:"):
+        # What is in it the scorer looks at; ranks may start elsewhere.
+        if not Path(dataset["path"]).exists():
+            raise UserError(
+                f"{dataset['path']}: no such file or folder; evaluate.live_dataset names it"
+            )
         dataset["path"] = str(Path(dataset["path"]).resolve())
     return Live(
         config=json.dumps(values), every=section.live_every,
@@ -92,8 +94,8 @@ def planned(arguments: argparse.Namespace) -> Live | None:
 
 
 @contextlib.contextmanager
-def scoring(live: Live | None, state: Path, keep: int) -> Iterator[None]:
-    """Score the checkpoints in `state` while the block lasts, on rank 0; `keep` of them stay."""
+def scoring(live: Live | None, state: Path) -> Iterator[None]:
+    """Score the checkpoints in `state` while the block lasts, on rank 0."""
     if live is None or os.environ.get("RANK", "0") != "0":
         yield
         return
@@ -104,9 +106,6 @@ def scoring(live: Live | None, state: Path, keep: int) -> Iterator[None]:
         scorer.end()
         raise
     scorer.finish(live.wait)
-    from mlcd.data.checkpoints import prune
-
-    prune(state / "checkpoints", keep)
 
 
 class _Scorer:

@@ -19,7 +19,7 @@ from mlcd import cli
 from mlcd.commands.score.scorer import draw
 from mlcd.config import Evaluate
 from mlcd.data.checkpoints import steps
-from mlcd.stages.train.live import Live, is_awaited, planned, publish, scoring
+from mlcd.launch.live import Live, is_awaited, planned, publish, scoring
 from mlcd.utils.errors import UserError
 from mlcd.utils.records import line_of, parse_line, read_record
 
@@ -143,13 +143,12 @@ def test_a_scorer_that_fails_is_told_and_ends_no_training(place, off, tmp_path, 
     given = json.loads(section(place, dataset={"label_field": None, "tags_field": None}))
     live = Live(config=json.dumps(given), every=3, device="cpu", threads=1)
     failed = tmp_path / "live.failed"
-    with scoring(live, tmp_path, 1):
+    with scoring(live, tmp_path):
         end = time.monotonic() + 200
         while not failed.exists() and time.monotonic() < end:
             time.sleep(0.05)
     assert "few.tar: no images" in failed.read_text()
     assert not (tmp_path / "live.jsonl").exists()
-    assert len(steps(tmp_path / "checkpoints")) == 1
 
 
 def test_a_failure_after_the_last_step_is_told_too(place, tmp_path, monkeypatch):
@@ -159,11 +158,11 @@ def test_a_failure_after_the_last_step_is_told_too(place, tmp_path, monkeypatch)
         sys, "executable", script(tmp_path, "read end; echo 'x ERROR no; do'; exit 2")
     )
     (tmp_path / "live.log").write_text("x ERROR of an earlier start\n")
-    with scoring(Live(config="{}", every=3, device="cpu", threads=1), tmp_path, 1):
+    with scoring(Live(config="{}", every=3, device="cpu", threads=1), tmp_path):
         pass
     assert (tmp_path / "live.failed").read_text() == "no; do\n"
     monkeypatch.setattr(sys, "executable", script(tmp_path, "read end; exit 2"))
-    with scoring(Live(config="{}", every=3, device="cpu", threads=1), tmp_path, 1):
+    with scoring(Live(config="{}", every=3, device="cpu", threads=1), tmp_path):
         pass
     assert (tmp_path / "live.failed").read_text() == "ended with exit status 2\n"
 
@@ -175,7 +174,7 @@ def test_a_scorer_that_hangs_is_ended_with_the_training(tmp_path, monkeypatch, c
     pid = tmp_path / "pid"
     monkeypatch.setattr(sys, "executable", script(tmp_path, f"echo $$ > {pid}; exec sleep 600"))
     live = Live(config="{}", every=3, device="cpu", threads=1, wait=0.1)
-    with contextlib.suppress(KeyError), scoring(live, tmp_path, 1):
+    with contextlib.suppress(KeyError), scoring(live, tmp_path):
         while not pid.exists() or not pid.read_text():
             time.sleep(0.01)
         if fails:
@@ -196,7 +195,7 @@ def script(folder: Path, words: str) -> str:
 
 def test_only_rank_0_scores(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    with scoring(Live(config="{}", every=3, device="cpu", threads=1), tmp_path, 1):
+    with scoring(Live(config="{}", every=3, device="cpu", threads=1), tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
