@@ -38,7 +38,8 @@ class Live(BaseModel):
     """How scores are taken: `config` is a section evaluate as JSON, `every` counts steps.
 
     `device`: cpu, cuda, …; `threads`: of the CPU. `wait`: seconds that rank 0, when all is trained
-    and written, waits for scores that are still to come.
+    and written, waits for scores that are still to come. `nice`: how far their process stands back
+    for others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +49,7 @@ class Live(BaseModel):
     device: str
     threads: int
     wait: float = 60.0
+    nice: int = 19
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +127,7 @@ class _Scorer:
             (state / _FAILED).unlink(missing_ok=True)
         command = [
             sys.executable, "-m", "mlcd", "score", str(state / "checkpoints"), "--follow",
-            "--nice", "19",
+            "--nice", str(live.nice),
             "--output", str(state / SCORES), "--config", live.config, "--every", str(live.every),
             "--device", live.device, "--threads", str(live.threads),
         ]  # fmt: skip

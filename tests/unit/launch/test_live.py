@@ -141,7 +141,7 @@ def test_a_scorer_that_fails_is_told_and_ends_no_training(place, off, tmp_path, 
     (state,) = off.glob("state/encoder-*")
     shutil.copytree(state / "checkpoints", tmp_path / "checkpoints")
     given = json.loads(section(place, dataset={"label_field": None, "tags_field": None}))
-    live = Live(config=json.dumps(given), every=3, device="cpu", threads=1)
+    live = Live(config=json.dumps(given), every=3, device="cpu", threads=1, nice=0)
     failed = tmp_path / "live.failed"
     with scoring(live, tmp_path):
         end = time.monotonic() + 200
@@ -158,11 +158,11 @@ def test_a_failure_after_the_last_step_is_told_too(place, tmp_path, monkeypatch)
         sys, "executable", script(tmp_path, "read end; echo 'x ERROR no; do'; exit 2")
     )
     (tmp_path / "live.log").write_text("x ERROR of an earlier start\n")
-    with scoring(Live(config="{}", every=3, device="cpu", threads=1), tmp_path):
+    with scoring(Live(config="{}", every=3, device="cpu", threads=1, nice=0), tmp_path):
         pass
     assert (tmp_path / "live.failed").read_text() == "no; do\n"
     monkeypatch.setattr(sys, "executable", script(tmp_path, "read end; exit 2"))
-    with scoring(Live(config="{}", every=3, device="cpu", threads=1), tmp_path):
+    with scoring(Live(config="{}", every=3, device="cpu", threads=1, nice=0), tmp_path):
         pass
     assert (tmp_path / "live.failed").read_text() == "ended with exit status 2\n"
 
@@ -195,7 +195,7 @@ def script(folder: Path, words: str) -> str:
 
 def test_only_rank_0_scores(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    with scoring(Live(config="{}", every=3, device="cpu", threads=1), tmp_path):
+    with scoring(Live(config="{}", every=3, device="cpu", threads=1, nice=0), tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
