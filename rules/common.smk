@@ -226,7 +226,11 @@ def sealed_stages():
             # So that a run without it is sealed as by releases that lack it.
             continue
         stages[stage] = {
-            "section": getattr(CONFIG, stage).model_dump(mode="json"),
+            "section": (
+                CONFIG.evaluate.sealed()
+                if stage == "evaluate"
+                else getattr(CONFIG, stage).model_dump(mode="json")
+            ),
             "code": code_hash(stage),
         }
     return json.dumps(stages, sort_keys=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -183,6 +183,14 @@ class ScoreKeys(Section):
                 f"knn; known: {', '.join(able)}"
             )
         return self
+
+    def sealed(self) -> dict[str, Any]:
+        """Return the keys that results depend on: a run is the same with live scores and without.
+
+        As :meth:`model_dump` in JSON's values.
+        """
+        other = {name for name in type(self).model_fields if name.startswith("live_")}
+        return self.model_dump(mode="json", exclude=other)
 
     def for_live(self) -> str:
         """Return what live scores need as one line of JSON: a section with their data set alone.

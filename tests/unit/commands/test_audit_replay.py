@@ -139,6 +139,7 @@ def test_what_is_asked_for_is_said(small, capsys):
         ("labels/summary.json", Making("summary of labels")),
         ("train/metrics.jsonl", Making("train")),
         ("train/accepted.jsonl", None),
+        ("train/live.jsonl", None),
         ("text/captions/a-00000.h5", Making("text captions", "a-00000")),
         ("evaluate/features/frozen-few.h5", Making("features of frozen", "few")),
         ("evaluate/trained.json", Making("scores", "trained")),

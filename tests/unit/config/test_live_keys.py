@@ -19,6 +19,7 @@ def test_live_keys_decide_neither_features_nor_final_scores():
     live = Evaluate(datasets=[DATASET], live_every=5, live_dataset="few", live_images=50)
     assert live.for_scores() == section.for_scores()
     assert live.for_features() == section.for_features()
+    assert live.sealed() == section.sealed()
     # What was recorded before there were such keys.
     later = {*FinetuneKeys.model_fields, *DenseKeys.model_fields}
     assert (

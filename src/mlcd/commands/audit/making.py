@@ -50,7 +50,8 @@ def making_of(path: str) -> Making | None:
         return Making(first)
     if first == "labels":
         return Making("summary of labels") if place.suffix == ".json" else Making(first, stem)
-    if first in ("train", "text") and len(place.parts) == 2 and stem != "accepted":
+    # How many scores came while it trained is the machine's to say.
+    if first in ("train", "text") and len(place.parts) == 2 and stem not in ("accepted", "live"):
         return Making(first)
     if first == "text" and len(place.parts) == 3:
         return Making(f"text {place.parts[1]}", stem)

@@ -94,6 +94,7 @@ def choose(
         if wanted:
             state = state_dir(summary, *identity)
             decided, found = _decide(files, known, section, limit, state)
+            _require_some(decided)
             _write(decided, files, known, outputs)
             write_record(summary, _summary(decided, found, known, section))
             shutil.rmtree(state)
@@ -151,6 +152,17 @@ def _decide(
     if section.balance != "none" or section.cluster_cap is not None:
         _thin(decided, files, known[0].clusters, section)
     return decided, found
+
+
+def _require_some(decided: Decisions) -> None:
+    """Refuse to leave out all images: no later stage could do anything. Raises UserError."""
+    if len(decided.reason) and not decided.kept.any():
+        counts = decided.counts()
+        told = ", ".join(f"{word}: {counts[word]}" for word in counts if counts[word])
+        raise UserError(
+            f"curate.where: leaves out all {len(decided.reason)} images ({told}); where all lack "
+            "a value, check curate.key, else loosen the conditions"
+        )
 
 
 def _thin(decided: Decisions, files: list[Embeddings], count: int, section: Curate) -> None:

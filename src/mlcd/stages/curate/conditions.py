@@ -86,7 +86,9 @@ def _numbers(column: pa.Array) -> np.ndarray:
     import pyarrow as pa
 
     if _is_number(column.type):
-        cast: np.ndarray = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        # Numbers compare as float64 does: of integers over 2^53 the last digits are lost.
+        doubles = column.cast(pa.float64(), safe=False)
+        cast: np.ndarray = doubles.to_numpy(zero_copy_only=False)
         return cast
     return np.array([_number(one) for one in column.to_pylist()], np.float64)
 

@@ -34,8 +34,11 @@ _STATE = "curate_state"
 
 
 def capacity(limit: int, d: int) -> int:
-    """Return how many float32 rows of `d` numbers fit into what is left of `limit` bytes."""
-    return max(0, memory.bytes_left(limit) - _TILE_BYTES - 12 * _TILE * d) // (4 * d)
+    """Return how many float32 rows of `d` numbers fit into what is left of `limit` bytes.
+
+    Negative where more is lacking than rows.
+    """
+    return (memory.bytes_left(limit) - _TILE_BYTES - 12 * _TILE * d) // (4 * d)
 
 
 class Parts:
@@ -80,7 +83,7 @@ def find(
     members = np.bincount(clusters[clusters >= 0], minlength=count)
     room = capacity(limit, rows.d)
     largest = int(members.max(initial=0))
-    if room < 2 * largest:
+    if largest and room < 2 * largest:
         raise UserError(
             f"--memory-limit: a coarse cluster has {largest} rows of {rows.d} numbers, which need "
             f"{whole_mebibytes(limit + (2 * largest - room) * 4 * rows.d)} in all; raise it (the "

@@ -93,10 +93,11 @@ def _write(
         named = cast("OwnRows", table)
         ids = by_key(named, key, images, arguments.urls, tar_keys=arguments.tar_keys)
         if len(ids) and (ids < 0).all():
-            raise UserError(
-                f"{parts[0].path}: no row is of any of the {len(ids)} images of chunk "
-                f"{store.chunk}; check that {key!r} holds URLs, paths, tar keys or SHA-256 of them"
-            )
+            # A table may be of other chunks only; if it is of none, the choice stops.
+            LOGGER.warning(
+                "%s: no row is of any of the %d images of chunk %s; check that %r holds URLs, "
+                "paths, tar keys or SHA-256 of them", parts[0].path, len(ids), store.chunk, key,
+            )  # fmt: skip
         bad = refused(conditions, lambda name: table.take(name, ids), parts[0].path)
     probes = min(section.probes, centers.K)
     fixed = search_bytes(centers.K, centers.d, arguments.threads)

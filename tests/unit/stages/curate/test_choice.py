@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,25 @@ def test_same_bytes_at_any_threads_limit_and_passes(
         results.add(tuple(path.read_bytes() for path in sorted(out.rglob("*.h5"))))
         results.add((out / "summary.json").read_bytes())
     assert len(results) == 2
+
+
+@pytest.mark.parametrize("limit", ["1kB", "1MB"])
+def test_the_memory_that_is_asked_for_is_enough(tmp_path: Path, capsys, limit: str) -> None:
+    made = Run(tmp_path, planted("near"), clusters=9)
+    facts = made.facts()
+    words = [
+        "--embeddings",
+        *made.embeddings,
+        "--facts",
+        *facts,
+        "--output",
+        made.out,
+        *made.options,
+    ]
+    assert run("choice", *words, "--memory-limit", limit) == 2
+    (asked,) = re.findall(r"need (\d+) MiB in all; raise it", capsys.readouterr().err)
+    # This process may have grown meanwhile.
+    made.choose("--memory-limit", f"{int(asked) + 16}MiB")
 
 
 def test_killed_choice_resumes_to_the_same_bytes(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def test_what_is_no_condition_is_refused(text: str) -> None:
         ("a != b", [b"b", b"c"], pa.large_binary(), [0, -1]),
         ("a = true", [True, False, None], pa.bool_(), [-1, 0, 1]),
         ("a = 1", [None, None], pa.null(), [1, 1]),
+        ("a > 1e18", [2**60 + 1, 2**53 + 1, None], pa.int64(), [-1, 0, 1]),
+        ("a > 1e18", [2**63 + 5, 1], pa.uint64(), [-1, 0]),
     ],
 )  # fmt: skip
 def test_values_of_every_type(text: str, values: list, kind, expected: list[int]) -> None:
@@ -132,11 +134,25 @@ def test_columns_of_the_list_and_of_tables(tmp_path: Path, name: str, capsys) ->
              made.centroids, "--output", tmp_path / "f.h5", *made.options]  # fmt: skip
     assert run("facts", *words) == 2
     refuses(capsys, "--metadata: curate.where needs the chunk's list")
-    other = listed(made, tmp_path / f"other-{name}", score=values)
-    pd.DataFrame({"url": ["http://x/y"], "score": [1.0]}).to_csv(tmp_path / "other.csv")
-    assert other.is_file()
-    assert run("facts", *words, "--columns", tmp_path / "other.csv") == 2
-    refuses(capsys, "other.csv: no row is of any of the 30 images")
+
+
+def test_a_table_may_be_of_some_chunks_but_not_of_none(tmp_path: Path, capsys) -> None:
+    """The scores of the good half of a list are such a table."""
+    made = Run(tmp_path, unit_vectors(30, 8, seed=1), chunks=2, where="score >= 0.5")
+    images = [pd.read_parquet(path.parent / "rows.parquet") for path in made.images]
+    table = tmp_path / "scores.csv"
+    pd.DataFrame({"hash": images[0]["sha256"], "score": 1.0}).to_csv(table, index=False)
+    made.facts("--columns", table, "--key", "hash")
+    assert (
+        "scores.csv: no row is of any of the 15 images of chunk a-00001" in capsys.readouterr().err
+    )
+    first, second = made.choose("--duplicate-similarity", "null")
+    assert first.kept().all() and not second.kept().any()
+    pd.DataFrame({"hash": ["x"], "score": [1.0]}).to_csv(table, index=False)
+    facts = made.facts("--columns", table, "--key", "hash")
+    words = ["--embeddings", *made.embeddings, "--facts", *facts, "--output", made.out]
+    assert run("choice", *words, *made.options) == 2
+    refuses(capsys, "curate.where: leaves out all 30 images (no score: 30)")
 
 
 def test_what_is_refused_does_not_stand_for_a_duplicate(tmp_path: Path) -> None:
