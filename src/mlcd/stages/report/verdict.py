@@ -14,6 +14,8 @@ from mlcd.utils.records import read_csv
 _COLUMNS = ["model", "dataset", "metric", "value", "seed"]
 #: Columns that a table of scores may have: the direction, and the paper's figure.
 _BETTER, PUBLISHED = "better", "published"
+#: Metrics that describe features and judge none: random weights can have spread tokens, too.
+_DESCRIBE = ("token_cosine",)
 #: Models that have learned nothing, and how sentences call them.
 _BLANK = {"random": "random weights", "pixels": "raw pixels"}
 
@@ -139,8 +141,13 @@ def _gap(pairs: Sequence[_Pair], means: pd.DataFrame) -> str:
 
 
 def _judged(means: pd.DataFrame) -> Iterator[tuple[tuple[str, str], dict[str, float], int]]:
-    """Iterate over the metrics that the trained encoder has: place, model → mean, direction."""
+    """Iterate over the metrics that the trained encoder has: place, model → mean, direction.
+
+    Those that only describe are left out.
+    """
     for dataset, metric in metrics_of(means):
+        if metric in _DESCRIBE:
+            continue
         here = means.loc[dataset].loc[metric]
         values = {str(model): float(value) for model, value in here["mean"].items()}
         if "trained" in values:
