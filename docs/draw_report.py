@@ -20,7 +20,7 @@ from helpers.browser import Browser  # noqa: E402
 
 OUTPUT = HERE / "images" / "report.png"
 WIDTH, HEIGHT = 1280, 1100
-#: Colors of the picture: a page has few.
+#: Colors of the image: a page has few.
 COLORS = 128
 
 
@@ -34,8 +34,8 @@ def main(report: str) -> None:
         browser.wait("return document.getAnimations().every(a => a.playState != 'running')")
         shot = Path(folder, "shot.png")
         browser.screenshot(shot)
-        picture = Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")
-    picture.quantize(COLORS, dither=Image.Dither.NONE).save(OUTPUT, optimize=True)
+        image = Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")
+    image.quantize(COLORS, dither=Image.Dither.NONE).save(OUTPUT, optimize=True)
     print(f"{OUTPUT}: {OUTPUT.stat().st_size // 1024} KB")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.paths import ROOT
 
-PICTURE = ROOT / "docs" / "ablation.svg"
+IMAGE = ROOT / "docs" / "ablation.svg"
 
 
 @pytest.fixture(scope="module")
@@ -36,4 +36,4 @@ def test_the_image_of_the_ablation_is_drawn_by_its_script(script, tmp_path):
     if f"matplotlib=={matplotlib.__version__}" not in pinned:
         pytest.skip("lines of another matplotlib differ in their digits")
     script.draw(tmp_path / "drawn.svg")
-    assert (tmp_path / "drawn.svg").read_bytes() == PICTURE.read_bytes()
+    assert (tmp_path / "drawn.svg").read_bytes() == IMAGE.read_bytes()
