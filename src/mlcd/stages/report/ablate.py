@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mlcd.config import Report
-from mlcd.config.labeled import lower_is_better
+from mlcd.config.labeled import lower_is_better, only_describes
 from mlcd.stages.report.page import Drawing, sections, table
 from mlcd.utils import charts
 from mlcd.utils.errors import UserError
@@ -30,6 +30,7 @@ _ORDERS = [
 ]  # fmt: skip
 _COLORS = {"mlcd": charts.BLUE, "mlc": charts.GREEN, "single": charts.ORANGE}
 _VERDICTS = {"above": "first is better", "below": "second is better", "open": "open"}
+_LOWER = {"above": "second is better", "below": "first is better", "open": "open"}
 
 
 def draw(section: Report, ablation: str, orders: str) -> Drawing:
@@ -74,9 +75,12 @@ def _read(path: str, columns: Sequence[str]) -> pd.DataFrame:
 def _finding(pairs: pd.DataFrame) -> str:
     """Say how many of the paper's orders the run decides, and how."""
     known = pairs.dropna(subset=["paper_first", "paper_second"])
+    known = known[~known["metric"].map(only_describes).astype(bool)]
     if known.empty:
         return "Trainings that differ in one thing, over seeds"
-    sign = (known["paper_first"] > known["paper_second"]).map({True: "above", False: "below"})
+    # Where lower scores are better, the paper's order is the other way round.
+    ahead = (known["paper_first"] > known["paper_second"]) ^ known["metric"].map(lower_is_better)
+    sign = ahead.map({True: "above", False: "below"})
     decided = known["verdict"] != "open"
     holds, against = decided & (known["verdict"] == sign), decided & (known["verdict"] != sign)
     return (
@@ -143,7 +147,8 @@ def _pairs(frame: pd.DataFrame, words: Mapping[str, str]) -> Markup:
         for metric in metrics:
             if metric in of.index:
                 one = of.loc[metric]
-                verdict = _VERDICTS.get(one["verdict"], one["verdict"])
+                words_of = _LOWER if lower_is_better(metric) else _VERDICTS
+                verdict = words_of.get(one["verdict"], one["verdict"])
                 row.append(f"{_pm(one['difference'], one['half_width'], '+')}: {verdict}")
             else:
                 row.append("–")

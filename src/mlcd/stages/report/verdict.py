@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
+from mlcd.config.labeled import only_describes
 from mlcd.utils.errors import UserError
 from mlcd.utils.glossary import metric as metric_words
 from mlcd.utils.records import read_csv
@@ -14,8 +15,6 @@ from mlcd.utils.records import read_csv
 _COLUMNS = ["model", "dataset", "metric", "value", "seed"]
 #: Columns that a table of scores may have: the direction, and the paper's figure.
 _BETTER, PUBLISHED = "better", "published"
-#: Metrics that describe features and judge none: random weights can have spread tokens, too.
-_DESCRIBE = ("token_cosine",)
 #: Models that have learned nothing, and how sentences call them.
 _BLANK = {"random": "random weights", "pixels": "raw pixels"}
 
@@ -146,7 +145,7 @@ def _judged(means: pd.DataFrame) -> Iterator[tuple[tuple[str, str], dict[str, fl
     Those that only describe are left out.
     """
     for dataset, metric in metrics_of(means):
-        if metric in _DESCRIBE:
+        if only_describes(metric):
             continue
         here = means.loc[dataset].loc[metric]
         values = {str(model): float(value) for model, value in here["mean"].items()}
