@@ -139,8 +139,8 @@ def table(
     `numbers` are the columns set flush right, `best` the (row, column) cells set bold; with
     `total` the last row is one.
     """
-    columns, rows = _kept(columns), [_kept(row) for row in rows]
-    return render("table.html", columns=columns, rows=rows, numbers=numbers, best=best, total=total)
+    cells = {"columns": _kept(columns), "rows": [_kept(row) for row in rows]}
+    return render("table.html", **cells, numbers=numbers, best=best, total=total)
 
 
 def _kept(cells: Sequence[object]) -> list[object]:
