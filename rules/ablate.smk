@@ -94,7 +94,7 @@ rule ablate_evaluate:
     threads: 1
     resources:
         mem_mb=scores_memory,
-        runtime=scores_minutes,
+        runtime=cell_minutes,
     params:
         cfg=lambda wildcards: CONFIG.evaluate.changed(
             models=["trained"], seed=int(wildcards.seed)
@@ -135,7 +135,7 @@ rule ablate_baseline:
     threads: 1
     resources:
         mem_mb=scores_memory,
-        runtime=scores_minutes,
+        runtime=cell_minutes,
     params:
         cfg=lambda wildcards: CONFIG.evaluate.changed(
             models=[wildcards.model], seed=int(wildcards.seed)

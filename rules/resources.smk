@@ -82,3 +82,11 @@ def scores_minutes(wildcards, attempt):
     On a GPU: profiles without one set it.
     """
     return attempt * (240 + sum(rows_to_score()) // 2000)
+
+
+def cell_minutes(wildcards, attempt):
+    """Return runtime of all scores of a training of an ablation, fine-tuning included."""
+    tuned = [name for name, dataset in DATASETS.items() if "finetune" in dataset.tasks]
+    images = sum(registry.registry().get(name, {}).get("train", 0) for name in tuned)
+    longer = CONFIG.evaluate.finetune_epochs * images // 6000
+    return scores_minutes(wildcards, attempt) + attempt * longer

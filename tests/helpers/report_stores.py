@@ -260,5 +260,6 @@ class Outline(HTMLParser):
 def cells(html: str) -> list[list[str]]:
     """Return the text of all table rows."""
     return [
-        re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr.*?</tr>", html)
+        [cell.replace("\u00a0", " ") for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)]
+        for row in re.findall(r"<tr.*?</tr>", html)
     ]

@@ -86,7 +86,13 @@ def test_memory_and_time_grow_with_rows_threads_and_attempt():
     names["DATASETS"] = {"mine": None, "imagenet": None, "dtd": None}
     # Four copies of 1,331,167 rows of 2,048 floats; in time the 5,640 of dtd come on top.
     assert names["scores_memory"](None, 1) == 8000 + 1_331_167 * 4 * 4 * 2048 // 1_000_000
-    assert names["scores_minutes"](None, 1) == 240 + (1_331_167 + 5_640) // 2000
+    longest = 240 + (1_331_167 + 5_640) // 2000
+    assert names["scores_minutes"](None, 1) == longest
+    # Trainings of an ablation are fine-tuned in the same job.
+    tuned, plain = (SimpleNamespace(tasks=tasks) for tasks in (["knn", "finetune"], ["knn"]))
+    config = SimpleNamespace(evaluate=SimpleNamespace(finetune_epochs=50))
+    names |= {"DATASETS": {"mine": tuned, "imagenet": tuned, "dtd": plain}, "CONFIG": config}
+    assert names["cell_minutes"](None, 2) == 2 * (longest + 50 * 1_281_167 // 6000)
 
 
 @pytest.mark.workflow

@@ -28,6 +28,11 @@ def lower_is_better(metric: str) -> bool:
     return metric.endswith("median_rank") or metric == "token_cosine"
 
 
+def only_describes(metric: str) -> bool:
+    """Return whether a score judges no model: random weights can have spread tokens, too."""
+    return metric == "token_cosine"
+
+
 class Dataset(Section):
     """One labeled data set. What is left out is taken from the registry if it knows the name."""
 

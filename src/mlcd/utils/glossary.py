@@ -31,10 +31,14 @@ _COUNTED = {
     "image_to_text_r": "image to text R@{}",
     "text_to_image_r": "text to image R@{}",
 }
-_VIEWS = {"crop": "cropped", "roi": "pooled from the image's tokens", "image": "the whole image's"}
+_VIEWS = {
+    "crop": "the crop by itself",
+    "roi": "the image's tokens in the box",
+    "image": "the whole image",
+}
 _ENDS = {
-    **{f"region_knn_{view}": f"region k-NN, features {words}" for view, words in _VIEWS.items()},
-    **{f"region_probe_{view}": f"region probe, features {words}" for view, words in _VIEWS.items()},
+    **{f"region_knn_{view}": f"region k-NN on {words}" for view, words in _VIEWS.items()},
+    **{f"region_probe_{view}": f"region probe on {words}" for view, words in _VIEWS.items()},
     "pointing_class": "pointing at an object of a class",
     "pointing_object": "pointing at the object itself",
     "image_to_text_median_rank": "image to text, median rank",

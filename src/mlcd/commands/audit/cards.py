@@ -93,7 +93,7 @@ def _measured(results: Path) -> dict[tuple[str, str], float]:
     return {
         (row["dataset"], row["metric"]): float(row["value"])
         for row in read_csv(path, "evaluate")
-        if row["model"] == front_matter.JUDGED and not front_matter.of_text(row["metric"])
+        if row["model"] == front_matter.JUDGED and front_matter.is_own(row["metric"])
     }
 
 

@@ -153,8 +153,10 @@ def _kind(name: str, nodes: list[Node], shown: int) -> dict[str, Any]:
 
 
 def _file(name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    size = entry.get("size", entry.get("bytes", 0))
-    return {"name": name, "hash": entry["hash"], "bytes": decimal_size(size), "of": entry["of"],
+    size = entry.get("size", entry.get("bytes"))
+    # Of a data set no size is known.
+    told = "" if size is None else decimal_size(size)
+    return {"name": name, "hash": entry["hash"], "bytes": told, "of": entry["of"],
             "repeats": entry.get("repeats", True)}  # fmt: skip
 
 
@@ -182,13 +184,15 @@ def _beside(lock: dict[str, Any]) -> Iterator[tuple[str, Markup]]:
 
 def _machine(system: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what last bits depend on, in words."""
+    from mlcd.stages.report.page import code
+
     processor, torch = system.get("processor") or {}, system.get("torch") or {}
     gpus = [" ".join(map(str, one.values())) for one in system.get("gpus") or []]
-    revision = system.get("revision") or {}
+    commit = (system.get("revision") or {}).get("commit")
     cuda = f", CUDA {torch['cuda']}, cuDNN {torch.get('cudnn')}" if torch.get("cuda") else ""
     facts = [
         ("mlcd", system.get("mlcd")),
-        ("revision", revision.get("commit") or "none: not a checkout"),
+        ("revision", code(commit) if commit else "none: not a checkout"),
         ("Python", f"{system.get('python')} on {system.get('platform')}, {system.get('libc')}"),
         ("processor", f"{processor.get('model')}, {processor.get('cores')} cores"),
         ("instructions", " ".join(processor.get("flags", [])) or "not known"),
@@ -196,4 +200,4 @@ def _machine(system: dict[str, Any]) -> list[tuple[str, str]]:
         ("GPUs", "; ".join(gpus) or "none"),
         ("packages", f"{len(system.get('packages', {}))}, with versions in audit/system.json"),
     ]
-    return [(name, str(value)) for name, value in facts]
+    return [(name, value if isinstance(value, str) else str(value)) for name, value in facts]

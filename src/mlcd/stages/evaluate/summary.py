@@ -260,16 +260,15 @@ def _panel(axes: Any, rows: Sequence[Row], dataset: str) -> None:
         color = charts.MODELS.get(model, charts.GREEN)
         bars = axes.bar(places, heights, 0.92 * width, color=color, label=glossary.model(model))
         axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=8)
-    for place, metric in enumerate(metrics):
-        if (CHANCE, metric) not in values:
-            continue
+    by_chance = [place for place, metric in enumerate(metrics) if (CHANCE, metric) in values]
+    for place in by_chance:
         axes.hlines(
-            values[CHANCE, metric],
+            values[CHANCE, metrics[place]],
             place - 0.42,
             place + 0.42,
             colors=charts.INK,
             linestyles="dotted",
-            label=CHANCE if place == 0 else None,
+            label=CHANCE if place == by_chance[0] else None,
         )
     names = [glossary.metric(metric).replace(", ", ",\n") for metric in metrics]
     axes.set_xticks(range(len(metrics)), [name.replace(" R@", "\nR@") for name in names])

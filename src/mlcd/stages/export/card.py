@@ -111,6 +111,7 @@ def write(
         models=models,
         scores=scores,
         of_text=any(front_matter.of_text(metric) for _, metric in made_from.results),
+        of_copy=any(front_matter.of_copy(metric) for _, metric in made_from.results),
         files=[(name, f"`{value}`") for name, value in files.items()],
         sha256=about["sha256"],
         license=license,

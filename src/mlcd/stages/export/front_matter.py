@@ -22,6 +22,8 @@ JUDGED = "trained"
 _TASK = "image-feature-extraction"
 #: How metrics begin that the text tower takes part in.
 _OF_TEXT = ("zero_shot", "image_to_text", "text_to_image")
+#: How metrics begin of a copy of the encoder that was trained on the data set's classes.
+_OF_COPY = "finetune"
 #: The key of the front matter that holds the run's identity.
 RUN = "mlcd_run"
 #: The line of the text that says whose the card is, before and after the run is sealed.
@@ -43,7 +45,7 @@ def of(
     """Return the task, the library, what it was made from, and this encoder's own scores.
 
     `about` is encoder.json; `results`: (data set, metric) → model → value. Scores that the text
-    tower takes part in are not of what is exported.
+    tower takes part in are not of what is exported, nor are those of a fine-tuned copy.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -56,7 +58,7 @@ def of(
             metric_value=values[JUDGED],
         )
         for (dataset, metric), values in results.items()
-        if JUDGED in values and not of_text(metric)
+        if JUDGED in values and is_own(metric)
     ]
     return ModelCardData(
         license=license,
@@ -73,6 +75,16 @@ def of(
 def of_text(metric: str) -> bool:
     """Tell whether the text tower takes part in a metric."""
     return metric.startswith(_OF_TEXT)
+
+
+def is_own(metric: str) -> bool:
+    """Tell whether a metric is of what is exported, as it is."""
+    return not of_text(metric) and not of_copy(metric)
+
+
+def of_copy(metric: str) -> bool:
+    """Tell whether a metric is of a fine-tuned copy, and not of the encoder as it is."""
+    return metric.startswith(_OF_COPY)
 
 
 def base_model(about: dict[str, Any]) -> str | None:

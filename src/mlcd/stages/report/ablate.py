@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from markupsafe import Markup
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mlcd.config import Report
-from mlcd.config.labeled import lower_is_better
+from mlcd.config.labeled import lower_is_better, only_describes
 from mlcd.stages.report.page import Drawing, sections, table
 from mlcd.utils import charts
 from mlcd.utils.errors import UserError
@@ -30,6 +30,7 @@ _ORDERS = [
 ]  # fmt: skip
 _COLORS = {"mlcd": charts.BLUE, "mlc": charts.GREEN, "single": charts.ORANGE}
 _VERDICTS = {"above": "first is better", "below": "second is better", "open": "open"}
+_LOWER = {"above": "second is better", "below": "first is better", "open": "open"}
 
 
 def draw(section: Report, ablation: str, orders: str) -> Drawing:
@@ -38,11 +39,13 @@ def draw(section: Report, ablation: str, orders: str) -> Drawing:
     if frame.empty:
         raise UserError(f"{ablation}: holds no cell; rerun ablate")
     shown = []
+    several_k = frame["K"].nunique() > 1
+    words = {row["name"]: _label(row, several_k) for _, row in frame.iterrows()}
     for dataset in dict.fromkeys(frame["dataset"]):
         shown.append((dataset, _cells(frame[frame["dataset"] == dataset])))
         here = pairs[pairs["dataset"] == dataset]
         if len(here):
-            shown.append((f"{dataset}: does the paper's order hold?", _pairs(here)))
+            shown.append((f"{dataset}: does the paper's order hold?", _pairs(here, words)))
     seeds = frame[frame["loss"] != ""]["seeds"]
     low, high = int(seeds.min()), int(seeds.max())
     several = low if low == high else f"{low} to {high}"
@@ -72,9 +75,12 @@ def _read(path: str, columns: Sequence[str]) -> pd.DataFrame:
 def _finding(pairs: pd.DataFrame) -> str:
     """Say how many of the paper's orders the run decides, and how."""
     known = pairs.dropna(subset=["paper_first", "paper_second"])
+    known = known[~known["metric"].map(only_describes).astype(bool)]
     if known.empty:
         return "Trainings that differ in one thing, over seeds"
-    sign = (known["paper_first"] > known["paper_second"]).map({True: "above", False: "below"})
+    # Where lower scores are better, the paper's order is the other way round.
+    ahead = (known["paper_first"] > known["paper_second"]) ^ known["metric"].map(lower_is_better)
+    sign = ahead.map({True: "above", False: "below"})
     decided = known["verdict"] != "open"
     holds, against = decided & (known["verdict"] == sign), decided & (known["verdict"] != sign)
     return (
@@ -86,7 +92,8 @@ def _finding(pairs: pd.DataFrame) -> str:
 def _pm(mean: float, half: float, sign: str = "") -> str:
     if math.isnan(mean):
         return "–"
-    return f"{mean:{sign}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+    said = f"{mean:{sign}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+    return said.replace("-", "−")
 
 
 def _label(row: pd.Series, several_k: bool) -> str:
@@ -121,20 +128,27 @@ def _cells(frame: pd.DataFrame) -> Markup:
     return table(columns, rows, numbers=tuple(range(1, len(columns))), best=tuple(best))
 
 
-def _pairs(frame: pd.DataFrame) -> Markup:
-    """Return the table of one data set's pairs: difference and verdict per metric."""
+def _pairs(frame: pd.DataFrame, words: Mapping[str, str]) -> Markup:
+    """Return the table of one data set's pairs: difference and verdict per metric.
+
+    `words`: name → how the other table calls it.
+    """
     metrics = list(dict.fromkeys(frame["metric"]))
     rows = []
     for first, second in dict.fromkeys(zip(frame["first"], frame["second"], strict=True)):
         of = frame[(frame["first"] == first) & (frame["second"] == second)].set_index("metric")
         about = of.iloc[0]
         gap = about["paper_first"] - about["paper_second"]
-        row = [f"{first} − {second}", int(about["paired_seeds"])]
-        row.append("–" if math.isnan(gap) else f"{gap:+.1f} points")
+        row = [
+            f"{words.get(first, first)} − {words.get(second, second)}",
+            int(about["paired_seeds"]),
+        ]
+        row.append("–" if math.isnan(gap) else f"{gap:+.1f} points".replace("-", "−"))
         for metric in metrics:
             if metric in of.index:
                 one = of.loc[metric]
-                verdict = _VERDICTS.get(one["verdict"], one["verdict"])
+                words_of = _LOWER if lower_is_better(metric) else _VERDICTS
+                verdict = words_of.get(one["verdict"], one["verdict"])
                 row.append(f"{_pm(one['difference'], one['half_width'], '+')}: {verdict}")
             else:
                 row.append("–")

@@ -24,8 +24,8 @@ def draw(section: Report, centroids: str) -> Drawing:
         return _given(store, model)
     median = float(np.median(sizes))
     title = (
-        f"{images:,} images in {k:,} clusters of {median:g} at the median, "
-        f"{sizes.min():,} to {sizes.max():,}"
+        f"{images:,} images in {k:,} clusters of {sizes.min():,} to {sizes.max():,}, "
+        f"median {median:g}"
     )
     lead = (
         "Spherical k-means. The objective is the mean cosine similarity of an image's embedding "
@@ -129,6 +129,8 @@ def size_histogram(axes: Axes, counts: np.ndarray, *, title: str, xlabel: str, y
         charts.note(axes, (first - 0.5, last + 0.5), None, said)
     axes.margins(y=0.12)
     charts.plain_log(axes, "x")
+    # The first bar begins below one, where no count is.
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.15g}" if value >= 1 else "")
     median = float(np.median(counts)) if len(counts) else 0.0
     if median > 0:
         axes.axvline(median, color=charts.RED, linewidth=1.4)

@@ -45,9 +45,9 @@ def draw(section: Report, folder: str, snakemake: str) -> Drawing:
         about = "Snakemake's logs (.snakemake/log) are gone, or the run was made elsewhere."
         return Drawing("No job of this run is known here", about, rows=_csv(jobs))
     rules = sorted({job.rule for job in jobs}, key=lambda rule: -_hours(_of(jobs, rule))[1])
-    title = f"{_counted(jobs)} held cores for {_core_hours(_hours(jobs)[1])}"
+    title = f"{_counted(jobs)} held {_core_hours(_hours(jobs)[1])}"
     if known := _measured(jobs):
-        title += f", and worked {_share(*_hours(known))} of it"
+        title += f", and worked {_share(*_hours(known))} of them"
     gpu_hours = sum(job.gpus * (job.run or 0.0) for job in jobs) / 3600
     lead = f"{sum(job.state == 'failed' for job in jobs) or 'No'} tries failed. "
     if gpu_hours:

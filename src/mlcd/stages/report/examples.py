@@ -57,13 +57,13 @@ def draw(
     )
     title = f"{count} images and the {l} clusters that are their labels"
     lead = (
-        "Left an image chosen by chance, right its nearest clusters, each as the images nearest "
-        "to its center, with the cosine similarity of image and center. An image that shows "
+        "An image chosen by chance, and its nearest clusters, each as the images nearest to its "
+        "center, with the cosine similarity of image and center. An image that shows "
         f"several things gets a label for each. Found among {gallery.scope()}."
     )
     if not gallery.has_similarity:
         lead = (
-            "Left an image chosen by chance, right other images of its classes, by your own "
+            "An image chosen by chance, and other images of its classes, by your own "
             f"labels. Found among {gallery.scope()}."
         )
     return Drawing(title, lead, body)

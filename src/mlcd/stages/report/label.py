@@ -33,9 +33,8 @@ def draw(section: Report, summary: str) -> Drawing:
 def _draw(values: dict[str, Any]) -> Drawing:
     k, l = values["num_classes"], values["labels_per_image"]
     use, first = values["use_as_any_label"], values["use_as_first_label"]
-    title = (
-        f"A class is a label of {use['mean']:,.1f} images on average; "
-        f"{use['unused']:,} of {k:,} are never used"
+    title = f"A class is a label of {use['mean']:,.1f} images on average; " + (
+        f"{use['unused']:,} of {k:,} are never used" if use["unused"] else "each is used"
     )
     near = [place for place in values["similarity_of_label"] if place]
     last, gap = values["similarity_of_last_label"], values["gap_after_last_label"]

@@ -139,4 +139,12 @@ def table(
     `numbers` are the columns set flush right, `best` the (row, column) cells set bold; with
     `total` the last row is one.
     """
-    return render("table.html", columns=columns, rows=rows, numbers=numbers, best=best, total=total)
+    cells = {"columns": _kept(columns), "rows": [_kept(row) for row in rows]}
+    return render("table.html", **cells, numbers=numbers, best=best, total=total)
+
+
+def _kept(cells: Sequence[object]) -> list[object]:
+    """Return cells in whose words no line breaks inside of `k = 10`."""
+    return [
+        cell.replace(" = ", "\u00a0=\u00a0") if isinstance(cell, str) else cell for cell in cells
+    ]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
+from mlcd.config.labeled import only_describes
 from mlcd.utils.errors import UserError
 from mlcd.utils.glossary import metric as metric_words
 from mlcd.utils.records import read_csv
@@ -139,8 +140,13 @@ def _gap(pairs: Sequence[_Pair], means: pd.DataFrame) -> str:
 
 
 def _judged(means: pd.DataFrame) -> Iterator[tuple[tuple[str, str], dict[str, float], int]]:
-    """Iterate over the metrics that the trained encoder has: place, model → mean, direction."""
+    """Iterate over the metrics that the trained encoder has: place, model → mean, direction.
+
+    Those that only describe are left out.
+    """
     for dataset, metric in metrics_of(means):
+        if only_describes(metric):
+            continue
         here = means.loc[dataset].loc[metric]
         values = {str(model): float(value) for model, value in here["mean"].items()}
         if "trained" in values:

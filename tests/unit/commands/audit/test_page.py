@@ -57,6 +57,8 @@ def test_a_run_of_40_000_tars_is_folded():
     assert outline.tags.count("details") == 6
     words = " ".join(outline.words)
     assert f"Sealed: {len(nodes):,} files, 920 chunks of images." in words
+    # A data set has no size; "0 B" would be wrong.
+    assert "0 B" not in outline.words and "9 B" in outline.words
     assert "and 40,476 more" in words and "40,480 files" in words
     assert "920 files of stage prepare" in words and "the inputs" in words
 

@@ -17,6 +17,8 @@ RESULTS = {
     ("few", "knn_10"): {"trained": 0.625, "random": 0.1},
     ("few", "retrieval_r1"): {"trained": 0.5},
     ("few", "zero_shot"): {"trained": 0.4},
+    ("few", "finetune"): {"trained": 0.8},
+    ("few", "finetune_mean_per_class"): {"trained": 0.7},
     ("other", "knn_10"): {"frozen": 0.9},
 }
 
@@ -31,9 +33,17 @@ def test_hubs_read_the_license_and_this_encoder_s_own_scores(tmp_path):
     assert (data.license, data.library_name) == ("cc-by-4.0", "timm")
     assert data.pipeline_tag == "image-feature-extraction"
     assert data.model_name == "test_vit"
-    # Not the text tower's, which is not exported, and not another encoder's.
+    # Not the text tower's or a fine-tuned copy's, which are not exported, nor another encoder's.
     scores = [(r.dataset_name, r.metric_type, r.metric_value) for r in data.eval_results]
     assert scores == [("few", "knn_10", 0.625), ("few", "retrieval_r1", 0.5)]
+
+
+def test_fine_tuned_scores_are_said_to_be_of_copies(tmp_path):
+    said = "those copies are not part of this export"
+    text = written(tmp_path, card.Origin(results=RESULTS))
+    assert said in text and "| few | finetune | 0.8000 |" in text
+    own = {("few", "knn_10"): {"trained": 0.5}}
+    assert said not in written(tmp_path, card.Origin(results=own))
 
 
 def test_without_scores_or_license_neither_is_claimed(tmp_path):

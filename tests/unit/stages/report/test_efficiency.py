@@ -37,7 +37,7 @@ def test_a_row_per_job_with_failed_attempts(stores, tmp_path):
 def test_the_table_adds_up(stores, tmp_path):
     page = stores.draw("efficiency", tmp_path / "e.html")
     # 2 threads for 270 + 175 + 115 s. Of the two measured, 262.5 + 23 s of 580 at work.
-    assert "2 jobs in 3 tries held cores for 19 core minutes, and worked 49% of it" in page
+    assert "2 jobs in 3 tries held 19 core minutes, and worked 49% of them" in page
     cells = [cell.split("</td>")[0] for cell in page.split('<td class="number">')[1:]]
     assert cells == ["2", "3", "1", "–", "–", "2 min 55 s (4 min 30 s)", "18 min 40 s", "49%",
                      "800.0 MB", "80%", "–"]  # fmt: skip

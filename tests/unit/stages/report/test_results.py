@@ -60,6 +60,25 @@ def test_results_that_learned_nothing_say_so(tmp_path):
     assert ["map", "–", "55.2"] in cells(drawing.body)
 
 
+def test_the_spread_of_tokens_is_shown_and_not_judged(tmp_path):
+    path = tmp_path / "summary.csv"
+    csv_table(
+        path,
+        "model,dataset,metric,value,seed,better\nrandom,d,knn_10,0.4,0,higher\n"
+        "trained,d,knn_10,0.5,0,higher\nfrozen,d,knn_10,0.6,0,higher\n"
+        "random,d,token_cosine,0.9,0,lower\ntrained,d,token_cosine,0.2,0,lower\n"
+        "frozen,d,token_cosine,0.3,0,lower\n",
+    )
+    drawing = results.draw(Report(), str(path))
+    assert drawing.title == (
+        "The trained encoder beats random weights on 1 of 1 metrics; the frozen encoder is ahead "
+        "of it on 1"
+    )
+    assert ["mean cosine of tokens", "0.900", "0.200", "0.300"] in [
+        r[:4] for r in cells(drawing.body)
+    ]
+
+
 def test_results_know_what_is_better_and_what_was_published(tmp_path):
     path = tmp_path / "summary.csv"
     csv_table(
