@@ -16,6 +16,7 @@ import torch
 from helpers import browser
 from helpers.explore_runs import HOSTILE, ExploreRun, K, N, opened, served
 from mlcd.commands.explore.export import export
+from mlcd.commands.explore.server import UPLOAD
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
 
@@ -146,6 +147,20 @@ def test_words_and_an_image_find_clusters(run, server, window):
     assert window.wait(LOADED)
     first = "const tile = document.querySelector('.tile').dataset; return [tile.chunk, tile.row]"
     assert window.run(first) == [str(number // 20), str(number % 20)]
+    check(window, server)
+
+
+def test_a_file_that_is_too_large_is_told_by_the_page(run, server, window):
+    visit(window, server, "#/")
+    drop = """
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([new Uint8Array(arguments[0])], "large.jpg"));
+        dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
+    """
+    window.run(drop, UPLOAD + 1)
+    assert window.wait("return document.querySelector('.note')?.innerText") == (
+        "This file has more than 32 MiB."
+    )
     check(window, server)
 
 

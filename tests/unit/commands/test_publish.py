@@ -26,7 +26,6 @@ from helpers.small_runs import Run
 from mlcd import cli
 from mlcd.commands.publish import folder as published_folder
 from mlcd.commands.publish import licenses, shards
-from mlcd.commands.publish.source import without_places
 from mlcd.data.labels import Labels
 from mlcd.utils.files import sha256_file
 
@@ -372,14 +371,3 @@ def test_shards_are_bounded_and_resumed_to_the_same_bytes(tmp_path):
         again = shards.write(other, schema, table, starts, **options)
         assert [digest for _, digest in again] == [digest for _, digest in found]
         assert len(asked) < len(tables) or kept == 0
-
-
-def test_settings_keep_no_place_of_this_machine():
-    assert without_places({"a": ["/home/me/x.npy", "lists/a.parquet"], "b": 3}) == {
-        "a": ["x.npy", "lists/a.parquet"], "b": 3,
-    }  # fmt: skip
-    assert without_places("local-dir:/data/clip/") == "local-dir:clip"
-    assert without_places("~/weights.pt") == "weights.pt"
-    assert without_places("../up/x.pt") == "x.pt"
-    assert without_places("hf-hub:org/name") == "hf-hub:org/name"
-    assert without_places("https://spdx.org/x") == "https://spdx.org/x"

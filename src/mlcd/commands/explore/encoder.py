@@ -45,8 +45,9 @@ class QueryEncoder:
         Raises :class:`~mlcd.data.decode.BadImage` for what cannot be decoded, and
         :class:`UserError` if there is no encoder or it gives no direction.
         """
-        image = decode(data, max_pixels=self._max_pixels)
+        # Decoding takes memory by the pixel: one at a time.
         with self._lock:
+            image = decode(data, max_pixels=self._max_pixels)
             encoder = self._loaded()
             return _row(encoder.encode_images(encoder.preprocess(image)[None]).numpy())
 

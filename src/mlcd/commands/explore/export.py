@@ -38,7 +38,7 @@ def parse_clusters(words: Sequence[str], k: int) -> list[int]:
     """
     chosen: set[int] = set()
     for word in words:
-        found = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", word)
+        found = re.fullmatch("([0-9]{1,12})(?:-([0-9]{1,12}))?", word)
         if not found:
             raise UserError(f"--clusters: {word!r} is no cluster and no range; write 17 or 200-300")
         first, last = int(found[1]), int(found[2] or found[1])

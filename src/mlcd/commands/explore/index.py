@@ -143,7 +143,8 @@ class Index:
 def open_index(run: Run, folder: Path, *, threads: int = 0) -> Index:
     """Open the index of `run` below `folder`, and build it first if there is none of this run.
 
-    Indexes of earlier states of the run are removed, and nothing else. Raises :class:`UserError`.
+    In the run's own folder, indexes of its earlier states are removed, and nothing else; another
+    folder may have those of several runs. Raises :class:`UserError`.
     """
     target = folder / f"index-{run.fingerprint[:16]}"
     if target.is_dir():
@@ -153,7 +154,8 @@ def open_index(run: Run, folder: Path, *, threads: int = 0) -> Index:
             LOGGER.warning("%s", error)
             _remove(target)
     build(run, target, threads=threads)
-    for other in sorted(folder.glob("index-*")):
+    own = folder.resolve().is_relative_to(run.results.resolve())
+    for other in sorted(folder.glob("index-*")) if own else ():
         if other != target and _FOLDER.fullmatch(other.name):
             _remove(other)
     return Index(target)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any, ClassVar
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from mlcd.commands.explore.answers import Answers, Missing
 from mlcd.commands.explore.images import SIDES, Thumbnails, why_not
@@ -29,6 +29,8 @@ from mlcd.utils.logging import LOGGER
 HOST = "127.0.0.1"
 #: Bytes of an image that is dropped on the page, and characters of a query.
 UPLOAD, QUERY = 32 << 20, 500
+#: A number in an address.
+_DIGITS = "[0-9]{1,12}"
 #: Seconds that a connection may be silent.
 _SILENCE = 60
 _HEADERS = {
@@ -116,6 +118,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._say(code, message or "no such request")
 
     def _answer(self, work: Callable[[str, dict[str, str]], None]) -> None:
+        # What is not read of a body would be taken for the next request.
+        self.close_connection |= any(
+            name in self.headers for name in ("Content-Length", "Transfer-Encoding")
+        )
         try:
             if (found := self._allowed()) is not None:
                 work(*found)
@@ -146,12 +152,12 @@ class _Handler(BaseHTTPRequestHandler):
         if origin is not None and origin != f"http://{host}":
             self._say(403, "asked for by another page")
             return None
-        asked = urlsplit(self.path)
-        token, _, rest = asked.path.removeprefix("/").partition("/")
+        path, _, asked = self.path.partition("?")
+        token, _, rest = path.removeprefix("/").partition("/")
         if not hmac.compare_digest(token.encode(), self.server.token.encode()):
             self._say(403, "the address lacks its token; take the one that mlcd explore printed")
             return None
-        query = {key: values[-1] for key, values in parse_qs(asked.query).items()}
+        query = {key: values[-1] for key, values in parse_qs(asked).items()}
         return rest, query
 
     def _get(self, path: str, query: dict[str, str]) -> None:
@@ -168,21 +174,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _post(self, path: str, query: dict[str, str]) -> None:
         if path != "api/by-image":
-            self.close_connection = True
             raise Missing("no such page")
         length = self.headers.get("Content-Length", "")
-        if not re.fullmatch(r"\d{1,12}", length):
-            self.close_connection = True
+        if not re.fullmatch(_DIGITS, length) or "Transfer-Encoding" in self.headers:
             self._say(411, "the length of the image is missing")
             return
         if int(length) > UPLOAD:
-            self.close_connection = True
             self._say(413, f"the image has more than {UPLOAD >> 20} MiB")
             return
         self._json(self.server.answers.by_image(self.rfile.read(int(length))))
 
     def _about(self, query: dict[str, str]) -> None:
-        self._json(self.server.answers.about())
+        self._json({**self.server.answers.about(), "upload": UPLOAD})
 
     def _clusters(self, query: dict[str, str]) -> None:
         start, count = _number(query, "start", 0), _number(query, "count", 48)
@@ -245,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     #: Addresses below the token; each number in them is an argument.
     _ROUTES: ClassVar[list[tuple[re.Pattern[str], Callable[..., None]]]] = [
-        (re.compile(pattern.replace("N", r"(\d{1,12})")), work)
+        (re.compile(pattern.replace("N", f"({_DIGITS})")), work)
         for pattern, work in (
             ("api/about", _about),
             ("api/clusters", _clusters),
@@ -261,7 +264,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _number(query: dict[str, str], name: str, default: int) -> int:
     text = query.get(name, str(default))
-    if not re.fullmatch(r"\d{1,12}", text):
+    if not re.fullmatch(_DIGITS, text):
         raise Missing(f"{name} is no number")
     return int(text)
 

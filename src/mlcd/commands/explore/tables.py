@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 CLUSTERS, IMAGES = "clusters.parquet", "images.parquet"
 _BLOCK = 1 << 16
+#: Rows up to which numpy draws from a hypergeometric distribution.
+_NUMPYS_LIMIT = 10**9
 #: How far an image may lie from the middle of its centers, in mean distances between clusters.
 _SCATTER = 0.3
 
@@ -176,7 +178,7 @@ def _images(
     """Iterate over the rows of `chosen` images of all, in their order."""
     rng = np.random.default_rng(seed)
     counts = np.array([file.n for file in files])
-    shares = rng.multivariate_hypergeometric(counts, chosen, method="marginals")
+    shares = _shares(counts, chosen, rng)
     scatter = _SCATTER * 2 / np.sqrt(len(place))
     for number, file in enumerate(progress(files, label="images", unit="chunk")):
         if not shares[number] and number:
@@ -195,6 +197,18 @@ def _images(
         weight /= np.maximum(weight.sum(axis=1, keepdims=True), 1e-9)
         point = (place[np.maximum(label, 0)] * weight[:, :, None]).sum(axis=1) + around[rows]
         yield _image_rows(results, file, rows, label, similarity, point)
+
+
+def _shares(counts: np.ndarray, chosen: int, rng: np.random.Generator) -> np.ndarray:
+    """Return how many of `chosen` rows by chance are of each chunk, int64 [chunks]."""
+    total = int(counts.sum())
+    if chosen == total:
+        return counts
+    if total < _NUMPYS_LIMIT:
+        return rng.multivariate_hypergeometric(counts, chosen, method="marginals")
+    rows = rng.choice(total, chosen, replace=False, shuffle=False)
+    chunk = np.searchsorted(np.cumsum(counts), rows, "right")
+    return np.bincount(chunk, minlength=len(counts))
 
 
 def _image_rows(

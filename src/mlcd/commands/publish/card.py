@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import yaml
 
+from mlcd.commands.audit.bundle.checklist import code
 from mlcd.commands.publish.croissant import COLUMNS
 from mlcd.commands.publish.licenses import License
 from mlcd.commands.publish.source import Source, without_places
@@ -81,14 +82,13 @@ def write(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )  # Markdown: nothing is escaped but the bars of tables
-    templates.filters["cell"] = _cell
+    )  # Markdown: what strangers named, such as lists and encoders, stands as code
     text = templates.get_template("card.md").render(
         front=front(source, license).to_yaml(),
         title=title(source),
         summary=summary(source),
         facts=_facts(source),
-        columns=[(f"`{name}`", COLUMNS[name][1]) for name in source.columns],
+        columns=[(code(name), COLUMNS[name][1]) for name in source.columns],
         labels=yaml.safe_dump(labels_config(source), sort_keys=False).strip(),
         centers=_centers_config(source),
         named="url" in source.columns,
@@ -96,7 +96,7 @@ def write(
         resized="stored_sha256" in source.columns,
         captions=source.options.captions,
         opt_out=source.opt_out,
-        files=[(f"`{path}`", f"{size:,}", f"`{digest}`") for path, (digest, size) in files.items()],
+        files=[(code(path), f"{size:,}", code(digest)) for path, (digest, size) in files.items()],
         license=license,
         root=source.root,
     )
@@ -144,19 +144,14 @@ def _centers_config(source: Source) -> str:
 
 def _facts(source: Source) -> list[tuple[str, str]]:
     model = without_places(source.model)
-    encoder = " ".join(f"`{model[key]}`" for key in ("name", "pretrained") if model.get(key))
+    encoder = " ".join(code(model[key]) for key in ("name", "pretrained") if model.get(key))
     facts = [
         ("Images", f"{source.rows:,}"),
         ("Clusters", f"{source.K:,}"),
         ("Labels per image", str(source.l)),
-        ("From the lists and folders", ", ".join(f"`{name}`" for name in source.lists)),
+        ("From the lists and folders", ", ".join(map(code, source.lists))),
         ("Embeddings that were clustered", encoder or "of an unknown encoder"),
     ]
     if model.get("weights_sha256"):
-        facts.append(("That encoder's weights", f"SHA-256 `{model['weights_sha256']}`"))
+        facts.append(("That encoder's weights", f"SHA-256 {code(model['weights_sha256'])}"))
     return facts
-
-
-def _cell(value: object) -> str:
-    """Return a text as a cell of a table: names of files may hold bars and line ends."""
-    return " ".join(str(value).replace("|", r"\|").splitlines())

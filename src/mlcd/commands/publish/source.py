@@ -31,8 +31,12 @@ if TYPE_CHECKING:
 
 #: Stages that make labels: their settings are published.
 STAGES = ("prepare", "download", "embed", "curate", "cluster", "label")
-#: A word of a setting that says where something lies on this machine.
-_ABSOLUTE = re.compile(r"(?<![^:=,\s])(?:~|[A-Za-z]:[\\/]|/(?!/)|\.\.?/)[^\s,]*")
+#: What the place of something on this machine begins with.
+_PLACE = r"(?:file:/+|~|[A-Za-z]:[\\/]|\\\\|/(?!/)|\.\.?[\\/])"
+#: A setting that is one, perhaps after its kind (`local-dir:`): names may hold blanks and commas.
+_WHOLE = re.compile(rf"((?:(?!file:)[\w-]{{2,}}:)?){_PLACE}.*", re.DOTALL)
+#: A place among other words of a setting.
+_AMONG = re.compile(rf"""(?<![^:=,;|\s'"([{{]){_PLACE}[^\s,;|'")\]}}]*""")
 #: The count of images whose owners' headers forbid the use (mlcd.stages.download.reasons).
 _OPTED_OUT = "opted_out"
 
@@ -175,9 +179,7 @@ class Source:
     @cached_property
     def model(self) -> dict[str, Any]:
         """What is known of the encoder whose embeddings the centers are of; {} for nothing."""
-        path = self.centers
-        found = json.loads(Centroids(path).model or "{}") if path else {}
-        return found if isinstance(found, dict) else {}
+        return model_of(Centroids(self.centers)) if self.centers else {}
 
     @cached_property
     def lists(self) -> list[str]:
@@ -242,6 +244,15 @@ def images_of(results: Path, labels: Labels, columns: list[str]) -> pd.DataFrame
     return table.iloc[place]
 
 
+def model_of(centers: Centroids) -> dict[str, Any]:
+    """Return what centers say of their encoder; {} for nothing, or for what nobody can read."""
+    try:
+        found = json.loads(centers.model)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def without_places(value: Any) -> Any:
     """Return a setting in which a path is a mere name: where it lay says nothing to others."""
     if isinstance(value, dict):
@@ -249,8 +260,14 @@ def without_places(value: Any) -> Any:
     if isinstance(value, list):
         return [without_places(one) for one in value]
     if isinstance(value, str):
-        return _ABSOLUTE.sub(lambda found: re.split(r"[\\/]", found[0].rstrip("/\\"))[-1], value)
+        if found := _WHOLE.fullmatch(value):
+            return found[1] + _last(value)
+        return _AMONG.sub(lambda found: _last(found[0]), value)
     return value
+
+
+def _last(place: str) -> str:
+    return re.split(r"[\\/]", place.rstrip("/\\"))[-1]
 
 
 def _relative(place: str) -> str | None:

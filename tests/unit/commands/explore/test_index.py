@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 
+import h5py
 import numpy as np
 import pytest
 
 from helpers.builders import image_store, jpeg, labels_file, set_attributes
 from helpers.explore_runs import NO_ENCODER, ExploreRun, K, L, N, opened
+from helpers.explored_runs import write_run
 from helpers.refusals import refused
 from mlcd.cli import main
 from mlcd.commands.explore import build, duplicates, merging
@@ -103,7 +105,7 @@ def test_bytes_are_the_same_however_it_is_built(explored, looked, tmp_path, monk
 
 def test_an_index_is_built_again_when_the_run_changed(tmp_path):
     run = ExploreRun(tmp_path / "results", identity=NO_ENCODER)
-    folder = tmp_path / "index"
+    folder = run.results / "state" / "explore"
     before = open_index(Run(run.results), folder)
     again = open_index(Run(run.results), folder)
     assert again.folder == before.folder
@@ -117,6 +119,40 @@ def test_an_index_is_built_again_when_the_run_changed(tmp_path):
     after = open_index(Run(run.results), folder)
     assert after.folder != before.folder and after.columns["size"][0] >= 20
     assert [entry.name for entry in folder.iterdir()] == [after.folder.name]
+
+
+def small_run(results, k, top):
+    """Write a run of 19 images without any in images/; return its folder."""
+    write_run(results, (7, 12), k, top)
+    centers = hdf5.fingerprint(results / "clusters" / "centroids.h5")
+    for path in (results / "labels").glob("*.h5"):
+        set_attributes(path, centroids=centers)
+    return results
+
+
+def test_a_folder_may_have_the_indexes_of_two_runs(explored, tmp_path):
+    first = open_index(Run(explored.results), tmp_path)
+    other = small_run(tmp_path / "results", 6, 3)
+    second = open_index(Run(other), tmp_path)
+    assert first.folder.is_dir() and second.folder.parent == first.folder.parent
+
+
+def test_one_cluster_and_labels_of_none_are_shown(tmp_path):
+    results = small_run(tmp_path / "results", 1, 1)
+    _, index, answers, _ = opened(results, tmp_path / "index")
+    assert answers.clusters("gap" if "gap" in index.known else "size", rising=True, start=0,
+                            count=9)["total"] == 1  # fmt: skip
+    assert answers.cluster(0, 0, 60)["neighbors"] == [] and answers.tile(0, 0, 0, "size")
+    for path in (results / "labels").glob("*.h5"):
+        with h5py.File(path) as file:
+            about = {name: file.attrs[name] for name in ("num_classes", "embeddings", "centroids")}
+            about["num_classes"] = int(about["num_classes"])
+            values = {name: file[name][:] for name in file}
+        values["label"][:], values["similarity"][:] = -1, 0
+        hdf5.write(path, "labels", values, {"chunk": path.stem, "section": "{}"} | about)
+    answers = opened(results, tmp_path / "index")[2]
+    assert answers.about()["empty"] == 1
+    assert answers.cluster(0, 0, 60)["images"] == [] and answers.image(1, 3)["labels"] == []
 
 
 def test_a_damaged_index_is_built_again_and_files_of_others_stay(explored, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -76,7 +77,8 @@ def test_other_pages_may_not_ask(server):
         "image/0/20/64", "image/3/0/64", "image/0/0/65", "image/0/0/99999", "image/9/9/9/9",
         "image/99999999999999999999/0/64", "cover/7/64", "cover/6/64", "map/0/1/0", "map/17/0/0",
         "map/0/0/0?by=../x", "api/clusters?by=__class__", "api/clusters?start=-1",
-        "api/clusters?count=x", "api/cluster/7", "api/image/0/20", "__init__.py", "index.html%00",
+        "api/clusters?count=x", "api/clusters?count=%D9%A3", "api/cluster/7",
+        "api/image/0/20", "__init__.py", "index.html%00",
     ],
 )  # fmt: skip
 def test_nothing_else_is_ever_read(server, path):
@@ -106,6 +108,35 @@ def test_what_is_no_request_is_answered_like_all_else(server):
         connection.sendall(b"<script>alert(1)</script> \x00\xff\r\n\r\n")
         said = connection.recv(2000)
     assert b'{"problem":' in said and b"text/html" not in said
+
+
+def test_an_address_that_is_none_is_refused_without_a_traceback(server, caplog):
+    for address in (b"http://[/x", b"//[::1", b"http://localhost/x?=[", b"*"):
+        assert said_by(server, b"GET %s HTTP/1.1\r\nHost: localhost\r\n" % address)[9:12] == b"403"
+    assert not caplog.records
+
+
+def test_the_body_of_a_request_is_never_the_next_request(server):
+    inner = f"GET /{server.token}/api/about HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    for method, token in (("POST", "x"), ("GET", server.token)):
+        head = f"{method} /{token}/api/about HTTP/1.1\r\nHost: localhost\r\n"
+        head += f"Content-Length: {len(inner)}\r\n"
+        assert said_by(server, head.encode(), inner).count(b"HTTP/1.1 ") == 1
+    head = f"POST /{server.token}/api/by-image HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
+    said = said_by(server, f"{head}Transfer-Encoding: chunked\r\n".encode(), b"0\r\n\r\n" + inner)
+    assert said.startswith(b"HTTP/1.1 411") and said.count(b"HTTP/1.1 ") == 1
+
+
+def said_by(server, head: bytes, body: bytes = b"") -> bytes:
+    """Return all that is answered to bytes as they stand, until the server closes."""
+    said = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(head + b"\r\n" + body)
+        connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                said += part
+    return said
 
 
 def test_images_are_small_copies(server):

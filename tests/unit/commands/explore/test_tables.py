@@ -20,6 +20,13 @@ from mlcd.utils.errors import UserError
 SIZES, K, L = (7, 12), 6, 3
 
 
+def test_rows_are_drawn_of_more_than_numpy_draws_from():
+    counts = np.array([3, 2 * 10**9, 0, 10**9])
+    found = tables._shares(counts, 3000, np.random.default_rng(0))
+    assert found.sum() == 3000 and (found <= counts).all() and 1800 < found[1] < 2200
+    assert (tables._shares(counts, int(counts.sum()), np.random.default_rng(0)) == counts).all()
+
+
 @pytest.fixture
 def results(tmp_path):
     return write_run(tmp_path / "results", SIZES, K, L)

@@ -33,7 +33,7 @@ def write(run: Run, folder: Path) -> list[Path]:
     lines = [
         "# Checklists",
         "",
-        f"Answered from the files of run {_code(run.lock['root'])}, and from nothing else. "
+        f"Answered from the files of run {code(run.lock['root'])}, and from nothing else. "
         f'"{_NOT}" says that a run does not hold the answer: its author has it.',
         "",
         "## NeurIPS paper checklist",
@@ -74,7 +74,7 @@ def _neurips(run: Run) -> list[tuple[str, str]]:
 
 def _acm(run: Run) -> list[tuple[str, str]]:
     verify, replay, diff = (
-        _code(f"mlcd audit {words}") for words in ("verify RESULTS --numbers", "replay", "diff")
+        code(f"mlcd audit {words}") for words in ("verify RESULTS --numbers", "replay", "diff")
     )
     return [
         ("Artifacts available", f"an archive and its DOI: {_NOT}"),
@@ -95,20 +95,20 @@ def _reproducibility(run: Run) -> str:
         for stage, about in stages.items()
         if "seed" in (about.get("section") or {})
     }
-    told = f"identity {_code(run.lock['root'])}; settings and code of {len(stages)} stages by hash"
+    told = f"identity {code(run.lock['root'])}; settings and code of {len(stages)} stages by hash"
     return f"{told}; seeds: {_pairs(seeds) if seeds else _NOT}"
 
 
 def _access(run: Run) -> str:
     revision = run.system.get("revision") or {}
-    code = _code(revision["commit"]) if revision.get("commit") else _NOT
+    source = code(revision["commit"]) if revision.get("commit") else _NOT
     if revision.get("modified"):
-        code += " with changes (audit/source.diff)"
-    lists = ", ".join(_code(entry["name"]) for entry in run.files_from_outside()) or _NOT
+        source += " with changes (audit/source.diff)"
+    lists = ", ".join(code(entry["name"]) for entry in run.files_from_outside()) or _NOT
     tars = len(run.files("images/*/*.tar"))
     return (
-        f"code: revision {code}; inputs, by SHA-256: {lists}; {tars:,} tars of images, by SHA-256; "
-        f"where data and code are published: {_NOT}"
+        f"code: revision {source}; inputs, by SHA-256: {lists}; {tars:,} tars of images, by "
+        f"SHA-256; where data and code are published: {_NOT}"
     )
 
 
@@ -116,7 +116,7 @@ def _setting(run: Run) -> str:
     train = run.section("train")
     told = _pairs({key: train[key] for key in _TRAIN if key in train}) if train else _NOT
     names = [one.get("name") for one in run.section("evaluate").get("datasets", [])]
-    sets = ", ".join(map(_code, names)) or _NOT
+    sets = ", ".join(map(code, names)) or _NOT
     return f"training: {told}; evaluated on: {sets}; all settings: audit/lock.json"
 
 
@@ -125,7 +125,7 @@ def _significance(run: Run) -> str:
     if not path.is_file():
         return _NOT
     seeds = sorted({row.get("seed", "") for row in read_csv(path, "evaluate")})
-    told = f"scores of one training, with seed {', '.join(map(_code, seeds))}"
+    told = f"scores of one training, with seed {', '.join(map(code, seeds))}"
     return f"{told}; intervals over seeds: {_NOT} (an ablation has them)"
 
 
@@ -134,8 +134,8 @@ def _compute(run: Run) -> str:
     processor = run.system.get("processor") or {}
     ranks = run.lock["stages"].get("train", {}).get("how", {}).get("ranks")
     return (
-        f"where it was sealed: {', '.join(map(_code, gpus)) or 'no GPU'}, "
-        f"{_code(processor.get('model') or _NOT)}, {processor.get('cores', _NOT)} cores; training "
+        f"where it was sealed: {', '.join(map(code, gpus)) or 'no GPU'}, "
+        f"{code(processor.get('model') or _NOT)}, {processor.get('cores', _NOT)} cores; training "
         f"on {ranks or _NOT} ranks; times: times.json and report/efficiency.csv; "
         f"compute of runs that failed or were left out: {_NOT}"
     )
@@ -152,18 +152,18 @@ def _existing(run: Run) -> str:
     frozen = _pairs({key: embed[key] for key in ("model", "pretrained") if embed.get(key)})
     told = f"frozen encoder: {frozen or _NOT}"
     if source := first.get("initial", {}).get("source"):
-        told += f"; first weights: {_code(source)}"
+        told += f"; first weights: {code(source)}"
     return f"{told}; their licenses, and the terms of the images: {_NOT}"
 
 
 def _new(run: Run) -> str:
     license = run.section("export").get("license")
-    return f"{_exports(run)}; license of the weights: {_code(license) if license else _NOT}"
+    return f"{_exports(run)}; license of the weights: {code(license) if license else _NOT}"
 
 
 def _exports(run: Run) -> str:
     checks = run.files("export/*/check.json")
-    formats = ", ".join(_code(Path(path).parent.name) for path in checks)
+    formats = ", ".join(code(Path(path).parent.name) for path in checks)
     cards = len(run.files("export/*/README.md"))
     if not formats:
         return _NOT
@@ -171,14 +171,14 @@ def _exports(run: Run) -> str:
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {_code(_plain(value))}" for key, value in values.items())
+    return ", ".join(f"{key} {code(_plain(value))}" for key, value in values.items())
 
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
-def _code(value: Any) -> str:
+def code(value: Any) -> str:
     """Return a value as code in a cell of a table: one line, in which no mark counts."""
     text = " ".join(str(value).split()).replace("`", "'").replace("|", "\\|")
     return f"`{text or ' '}`"

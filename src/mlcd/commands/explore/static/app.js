@@ -119,6 +119,11 @@ function searchByImage(file) {
     show(views.problem("This run does not say which encoder its embeddings are of."));
     return;
   }
+  // The server would end the connection in the middle, and its answer would be lost.
+  if (file.size > about.upload) {
+    show(views.problem(`This file has more than ${about.upload >> 20} MiB.`));
+    return;
+  }
   work(async (signal) => {
     const [answer, shown] = await Promise.all([api.byImage(file, signal), preview(file)]);
     found = { answer, shown };
