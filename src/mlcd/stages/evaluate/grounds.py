@@ -30,7 +30,8 @@ def sentences(found: dict[str, Any]) -> list[str]:
     lines += _dense(found.get("dense", {}))
     if tuned := found.get("finetune"):
         lines.append(
-            f"Fine-tuned for {tuned['epochs']} epochs of {tuned['train_images']} train images, "
+            f"Fine-tuned for {tuned['epochs']} epoch{'s' * (tuned['epochs'] != 1)} of "
+            f"{tuned['train_images']} train images, "
             f"{tuned['steps']} steps."
         )
     if retrieval := found.get("retrieval"):

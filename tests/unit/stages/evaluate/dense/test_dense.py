@@ -121,7 +121,7 @@ def test_they_stand_in_the_table_and_the_same_folder_has_classes_and_tags(place)
     assert "mIoU of linear segmentation" in text
     assert "| random, probe of roi |" in text
     assert "| regions by size and overlap | small | medium | large | free | covered |" in text
-    assert "| region probe, features pooled from the image's tokens" in text
+    assert "| region probe on the image's tokens in the box |" in text
 
 
 @pytest.mark.parametrize(
