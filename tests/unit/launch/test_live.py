@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from helpers.evaluate_runs import config, evaluate, pack, rows
@@ -255,3 +256,39 @@ def test_the_draw_is_bounded_seeded_and_in_the_order_of_the_set(place):
     assert [sample.key for sample in draw(dataset, 20, 1)] != some
     assert set(some) < {sample.key for sample in draw(dataset, 30, 0)}
     assert len(draw(dataset, 1000, 0)) == 60
+
+
+def test_after_a_kill_scores_go_on_and_weights_are_the_same(paths, place, off, tmp_path):
+    """Killed once a checkpoint is there: its scorer ends by itself, however busy it is."""
+    output = tmp_path / "killed"
+    options = (*OPTIONS, "--live", section(place), "--live-wait", "0")
+    first = mlcd_train(paths, output, *options, log=tmp_path / "first.log")
+    end = time.monotonic() + 250
+    while not (found := list(output.glob("state/encoder-*/checkpoints/step_*"))):
+        assert time.monotonic() < end and first.poll() is None
+        time.sleep(0.01)
+    state = found[0].parents[1]
+    scorers = [child for child in psutil.Process(first.pid).children(recursive=True)
+               if "score" in child.cmdline()]  # fmt: skip
+    first.kill()
+    first.wait()
+    assert len(scorers) == 1
+    _, alive = psutil.wait_procs(scorers, 100)
+    assert not alive
+    # As if it had come in time.
+    kept = line_of({**score_of(place, state), "knn_1": 0.123})
+    (state / "live.jsonl").write_text(kept)
+    trained(paths, output, *options)
+    assert weights(output) == weights(off)
+    told = lines(output / "live.jsonl")
+    assert (output / "live.jsonl").read_text().startswith(kept)
+    assert [one["step"] for one in told] == sorted({one["step"] for one in told})
+    assert not (state / "live.failed").exists()
+
+
+def score_of(place: Path, state: Path) -> dict:
+    """Return the first score of the checkpoints that stand."""
+    output = state.parent / "by-hand.jsonl"
+    words = ["score", str(state / "checkpoints"), "--output", str(output), "--device", "cpu"]
+    assert cli.main([*words, "--config", section(place)]) == 0
+    return lines(output)[0]
