@@ -80,9 +80,7 @@ KEEPS_CENTERS = own_checks.kept_centers(CONFIG)
 #: The embeddings that later stages read, below the results: where a run is curated, the kept ones.
 EMBEDDINGS = "curate/embeddings/{chunk}.h5" if CONFIG.curate.enabled else "embeddings/{chunk}.h5"
 #: The same of the trained encoder's, which the text tower is trained on.
-TEXT_EMBEDDINGS = (
-    "text/curated/{chunk}.h5" if CONFIG.curate.enabled else "text/embeddings/{chunk}.h5"
-)
+TEXT_EMBEDDINGS = f"text/{'curated' if CONFIG.curate.enabled else 'embeddings'}/{{chunk}}.h5"
 #: Tables with the columns of curate.where; without any, the lists of metadata have them.
 CURATE_TABLES = columns.tables(CONFIG.curate.columns or []) if CONFIG.curate.enabled else []
 #: The centers, a list of one file, or of none where own labels come without.

@@ -17,10 +17,11 @@ from markupsafe import Markup
 
 from mlcd.utils.palette import COLORS
 
-#: Opens a page of the report and its place in the menu: what Snakemake's own buttons do.
+#: Opens a page of the report and its place in the menu: what Snakemake's own buttons do. Without a
+#: blank: lines are broken at them, and browsers take line ends out of an address.
 _OPEN = (
-    "javascript:void(((k)=>{if(!k)return;"
-    "const c=Object.keys(categories).find(c=>Object.values(categories[c]).flat().includes(k));"
+    "javascript:void(((k,c)=>{if(!k)return;"
+    "c=Object.keys(categories).find(c=>Object.values(categories[c]).flat().includes(k));"
     "if(c)app.showCategory(c);"
     "app.setView({content:'html',contentPath:results[k].data_uri,resultPath:k})"
     "})(Object.keys(results).find(k=>k.endsWith('/PAGE.html'))))"

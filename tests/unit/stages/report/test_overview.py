@@ -90,6 +90,7 @@ def test_the_viewer_shows_it_with_links_of_its_own(page):
     assert not re.search(r'href="[a-z]+\.html"', shown)
     links = re.findall(r'data-page="([a-z]+)" href="(javascript:[^"]*)"', shown)
     assert {"download", "montage", "train", "results"} <= {name for name, _ in links}
+    assert not any(re.search(r"\s", code) for _, code in links)
     assert all(f"endsWith('/{name}.html')" in markup.unescape(code) for name, code in links)
     text = ".. raw:: html\n\n" + "\n".join(f"   {line}" for line in lines) + "\n"
     settings = {"halt_level": 2, "report_level": 2}
