@@ -245,6 +245,10 @@ def check_report(path: Path, screenshots: Path | None = None) -> tuple[list[Figu
             browser.wait("return document.getAnimations().every(a => a.playState != 'running')")
             browser.screenshot(screenshots / f"{re.sub('[^A-Za-z0-9]+', '-', name)}.png")
 
+    def asked() -> None:
+        # After each page: its address, of which the log has several copies, is the page itself.
+        problems.extend(f"asked the network for {url}" for url in browser.requests())
+
     with Browser() as browser:
         browser.open(path)
         if not browser.wait(_GRAPH):
@@ -261,6 +265,7 @@ def check_report(path: Path, screenshots: Path | None = None) -> tuple[list[Figu
                         "{bubbles: true, cancelable: true}))", number)  # fmt: skip
             if not browser.wait(_SHOWN, category):
                 problems.append(f"the description's link to {category} leads nowhere")
+            asked()
         results = browser.run("return results")
         if not results:
             problems.append("the report has no figure")
@@ -278,10 +283,10 @@ def check_report(path: Path, screenshots: Path | None = None) -> tuple[list[Figu
                     figures.append(figure)
                     keep(browser, f"{category} {figure.path.rsplit('/', 1)[-1]}")
                     _caption(browser, figure, row, results, problems)
+                    asked()
         shown = {figure.path for figure in figures}
         problems += [f"{result}: is not shown" for result in sorted(set(results) - shown)]
         problems += [f"console: {message}" for message in browser.errors()]
-        problems += [f"asked the network for {url}" for url in browser.requests()]
     return figures, problems
 
 
