@@ -91,6 +91,8 @@ rule ablate_evaluate:
         f"{RESULTS}/logs/ablate/{{cell}}/seed-{{seed}}-evaluate.log",
     benchmark:
         f"{RESULTS}/benchmarks/ablate/{{cell}}/seed-{{seed}}-evaluate.tsv"
+    # Before the next training: each score is there, and its features gone, as soon as can be.
+    priority: 1
     threads: 1
     resources:
         mem_mb=scores_memory,
