@@ -4,10 +4,11 @@
     python benchmarks/scenes_study.py --grounds unpacked/usr/share/tuxpaint/templates
 
 composes the scenes (demo/scenes.py), and has the workflow train and score the cells that
-docs/results/scenes.csv lacks: seed after seed, within a seed first the cells that the hypothesis
-needs. Each cell that is finished is a row of the CSV at once. So a run may be killed at any time,
-and the next one continues from the CSV alone, on another machine too. `--until 22:30` starts no
-batch after that time, and `--limit N` stops after N cells. `--plan` prints what is left.
+docs/results/scenes.csv lacks: first those that the hypothesis needs, with all seeds, then the
+others seed after seed. Each cell that is finished is a row of the CSV at once. So a run may be
+killed at any time, and the next one continues from the CSV alone, on another machine too.
+`--until 22:30` starts no batch after that time, and `--limit N` stops after N cells. `--plan`
+prints what is left.
 
 `--choose` compares settings (CHOICES) on scenes and a seed that the study does not use, and prints
 the score of each: the mAP of mlcd with l = 8 and of single, on one and on four objects, in the
@@ -47,12 +48,15 @@ OBJECTS = (1, 2, 4)
 SEEDS = (0, 1, 2, 3, 4)
 #: Scenes of each number of objects.
 SCENES = {"train": 4000, "test": 1000}
+#: Contrast of grounds: at more, near images of the frozen encoder have one ground, not one object
+#: (benchmarks/scenes_grounds.py).
+CONTRAST = 0.1
 #: K beside the config's own, at the cheapest cell: for the order of r.
 OTHER_K = (125, 2000)
 #: The seed of scenes and of trainings by which the setting is chosen, and the settings.
 CHOOSE_SEED = 100
 CHOICES: tuple[dict[str, Any], ...] = tuple(
-    {"epochs": epochs, "classifier_lr": rate} for epochs in (10, 16) for rate in (0.01, 0.05)
+    {"lr": lr, "classifier_lr": rate} for lr in (2e-3, 5e-3) for rate in (0.01, 0.05)
 )
 #: Seconds between looks at what is finished.
 _LOOK = 5.0
@@ -97,27 +101,26 @@ class Study(NamedTuple):
 
 
 def batches(study: Study) -> list[list[Job]]:
-    """Return all jobs in order, in batches of one seed and one number of objects.
+    """Return all jobs in order, in batches of one number of objects.
 
-    Cells that are equal by definition are one (mlc with l = 1 is single). Within a seed come the
-    cells of the hypothesis (mlcd with l = 8 and 1, mlc with l = 8, at the config's r) for all
-    numbers of objects, then the others, then the other K.
+    Cells that are equal by definition are one (mlc with l = 1 is single). First come the cells of
+    the hypothesis (mlcd with l = 8 and 1, mlc with l = 8, at the config's r) with all seeds, then
+    the baselines, then the others seed by seed, within a seed the other K last.
     """
     own = study.config.own_cell
     grid = Grid(loss=["mlcd", "mlc", "single"], l=[1, 4, 8], r=[0.1, 1.0], seeds=[0])
-    cells = grid.cells(own)
     core = [own, own._replace(l=1), own._replace(loss="mlc")]
+    others = [cell for cell in grid.cells(own) if cell not in core]
     other_k = [own._replace(l=1, r=r, k=k) for k in OTHER_K for r in (0.1, 1.0)]
-    found = []
+    found = [
+        [Job(objects, cell, "", seed) for seed in study.seeds for cell in core]
+        for objects in OBJECTS
+    ]
+    for objects in OBJECTS:
+        random = [Job(objects, None, "random", seed) for seed in study.seeds]
+        found.append([*random, Job(objects, None, "frozen", study.config.evaluate.seed)])
     for seed in study.seeds:
-        for objects in OBJECTS:
-            found.append([Job(objects, cell, "", seed) for cell in core])
-        for objects in OBJECTS:
-            jobs = [Job(objects, cell, "", seed) for cell in cells if cell not in core]
-            jobs.append(Job(objects, None, "random", seed))
-            if seed == study.seeds[0]:
-                jobs.append(Job(objects, None, "frozen", study.config.evaluate.seed))
-            found.append(jobs)
+        found += [[Job(objects, cell, "", seed) for cell in others] for objects in OBJECTS]
         found.append([Job(OBJECTS[0], cell, "", seed) for cell in other_k])
     return found
 
@@ -176,16 +179,18 @@ def row_of(study: Study, job: Job, setting: str) -> Row:
 def setting_of(config: Path, scenes_seed: int, train: Mapping[str, Any] | None = None) -> str:
     """Return 12 hex digits of what all rows of a CSV share: the config, and the scenes' options."""
     values = yaml.safe_load(config.read_text())
-    return sha256_json([values, SCENES, scenes_seed, dict(train or {})])[:12]
+    return sha256_json([values, SCENES, CONTRAST, scenes_seed, dict(train or {})])[:12]
 
 
-def prepare(study: Study, objects: int, seed: int, grounds: Path | None) -> Path:
+def prepare(study: Study, jobs: Sequence[Job], grounds: Path | None) -> Path:
     """Compose the scenes where they are not, write the config of a batch, and return its path."""
+    objects = jobs[0].objects
     results = Path(study.results(objects))
     data = results / "data"
     if not (data / "manifest.json").is_file():
         words = ["--output", str(data), "--objects", str(objects), "--seed", str(study.scenes_seed)]
         words += [f"--{name}={count}" for name, count in SCENES.items()]
+        words += [f"--contrast={CONTRAST}"]
         words += ["--grounds", str(grounds)] if grounds else []
         subprocess.run([sys.executable, ROOT / "demo" / "scenes.py", *words], check=True)
     (dataset,) = study.config.evaluate.datasets
@@ -196,7 +201,7 @@ def prepare(study: Study, objects: int, seed: int, grounds: Path | None) -> Path
         "evaluate": {"datasets": [dataset.model_dump(mode="json", exclude_unset=True) | labeled]},
         "train": dict(study.train),
         # Baselines ask the workflow for the cells of their seed.
-        "ablate": {"grids": [{"seeds": [seed]}]},
+        "ablate": {"grids": [{"seeds": sorted({job.seed for job in jobs})}]},
     }
     path = results.with_suffix(".yaml")
     write_text(path, yaml.safe_dump(values, sort_keys=False))
@@ -246,7 +251,7 @@ def run(
         now = batch if allowed is None else batch[:allowed]
         if not now or (arguments.until and datetime.datetime.now().time() >= arguments.until):
             break
-        config = prepare(study, now[0].objects, now[0].seed, arguments.grounds)
+        config = prepare(study, now, arguments.grounds)
         run_batch(study, config, now, setting, arguments.cores)
         allowed = None if allowed is None else allowed - len(now)
     rows = read_rows(study.table, setting)
@@ -257,7 +262,7 @@ def run(
 def choose(arguments: argparse.Namespace) -> None:
     """Run every setting of CHOICES, and print a table of their scores."""
     folder = arguments.folder or Path("results/scenes-choose")
-    lines = ["| epochs | learning rate of the centers | mAP | k-NN |", "|---:|---:|---:|---:|"]
+    lines = ["| learning rate | of the centers | mAP | k-NN |", "|---:|---:|---:|---:|"]
     for number, train in enumerate(CHOICES):
         table = folder / f"choice-{number}.csv"
         study = Study(load(CONFIG), folder, CHOOSE_SEED, (CHOOSE_SEED,), table, train)
@@ -267,7 +272,7 @@ def choose(arguments: argparse.Namespace) -> None:
             means = [statistics.fmean(row.scores[name] for row in rows)
                      for name in ("tags_map", "knn_20")]  # fmt: skip
             shown = " | ".join(f"{mean:.4f}" for mean in means)
-            lines.append(f"| {train['epochs']} | {train['classifier_lr']:g} | {shown} |")
+            lines.append(f"| {train['lr']:g} | {train['classifier_lr']:g} | {shown} |")
     print("\n".join(lines))
 
 
@@ -296,8 +301,8 @@ def main() -> None:
     if arguments.plan:
         left = missing(batches(study), read_rows(study.table, setting))
         for batch in left:
-            print(f"{batch[0].objects} objects, seed {batch[0].seed}:",
-                  *(job.name for job in batch))  # fmt: skip
+            print(f"{batch[0].objects} objects:",
+                  *(f"{job.name} (seed {job.seed})" for job in batch))  # fmt: skip
         print(f"{sum(map(len, left))} rows are missing")
         return
     run(study, arguments, setting, batches(study))
