@@ -67,7 +67,8 @@ def build(
         path, word = broken[0]
         raise UserError(
             f"{results / path}: made from a file of hash {word[:16]}… that is not of this run, "
-            "nor of its lists and data sets; rerun the workflow"
+            "nor of its lists and data sets; rerun the workflow, or remove the file if it is of a "
+            "chunk that the config no longer has"
         )
     nodes = _sealed(results, nodes)
     value: dict[str, Any] = {
