@@ -7,6 +7,7 @@ image  the features of the whole image: what the box adds is what is above it
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,12 @@ class Regions:
         self.label: np.ndarray = np.array([number.get(name, self.seen) for name in
                                            store.name.tolist()], np.int64)  # fmt: skip
         self.groups = _groups(store)
+        self._store = store
+
+    @cached_property
+    def roi(self) -> np.ndarray:
+        """Return :func:`pooled` of the store, which several tasks look at."""
+        return pooled(self._store)
 
     @property
     def truth(self) -> Tensor:
@@ -68,7 +75,7 @@ def judge(
     section: Evaluate, store: Store, regions: Regions, device: torch.device
 ) -> dict[str, Any]:
     """Return accuracies on the test objects, those of chance, and both by size and overlap."""
-    views = {"crop": store.crop, "roi": pooled(store), "image": store.pooled[store.row]}
+    views = {"crop": store.crop, "roi": regions.roi, "image": store.pooled[store.row]}
     targets = torch.from_numpy(regions.label[regions.train])
     constant = torch.bincount(targets).float().expand(len(regions.test), regions.seen)
     chance = measures.accuracy(constant, regions.truth)
