@@ -216,21 +216,12 @@ def warn_of_little_room():
 
 def sealed_stages():
     """Return section and code of all stages, as `mlcd audit seal` takes them."""
-    stages = {}
-    for stage in SECTIONS:
-        if stage == "ablate":  # of its cells, and not of this run
-            continue
-        if stage == "curate" and not CONFIG.curate.enabled:
-            # So that a run without it is sealed as by releases that lack it.
-            continue
-        stages[stage] = {
-            "section": (
-                CONFIG.evaluate.sealed()
-                if stage == "evaluate"
-                else getattr(CONFIG, stage).model_dump(mode="json")
-            ),
-            "code": code_hash(stage),
-        }
+    sections = {stage: getattr(CONFIG, stage).sealed() for stage in SECTIONS}
+    stages = {
+        stage: {"section": section, "code": code_hash(stage)}
+        for stage, section in sections.items()
+        if section is not None
+    }
     return json.dumps(stages, sort_keys=True)
 
 
