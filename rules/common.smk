@@ -83,6 +83,9 @@ EMBEDDINGS = "curate/embeddings/{chunk}.h5" if CONFIG.curate.enabled else "embed
 TEXT_EMBEDDINGS = f"text/{'curated' if CONFIG.curate.enabled else 'embeddings'}/{{chunk}}.h5"
 #: Tables with the columns of curate.where; without any, the lists of metadata have them.
 CURATE_TABLES = columns.tables(CONFIG.curate.columns or []) if CONFIG.curate.enabled else []
+#: The option that joins own rows and tables by keys of webdataset tars, which are unique in one set
+#: of tars only.
+TAR_KEYS = "--tar-keys" if len({name.rpartition("-")[0] for name in CHUNKS}) == 1 else ""
 #: The centers, a list of one file, or of none where own labels come without.
 CENTROIDS = [f"{RESULTS}/clusters/centroids.h5"] if CONFIG.cluster.centers or not OWN_LABELS else []
 
@@ -360,15 +363,13 @@ def options_of(given, *names):
 
 def own_options(shares):
     """Return a function: wildcards → the options that say which own rows are a chunk's."""
-    # Keys of webdataset tars are unique in one set of tars only.
-    sets = {name.rpartition("-")[0] for name in CHUNKS}
 
     def options(wildcards):
         share = shares[wildcards.chunk]
         if share.stop:
             return f"--own-rows {share.start}:{share.stop}"
         urls = f"--urls {shlex.quote(f'{RESULTS}/urls/{wildcards.chunk}.parquet')}"
-        return f"{urls} --tar-keys" if len(sets) == 1 else urls
+        return f"{urls} {TAR_KEYS}".rstrip()
 
     return options
 
