@@ -24,7 +24,6 @@ from mlcd.data.own.base import EMBEDDING, LABEL
 from mlcd.launch import snakemake as snakemake_process
 from mlcd.config import SECTIONS, Config, comparison, registry, validate
 from mlcd.config import files as config_files
-from mlcd.stages.report import viewer
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_json
 from mlcd.data.sources import plan
@@ -58,7 +57,7 @@ def check_config(values):
         listings = Path(checked.results, "listings")
         look = workflow.is_main_process
         chunks = lambda: plan(checked.metadata, prepare, listings, look=look)
-        return checked, at_start.check(checked, origins, chunks)
+        return checked, at_start.check(checked, origins, chunks, look=look)
     except UserError as error:
         snakemake_process.stop(str(error))
 
@@ -267,6 +266,9 @@ def sealed_identity():
 
 
 if workflow.is_main_process:
+    # Not at the top: every job reads this file.
+    from mlcd.stages.report import viewer
+
     # Read by workflow/report/workflow.rst, which Snakemake renders after the run.
     config["run_identity"] = identity_of_run()
     config["run_overview"] = viewer.first_page(
