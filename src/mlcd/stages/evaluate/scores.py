@@ -115,7 +115,7 @@ def _add(
     models.add(record["model"])
     weights.add(record.get("encoder_sha256"))
     seeds.add(record["seed"])
-    if max(map(len, (models, weights, seeds))) > 1:
+    if max(len(models), len(weights), len(seeds)) > 1:
         raise UserError(
             f"{path}: of another model, encoder or seed than the other files; run --part "
             f"{record['part']} again"

@@ -205,8 +205,8 @@ def _scores(rows: Sequence[Row]) -> list[str]:
     lines = [head]
     for metric in dict.fromkeys(row.metric for row in rows):
         choose = min if lower_is_better(metric) else max
-        found = [row.value for row in rows if row.metric == metric]
-        best = None if only_describes(metric) else choose(found)
+        measured = [row.value for row in rows if row.metric == metric]
+        best = None if only_describes(metric) else choose(measured)
         cells = [_cell(values.get((model, metric))) for model in models]
         line = [glossary.metric(metric)] + [
             f"**{cell}**" if cell and values.get((model, metric)) == best else cell
