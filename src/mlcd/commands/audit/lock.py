@@ -163,6 +163,24 @@ def read(results: Path) -> dict[str, Any]:
     return lock
 
 
+def labels_of(results: Path, lock: dict[str, Any]) -> list[str]:
+    """Return the files of labels that the run counts, below the results, sorted.
+
+    Those that labels/summary.json names, as :func:`mlcd.data.labels.of_run` has it: of chunks that
+    the config no longer has, files lie there and are sealed too. All, if the summary tells of none
+    or is damaged, which the chain says.
+    """
+    places = {path: node["hash"] for path, node in lock["files"].items()}
+    files = sorted(path for path in places if PurePosixPath(path).match("labels/*.h5"))
+    try:
+        about = read_record(results / "labels" / "summary.json", "label")
+    except UserError:
+        return files
+    counted = set(about.get("made_from", {}).get("labels", []))
+    found = [path for path in files if places[path] in counted]
+    return found if counted and len(found) == len(counted) else files
+
+
 def _has(value: Any, kinds: Mapping[str, type]) -> bool:
     """Tell whether a value read from JSON is an object with these fields, each of its type."""
     return isinstance(value, dict) and all(

@@ -21,7 +21,7 @@ from mlcd.commands.audit import lock as locks
 from mlcd.data.centroids import Centroids
 from mlcd.data.embeddings import Embeddings
 from mlcd.data.image_store import ImageStore, read_manifest
-from mlcd.data.labels import Labels, of_run
+from mlcd.data.labels import Labels
 from mlcd.data.local_table import is_local
 from mlcd.utils.errors import UserError
 
@@ -88,11 +88,10 @@ class Source:
                 f"{results / found[0].path}: {found[0].what}{more}; run the workflow again, which "
                 "seals what it made, or see `mlcd audit verify`"
             )
-        sealed = (results / path for path in self.lock["files"])
-        paths = sorted(set(of_run(results)).intersection(sealed))
+        paths = locks.labels_of(results, self.lock)
         if not paths:
             raise UserError(f"{results}: has no labels to publish; run the stage label first")
-        files = [Labels(path) for path in paths]
+        files = [Labels(results / path) for path in paths]
         self.K, self.l = files[0].num_classes, files[0].l
         self.with_similarity = all(file.has_similarity for file in files)
         self.chunks = [self._chunk(file) for file in files]
