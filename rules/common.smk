@@ -24,7 +24,6 @@ from mlcd.data.own.base import EMBEDDING, LABEL
 from mlcd.launch import snakemake as snakemake_process
 from mlcd.config import SECTIONS, Config, comparison, registry, validate
 from mlcd.config import files as config_files
-from mlcd.stages.report import viewer
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_json
 from mlcd.data.sources import plan
@@ -58,7 +57,7 @@ def check_config(values):
         listings = Path(checked.results, "listings")
         look = workflow.is_main_process
         chunks = lambda: plan(checked.metadata, prepare, listings, look=look)
-        return checked, at_start.check(checked, origins, chunks)
+        return checked, at_start.check(checked, origins, chunks, look=look)
     except UserError as error:
         snakemake_process.stop(str(error))
 
@@ -83,6 +82,9 @@ EMBEDDINGS = "curate/embeddings/{chunk}.h5" if CONFIG.curate.enabled else "embed
 TEXT_EMBEDDINGS = f"text/{'curated' if CONFIG.curate.enabled else 'embeddings'}/{{chunk}}.h5"
 #: Tables with the columns of curate.where; without any, the lists of metadata have them.
 CURATE_TABLES = columns.tables(CONFIG.curate.columns or []) if CONFIG.curate.enabled else []
+#: The option that joins own rows and tables by keys of webdataset tars, which are unique in one set
+#: of tars only.
+TAR_KEYS = "--tar-keys" if len({name.rpartition("-")[0] for name in CHUNKS}) == 1 else ""
 #: The centers, a list of one file, or of none where own labels come without.
 CENTROIDS = [f"{RESULTS}/clusters/centroids.h5"] if CONFIG.cluster.centers or not OWN_LABELS else []
 
@@ -216,21 +218,12 @@ def warn_of_little_room():
 
 def sealed_stages():
     """Return section and code of all stages, as `mlcd audit seal` takes them."""
-    stages = {}
-    for stage in SECTIONS:
-        if stage == "ablate":  # of its cells, and not of this run
-            continue
-        if stage == "curate" and not CONFIG.curate.enabled:
-            # So that a run without it is sealed as by releases that lack it.
-            continue
-        stages[stage] = {
-            "section": (
-                CONFIG.evaluate.sealed()
-                if stage == "evaluate"
-                else getattr(CONFIG, stage).model_dump(mode="json")
-            ),
-            "code": code_hash(stage),
-        }
+    sections = {stage: getattr(CONFIG, stage).sealed() for stage in SECTIONS}
+    stages = {
+        stage: {"section": section, "code": code_hash(stage)}
+        for stage, section in sections.items()
+        if section is not None
+    }
     return json.dumps(stages, sort_keys=True)
 
 
@@ -273,6 +266,9 @@ def sealed_identity():
 
 
 if workflow.is_main_process:
+    # Not at the top: every job reads this file.
+    from mlcd.stages.report import viewer
+
     # Read by workflow/report/workflow.rst, which Snakemake renders after the run.
     config["run_identity"] = identity_of_run()
     config["run_overview"] = viewer.first_page(
@@ -369,15 +365,13 @@ def options_of(given, *names):
 
 def own_options(shares):
     """Return a function: wildcards → the options that say which own rows are a chunk's."""
-    # Keys of webdataset tars are unique in one set of tars only.
-    sets = {name.rpartition("-")[0] for name in CHUNKS}
 
     def options(wildcards):
         share = shares[wildcards.chunk]
         if share.stop:
             return f"--own-rows {share.start}:{share.stop}"
         urls = f"--urls {shlex.quote(f'{RESULTS}/urls/{wildcards.chunk}.parquet')}"
-        return f"{urls} --tar-keys" if len(sets) == 1 else urls
+        return f"{urls} {TAR_KEYS}".rstrip()
 
     return options
 

@@ -71,7 +71,8 @@ rule curate_facts:
     params:
         cfg=CONFIG.curate.for_facts(),
         code=code_hash("curate"),
-        tables=[file_identity(path) for path in CURATE_TABLES],
+        # A function: each job reads this file, and none but this one needs them.
+        tables=lambda wildcards: [file_identity(path) for path in CURATE_TABLES],
         identity=curate_list_identity,
         options=curate_list_options,
         sources=lambda wildcards, input: options_of(input, "metadata", "columns", "urls"),

@@ -16,9 +16,7 @@ def curate_list_identity(wildcards):
 def curate_list_options(wildcards):
     """Return the options that say where the chunk lies in its list, or how tables are joined."""
     if not curate_list(wildcards):
-        sets = {name.rpartition("-")[0] for name in CHUNKS}
-        # Keys of webdataset tars are unique in one set of tars only.
-        return "--tar-keys" if CURATE_TABLES and len(sets) == 1 else ""
+        return TAR_KEYS if CURATE_TABLES else ""
     chunk = CHUNKS[wildcards.chunk]
     first = chunk.part * CONFIG.prepare.chunk_rows
     return as_options(

@@ -47,10 +47,14 @@ def minutes(fixed, rows_per_second, by_threads=False):
     return needed
 
 
+def images_known(dataset, *sides):
+    """Return the images of a data set on these sides; 0 if the registry does not know it."""
+    return sum(registry.registry().get(dataset, {}).get(side, 0) for side in sides)
+
+
 def rows_to_score():
     """Return the train and test images of each data set, 0 if the registry does not know it."""
-    entries = [registry.registry().get(name, {}) for name in DATASETS]
-    return [entry.get("train", 0) + entry.get("test", 0) for entry in entries]
+    return [images_known(name, "train", "test") for name in DATASETS]
 
 
 def features_minutes(wildcards, attempt):
@@ -58,17 +62,21 @@ def features_minutes(wildcards, attempt):
 
     A job that is cut off resumes.
     """
-    entry = registry.registry().get(wildcards.dataset, {})
-    return attempt * (240 + (entry.get("train", 0) + entry.get("test", 0)) // 6000)
+    return attempt * (240 + images_known(wildcards.dataset, "train", "test") // 6000)
+
+
+def epochs_minutes(*datasets):
+    """Return the minutes of fine-tuning on some data sets: one for each 6,000 images of an epoch."""
+    images = sum(images_known(name, "train") for name in datasets)
+    return CONFIG.evaluate.finetune_epochs * images // 6000
 
 
 def finetune_minutes(wildcards, attempt):
-    """Return runtime of fine-tuning: four hours, and a minute for each 6,000 images of an epoch.
+    """Return runtime of fine-tuning on a set: four hours, and :func:`epochs_minutes`.
 
     On a GPU; a job that is cut off resumes.
     """
-    entry = registry.registry().get(wildcards.dataset, {})
-    return attempt * (240 + CONFIG.evaluate.finetune_epochs * entry.get("train", 0) // 6000)
+    return attempt * (240 + epochs_minutes(wildcards.dataset))
 
 
 def scores_memory(wildcards, attempt):
@@ -87,6 +95,4 @@ def scores_minutes(wildcards, attempt):
 def cell_minutes(wildcards, attempt):
     """Return runtime of all scores of a training of an ablation, fine-tuning included."""
     tuned = [name for name, dataset in DATASETS.items() if "finetune" in dataset.tasks]
-    images = sum(registry.registry().get(name, {}).get("train", 0) for name in tuned)
-    longer = CONFIG.evaluate.finetune_epochs * images // 6000
-    return scores_minutes(wildcards, attempt) + attempt * longer
+    return scores_minutes(wildcards, attempt) + attempt * epochs_minutes(*tuned)

@@ -93,6 +93,10 @@ def test_memory_and_time_grow_with_rows_threads_and_attempt():
     config = SimpleNamespace(evaluate=SimpleNamespace(finetune_epochs=50))
     names |= {"DATASETS": {"mine": tuned, "imagenet": tuned, "dtd": plain}, "CONFIG": config}
     assert names["cell_minutes"](None, 2) == 2 * (longest + 50 * 1_281_167 // 6000)
+    own, known = SimpleNamespace(dataset="mine"), SimpleNamespace(dataset="imagenet")
+    assert names["finetune_minutes"](own, 1) == names["features_minutes"](own, 1) == 240
+    assert names["finetune_minutes"](known, 2) == 2 * (240 + 50 * 1_281_167 // 6000)
+    assert names["features_minutes"](known, 1) == 240 + 1_331_167 // 6000
 
 
 @pytest.mark.workflow

@@ -134,6 +134,10 @@ class Ablate(Section):
         "(once, with evaluate.seed).",
     )
 
+    def sealed(self) -> None:
+        """As :meth:`Section.sealed`: none, since cells are runs of their own."""
+        return
+
     def runs(self, own: Cell) -> list[tuple[Cell, int]]:
         """Return every (cell, seed), each once."""
         return list(

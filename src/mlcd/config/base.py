@@ -62,6 +62,13 @@ class Section(BaseModel):
         """Return the section as one line of JSON with sorted keys, equal for equal values."""
         return as_json(self.model_dump(mode="json"))
 
+    def sealed(self) -> dict[str, Any] | None:
+        """Return the keys that the run's results depend on, in JSON's values, for its seal.
+
+        None: the stage is no part of the run.
+        """
+        return self.model_dump(mode="json")
+
     def changed(self, **changes: Any) -> Self:
         """Return a copy with other values of some keys, validated as a whole.
 

@@ -150,6 +150,13 @@ class Curate(Section):
             raise ValueError("columns: no condition asks for them; give curate.where")
         return self
 
+    def sealed(self) -> dict[str, Any] | None:
+        """As :meth:`Section.sealed`: none where nothing is curated.
+
+        So that a run without it is sealed as by releases that lack it.
+        """
+        return super().sealed() if self.enabled else None
+
     def conditions(self) -> list[Condition]:
         """Return `where`, read."""
         return [Condition.parse(text) for text in self.where]

@@ -185,10 +185,7 @@ class ScoreKeys(Section):
         return self
 
     def sealed(self) -> dict[str, Any]:
-        """Return the keys that results depend on: a run is the same with live scores and without.
-
-        As :meth:`model_dump` in JSON's values.
-        """
+        """Return the keys that results depend on: live scores change none."""
         other = {name for name in type(self).model_fields if name.startswith("live_")}
         return self.model_dump(mode="json", exclude=other)
 
@@ -284,8 +281,8 @@ class Evaluate(DenseKeys, FinetuneKeys, ScoreKeys):
         (tasks,) = (item.tasks for item in self.datasets if item.name == name)
         dense = [task for task in tasks if task in DENSE_TASKS]
         values["datasets"] = [{**item, "tasks": dense} for item in values["datasets"]]
-        shared = {"knn_temperature", "probe_features", "probe_max_iterations", "probe_c_min"}
-        shared |= {"probe_c_max", "validation_share"}
+        shared = {"knn_temperature", "probe_max_iterations", "probe_c_min", "probe_c_max"}
+        shared |= {"validation_share"}
         keys = self.model_dump(mode="json", include=shared | set(DenseKeys.model_fields))
         del keys["dense_models"]
         return as_json({**values, **keys})

@@ -25,11 +25,14 @@ OWN_TASKS = (FINETUNE, *DENSE_TASKS)
 
 def lower_is_better(metric: str) -> bool:
     """Return whether smaller values of a score are better; `better` in summary.csv says so."""
-    return metric.endswith("median_rank") or metric == "token_cosine"
+    return metric.endswith("median_rank")
 
 
 def only_describes(metric: str) -> bool:
-    """Return whether a score judges no model: random weights can have spread tokens, too."""
+    """Return whether a score judges no model: random weights can have spread tokens, too.
+
+    Neither higher nor lower is better then, and no value is the best.
+    """
     return metric == "token_cosine"
 
 

@@ -25,12 +25,18 @@ Problem = tuple[tuple[str, ...], str]
 
 
 def check(
-    config: Config, source: str | Origins, cut: Callable[[], dict[str, Chunk]]
+    config: Config,
+    source: str | Origins,
+    cut: Callable[[], dict[str, Chunk]],
+    *,
+    look: bool = True,
 ) -> dict[str, Chunk]:
     """Return the chunks of the run, name → :class:`Chunk`, as `cut` gives them.
 
-    `source` names the config file, for each key its own if it is an :class:`Origins`. Raises
-    :class:`UserError` with one line for each problem: its file, its key, how to fix it.
+    `source` names the config file, for each key its own if it is an :class:`Origins`. Without
+    `look` the heads of lists and tables are not read: the main process did it before its jobs, of
+    which each asks again. Raises :class:`UserError` with one line for each problem: its file, its
+    key, how to fix it.
     """
     chunks: dict[str, Chunk] = {}
     lines = []
@@ -52,7 +58,8 @@ def check(
         looked(lambda dataset=dataset: layout.check(dataset))  # type: ignore[misc]
     looked(lambda: prompts.check(config.evaluate))
     looked(lambda: own.check(config, chunks))
-    looked(lambda: columns.check(config, chunks))
+    if look:
+        looked(lambda: columns.check(config, chunks))
     found = [*_results(config), *_frozen(config), *_trained(config)]
     found += _exports(config)
     if chunks:

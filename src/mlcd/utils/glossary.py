@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-#: How names of metrics begin, longest first → words for a single metric, and for the group.
+_VIEWS = {
+    "crop": "the crop by itself",
+    "roi": "the image's tokens in the box",
+    "image": "the whole image",
+}
+#: Metric → words.
 _FIXED = {
     "linear_probe": "linear probe accuracy",
     "linear_probe_mean_per_class": "linear probe accuracy, mean per class",
@@ -22,6 +27,12 @@ _FIXED = {
     "token_cosine": "mean cosine of tokens",
     "tags_map": "mAP of tags",
     "tags_map_11_point": "11-point mAP of tags",
+    **{f"region_knn_{view}": f"region k-NN on {words}" for view, words in _VIEWS.items()},
+    **{f"region_probe_{view}": f"region probe on {words}" for view, words in _VIEWS.items()},
+    "pointing_class": "pointing at an object of a class",
+    "pointing_object": "pointing at the object itself",
+    "image_to_text_median_rank": "image to text, median rank",
+    "text_to_image_median_rank": "text to image, median rank",
 }
 #: Beginning of a name, before its k → words.
 _COUNTED = {
@@ -30,19 +41,6 @@ _COUNTED = {
     "retrieval_r": "image retrieval R@{}",
     "image_to_text_r": "image to text R@{}",
     "text_to_image_r": "text to image R@{}",
-}
-_VIEWS = {
-    "crop": "the crop by itself",
-    "roi": "the image's tokens in the box",
-    "image": "the whole image",
-}
-_ENDS = {
-    **{f"region_knn_{view}": f"region k-NN on {words}" for view, words in _VIEWS.items()},
-    **{f"region_probe_{view}": f"region probe on {words}" for view, words in _VIEWS.items()},
-    "pointing_class": "pointing at an object of a class",
-    "pointing_object": "pointing at the object itself",
-    "image_to_text_median_rank": "image to text, median rank",
-    "text_to_image_median_rank": "text to image, median rank",
 }
 #: Model → how sentences call it.
 MODELS = {
@@ -56,7 +54,7 @@ MODELS = {
 
 def metric(name: str) -> str:
     """Return a metric's name in words: `knn_10` is k-NN accuracy, k = 10. Unknown ones stay."""
-    if words := _FIXED.get(name) or _ENDS.get(name):
+    if words := _FIXED.get(name):
         return words
     for start, words in _COUNTED.items():
         k = name.removeprefix(start)

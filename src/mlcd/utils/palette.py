@@ -37,13 +37,8 @@ COLORS = {
     "olive": Color("#8c8a1f", "#c9c455"),
     "gray": Color("#8a8f98", "#7d868f"),
 }
-#: Those of words, of lines and bars, and of what only decorates.
-WORDS = ("ink", "muted", "link")
-MARKS = ("blue", "sky", "orange", "red", "green", "purple", "olive", "gray")
 #: Of evaluate.models, the name of a color; any other model is green.
 MODELS = {"pixels": "gray", "random": "muted", "trained": "blue", "frozen": "orange"}
-#: What words stand on.
-GROUNDS = ("page", "panel", "alarm")
 
 
 def contrast(one: str, other: str) -> float:

@@ -13,12 +13,13 @@ from mlcd.data.url_lists import Chunk, plan
 from mlcd.utils.errors import UserError
 
 
-def look(config: Config) -> dict[str, Chunk]:
+def look(config: Config, **options: bool) -> dict[str, Chunk]:
     prepare = config.prepare
     return at_start.check(
         config,
         "mine.yaml",
         lambda: plan(config.metadata, prepare.chunk_rows, prepare.columns()),
+        **options,
     )
 
 
@@ -132,6 +133,23 @@ def test_columns_of_labeled_sets(tmp_path, keys, line):
     pq.write_table(pa.table({"image": [b""], "label": ["a"]}), path)
     (found,) = told({"evaluate": {"datasets": [{"name": "mine", "path": str(path), **keys}]}})
     assert line in found
+
+
+def test_columns_of_conditions_are_looked_for_by_the_main_process_alone(tmp_path):
+    """Jobs read the same config: what the main process has looked at they take as it is."""
+    path = tmp_path / "list.parquet"
+    rows = 2000
+    urls = [f"http://a/{row}.jpg" for row in range(rows)]
+    columns = {"url": urls, "caption": urls, "sha256": [""] * rows, "score": [1.0] * rows}
+    pq.write_table(pa.table(columns), path)
+    curate = {"enabled": True, "where": ["punsafe < 1"]}
+    for values in (
+        {"metadata": [str(path)], "curate": curate},
+        {"curate": {**curate, "columns": [str(path)]}},
+    ):
+        (found,) = told(values)
+        assert f"{path} has no column 'punsafe'; its columns are 'url'" in found
+        assert look(validate(Config, values, "mine.yaml"), look=False)
 
 
 @pytest.mark.parametrize(

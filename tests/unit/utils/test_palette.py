@@ -7,8 +7,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from mlcd.utils.palette import COLORS, GROUNDS, MARKS, MODELS, WORDS, contrast, linear
+from mlcd.utils.palette import COLORS, MODELS, contrast, linear
 
+#: Colors of words, and what these stand on; of lines and bars; and of what only decorates.
+WORDS, GROUNDS = ("ink", "muted", "link"), ("page", "panel", "alarm")
+MARKS = ("blue", "sky", "orange", "red", "green", "purple", "olive", "gray")
+DECORATION = ("line", "grid")
 #: Machado, Oliveira and Fernandes 2009, severity 1: linear RGB as dichromats see it.
 BLIND = {
     "nobody": np.eye(3),
@@ -22,6 +26,10 @@ TOGETHER = [
     ("ink", "blue", "red"), ("blue", "red", "purple"), ("blue", "orange"), ("sky", "blue"),
     ("blue", "green", "orange"), ("gray", "blue"), tuple(MODELS.values()),
 ]  # fmt: skip
+
+
+def test_each_color_has_a_use_that_says_how_far_it_must_stand_out():
+    assert sorted((*WORDS, *GROUNDS, *MARKS, *DECORATION)) == sorted(COLORS)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -235,7 +235,8 @@ def score(results: Path, lock: dict[str, Any], name: str) -> list[str]:
         known = sorted({f"{row['model']}/{row['dataset']}/{row['metric']}" for row in rows})
         raise UserError(f"score:{name}: this run has none; it has {', '.join(known[:4])}, …")
     row = found[0]
-    lines = [f"{name}: {row['value']}, {row['better']} is better, seed {row['seed']}"]
+    better = f"{row['better']} is better, " if row["better"] else ""
+    lines = [f"{name}: {row['value']}, {better}seed {row['seed']}"]
     path = f"evaluate/{row['model']}.json"
     if not (results / path).is_file():
         return [*lines, "computed from the labels of the data set alone"]

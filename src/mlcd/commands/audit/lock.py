@@ -67,7 +67,8 @@ def build(
         path, word = broken[0]
         raise UserError(
             f"{results / path}: made from a file of hash {word[:16]}… that is not of this run, "
-            "nor of its lists and data sets; rerun the workflow"
+            "nor of its lists and data sets; rerun the workflow, or remove the file if it is of a "
+            "chunk that the config no longer has"
         )
     nodes = _sealed(results, nodes)
     value: dict[str, Any] = {
@@ -160,6 +161,24 @@ def read(results: Path) -> dict[str, Any]:
     ):
         raise UserError(f"{results / LOCK}: its entries are none of a lock, so it is damaged")
     return lock
+
+
+def labels_of(results: Path, lock: dict[str, Any]) -> list[str]:
+    """Return the files of labels that the run counts, below the results, sorted.
+
+    Those that labels/summary.json names, as :func:`mlcd.data.labels.of_run` has it: of chunks that
+    the config no longer has, files lie there and are sealed too. All, if the summary tells of none
+    or is damaged, which the chain says.
+    """
+    places = {path: node["hash"] for path, node in lock["files"].items()}
+    files = sorted(path for path in places if PurePosixPath(path).match("labels/*.h5"))
+    try:
+        about = read_record(results / "labels" / "summary.json", "label")
+    except UserError:
+        return files
+    counted = set(about.get("made_from", {}).get("labels", []))
+    found = [path for path in files if places[path] in counted]
+    return found if counted and len(found) == len(counted) else files
 
 
 def _has(value: Any, kinds: Mapping[str, type]) -> bool:

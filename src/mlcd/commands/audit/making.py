@@ -148,7 +148,7 @@ def _label_summary(run: Recorded, name: str, scratch: Path) -> Command:
 
 
 def _train(run: Recorded, name: str, scratch: Path) -> Command:
-    labels = _all(run.results / "labels")
+    labels = _trained_on(run)
     names = [Path(path).stem for path in labels]
     words = ["--labels", *labels, "--images", *(_manifest(run, name) for name in names)]
     if not run.section("label").get("labels"):
@@ -208,15 +208,12 @@ def _texts(run: Recorded, dataset: str, scratch: Path) -> Command:
 
 def _metrics(run: Recorded, model: str, scratch: Path) -> Command:
     here = run.results / "evaluate"
-    names = [dataset["name"] for dataset in run.section("evaluate")["datasets"]]
-    features = [here / "features" / f"{model}-{name}.h5" for name in names]
-    more = [here / part / f"{model}-{name}.json" for part in OWN_PARTS for name in names]
-    # One thread, as the rule has it: the fit of a probe sums over threads.
-    words = ["--part", "metrics", "--threads", "1"]
-    for option, paths in (("--features", features), ("--more", more)):
-        if there := [str(path) for path in paths if path.exists()]:
-            words += [option, *there]
     made = read_record(here / f"{model}.json", "evaluate").get("made_from", {})
+    # One thread, as the rule has it: the fit of a probe sums over threads.
+    words = ["--part", "metrics", "--threads", "1", "--model", model]
+    for kind, folder in (("features", "evaluate/features"), ("more", "evaluate")):
+        if paths := run.named(folder, made.get(kind, [])):
+            words += [f"--{kind}", *paths]
     if made.get("text"):
         words += _tower(run)
     if made.get("texts"):
@@ -243,13 +240,13 @@ def _figures(run: Recorded) -> list[dict[str, Any]]:
 
 
 def _export(run: Recorded, form: str, scratch: Path) -> Command:
-    labels, summary = _all(run.results / "labels")[:1], run.results / "evaluate/summary.csv"
-    records = sorted((run.results / "urls").glob("*.json"))
+    labels, summary = _trained_on(run), run.results / "evaluate/summary.csv"
+    records = (run.results / "urls" / f"{Path(path).stem}.json" for path in labels)
     # The name alone is used; and a stranger's record gives no options to the command.
     sources = (Path(str(read_record(path, "prepare")["source"])).name for path in records)
     lists = dict.fromkeys(f"./{name}" for name in sources)
     words = [*_encoder(run), *_centroids(run), "--lists", *lists]
-    words += ["--labels", *labels] if labels else []
+    words += ["--labels", *labels[:1]] if labels else []
     words += ["--summary", str(summary)] if summary.is_file() else []
     found = _as(run, "export", words, f"export/{form}", formats=[form])
     return dataclasses.replace(found, output="export")
@@ -277,9 +274,14 @@ def _gang(run: Recorded, stage: str) -> list[str]:
     return [f"--ranks-per-node={ranks}", "--threads=1", f"--device={run.device()}"]
 
 
-def _all(folder: Path) -> list[str]:
-    """Return the HDF5 files of a folder, sorted."""
-    return sorted(map(str, folder.glob("*.h5")))
+def _trained_on(run: Recorded) -> list[str]:
+    """Return the labels that the encoder was trained on, sorted by chunk.
+
+    As its description names them, for the folder may hold more: a list that was taken out of the
+    config leaves files of its chunks behind.
+    """
+    made = read_record(run.results / "train" / "encoder.json", "train").get("made_from", {})
+    return run.named("labels", made.get("labels", []))
 
 
 def _coarse(run: Recorded, name: str, scratch: Path) -> Command:

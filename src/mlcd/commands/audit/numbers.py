@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mlcd.commands.audit import lock as locks
 from mlcd.commands.audit.integrity import is_scores, summary
 from mlcd.commands.audit.nodes import Finding
 from mlcd.data.centroids import Centroids
@@ -43,6 +44,7 @@ class Run:
         self.recorded = Recorded(results, lock)
         self.stages = lock["stages"]
         self.files = sorted(lock["files"])
+        self.labels = locks.labels_of(results, lock)
         self.rows = rows
         self.random = np.random.default_rng(seed)
         self.skipped: list[str] = []
@@ -51,9 +53,8 @@ class Run:
     def chunks(self) -> list[str]:
         """Names of the chunks whose labels come of embeddings; own labels come of nothing here."""
         known = set(self.files)
-        return [Path(name).stem for name in self.files
-                if name.startswith("labels/") and name.endswith(".h5")
-                and f"{self.recorded.embeddings}/{Path(name).name}" in known]  # fmt: skip
+        return [Path(name).stem for name in self.labels
+                if f"{self.recorded.embeddings}/{Path(name).name}" in known]  # fmt: skip
 
     def chosen(self, n: int, chunks: int) -> np.ndarray:
         """Rows of a chunk of `n`: about `rows` over all chunks, at least one, rising."""

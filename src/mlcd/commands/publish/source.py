@@ -88,7 +88,7 @@ class Source:
                 f"{results / found[0].path}: {found[0].what}{more}; run the workflow again, which "
                 "seals what it made, or see `mlcd audit verify`"
             )
-        paths = sorted(path for path in self.lock["files"] if re.fullmatch(r"labels/.+\.h5", path))
+        paths = locks.labels_of(results, self.lock)
         if not paths:
             raise UserError(f"{results}: has no labels to publish; run the stage label first")
         files = [Labels(results / path) for path in paths]

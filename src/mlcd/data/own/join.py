@@ -39,7 +39,7 @@ def by_order(own: OwnRows, store: ImageStore, rows: np.ndarray, span: str | None
     `span` is START:STOP, the own rows of this chunk; None for all. Raises :class:`UserError` if
     they are not as many as the chunk has rows.
     """
-    start, stop = _span(span) if span else (0, own.rows)
+    start, stop = span_of(span, "--own-rows") if span else (0, own.rows)
     if stop > own.rows:
         raise UserError(f"--own-rows: {span}: there are {own.rows} rows; give a part of them")
     total = store.manifest["rows"]
@@ -52,10 +52,11 @@ def by_order(own: OwnRows, store: ImageStore, rows: np.ndarray, span: str | None
     return start + rows
 
 
-def _span(text: str) -> tuple[int, int]:
+def span_of(text: str, option: str) -> tuple[int, int]:
+    """Return START and STOP of the rows that an option names. Raises :class:`UserError`."""
     found = re.fullmatch(r"(\d{1,15}):(\d{1,15})", text)
     if found is None or int(found[1]) > int(found[2]):
-        raise UserError(f"--own-rows: expected START:STOP, got {text[:80]!r}")
+        raise UserError(f"{option}: expected START:STOP, got {text[:80]!r}")
     return int(found[1]), int(found[2])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +15,7 @@ from mlcd.data.centroids import Centroids
 from mlcd.data.curation import FACTS
 from mlcd.data.embeddings import Embeddings
 from mlcd.data.image_store import ImageStore
-from mlcd.data.own.join import by_key
+from mlcd.data.own.join import by_key, span_of
 from mlcd.data.url_lists import count_rows
 from mlcd.launch import lease
 from mlcd.neighbors import memory
@@ -68,10 +67,7 @@ def _parts(arguments: argparse.Namespace, section: Curate) -> list[columns.Part]
         return [columns.Part(path, 0, count_rows(path)) for path in paths]
     if not arguments.metadata:
         raise UserError("--metadata: curate.where needs the chunk's list; give it, or --columns")
-    found = re.fullmatch(r"(\d{1,15}):(\d{1,15})", arguments.list_rows or "")
-    if found is None:
-        raise UserError("--list-rows: expected START:STOP, the rows of the list that are the chunk")
-    return [columns.Part(arguments.metadata, int(found[1]), int(found[2]))]
+    return [columns.Part(arguments.metadata, *span_of(arguments.list_rows or "", "--list-rows"))]
 
 
 def _write(

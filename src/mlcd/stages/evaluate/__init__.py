@@ -128,9 +128,7 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
     from mlcd.data.labeled import prompts
     from mlcd.data.labeled.samples import find
     from mlcd.stages.evaluate.caption_retrieval import texts_part
-    from mlcd.stages.evaluate.dense import dense_part
-    from mlcd.stages.evaluate.finetune import finetune_part
-    from mlcd.stages.evaluate.parts import all_parts, features_part, load_tower
+    from mlcd.stages.evaluate.parts import OF_ONE_SET, all_parts, load_tower
     from mlcd.stages.evaluate.resources import Resources
     from mlcd.stages.evaluate.retrieval import image_text_part
     from mlcd.stages.evaluate.scores import metrics_part
@@ -158,8 +156,8 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
         batch_size=arguments.batch_size,
         threads=threads,
     )
-    if arguments.part == "features":
-        features_part(
+    if arguments.part in OF_ONE_SET:
+        OF_ONE_SET[arguments.part](
             section,
             resources,
             model=_needed(arguments, "model"),
@@ -173,17 +171,6 @@ def run(arguments: argparse.Namespace, section: Evaluate) -> None:
         tower = load_tower(_needed(arguments, "text"), arguments.encoder, resources.device)
         assert tower is not None
         texts_part(dataset, tower, arguments.output)
-    elif arguments.part in ("finetune", "dense"):
-        part = finetune_part if arguments.part == "finetune" else dense_part
-        part(
-            section,
-            resources,
-            model=_needed(arguments, "model"),
-            dataset=_needed(arguments, "dataset"),
-            encoder=arguments.encoder,
-            embed_config=arguments.embed_config,
-            output=arguments.output,
-        )
     elif arguments.part == "metrics":
         tower = load_tower(arguments.text, arguments.encoder, resources.device)
         features, more = arguments.features or (), arguments.more or ()

@@ -10,7 +10,6 @@ import torch
 
 from mlcd.config import Evaluate
 from mlcd.stages.evaluate import probe
-from mlcd.stages.evaluate.cached import Features
 from mlcd.utils.errors import UserError
 from mlcd.utils.logging import LOGGER
 
@@ -46,8 +45,16 @@ def sides(data: Images) -> tuple[np.ndarray, np.ndarray]:
     return train, test
 
 
+class Rows(Protocol):
+    """n rows of a data set, images or objects in them: `split` words [n]; `group_name`, n bytes."""
+
+    dataset: str
+    split: np.ndarray
+    group_name: list[bytes]
+
+
 def held_out(
-    section: Evaluate, data: Features, train: np.ndarray, label: np.ndarray | None = None
+    section: Evaluate, data: Rows, train: np.ndarray, label: np.ndarray | None = None
 ) -> np.ndarray:
     """Return which of the `train` rows (bool [n], validation among them) choose C: bool [train].
 
@@ -64,7 +71,7 @@ def held_out(
     if not held.any() or held.all():
         raise UserError(
             f"evaluate.validation_share: {section.validation_share:g} of the train images of "
-            f"{data.dataset} leaves none on one side; change it, or set group_field to null"
+            f"{data.dataset} leaves none on one side; change it, or the set's group_field"
         )
     return held
 

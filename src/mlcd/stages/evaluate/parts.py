@@ -51,6 +51,10 @@ def features_part(
     )
 
 
+#: Parts of one model on one data set, called alike.
+OF_ONE_SET = {"features": features_part, FINETUNE: finetune_part, DENSE: dense_part}
+
+
 def all_parts(
     section: Evaluate,
     resources: Resources,
@@ -113,11 +117,10 @@ def _own_parts(
     folder: Path,
 ) -> list[str]:
     """Run the tasks that have parts of their own on every data set that asks; return the files."""
-    run = {FINETUNE: finetune_part, DENSE: dense_part}
     found = []
     for part, dataset in section.parts_of(model):
         found.append(str(folder / part / f"{model}-{dataset}.json"))
-        run[part](
+        OF_ONE_SET[part](
             section, resources, model=model, dataset=dataset, encoder=encoder,
             embed_config=embed_config, output=found[-1],
         )  # fmt: skip

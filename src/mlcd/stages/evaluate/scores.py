@@ -46,23 +46,26 @@ def metrics_part(
     `tower`: the text tower of the model trained, for zero-shot classification; `texts`: files of
     captions that it embedded, for image–text retrieval; `more`: results of tasks that have a part
     of their own, for the same model; `model`: its name, where no task is of it and no file tells.
-    Raises :class:`UserError` if the files are of several models or encoders, or of a data set that
-    the config does not have.
+    Raises :class:`UserError` if the files are of several models, encoders or seeds, or of a data
+    set that the config does not have.
     """
     found: dict[str, Any] = {}
-    models, weights = set(), set()
-    seed = section.seed
+    models, weights, seeds = set(), set(), set()
     captions_of = {caption_retrieval.dataset_of(path): path for path in texts}
     for path in paths:
         data = read(path, device, trunk=section.probe_features == "trunk")
         models.add(data.model)
-        seed = data.seed
+        seeds.add(data.seed)
         if len(models) > 1:
             raise UserError(f"{path}: features of {data.model}; expected one model's files only")
         weights.add(data.encoder_sha256)
         if len(weights) > 1:
             raise UserError(
                 f"{path}: features of another encoder than {paths[0]}; run --part features of both"
+            )
+        if len(seeds) > 1:
+            raise UserError(
+                f"{path}: features of another seed than {paths[0]}; run --part features of both"
             )
         if data.dataset in found:
             raise UserError(f"{path}: features of {data.dataset} a second time; give each once")
@@ -76,9 +79,9 @@ def metrics_part(
             ", ".join(f"{key} {value:.4f}" for key, value in found[data.dataset]["scores"].items()),
         )  # fmt: skip
     for path in more:
-        _add(section, path, found, models, weights)
+        _add(section, path, found, models, weights, seeds)
     if not models:
-        models, weights = {model or ""}, {None}
+        models, weights, seeds = {model or ""}, {None}, {section.seed}
     elif model not in (None, *models):
         raise UserError(f"--model: {model}, but the files are of {min(models)}; give that")
     made_from = {"features": [hdf5.fingerprint(path) for path in paths]}
@@ -87,7 +90,9 @@ def metrics_part(
     if tower is not None and tower.sha256:
         made_from["text"] = [tower.sha256]
         made_from["texts"] = [hdf5.fingerprint(path) for path in texts]
-    about: dict[str, Any] = {"model": models.pop(), "seed": seed, "made_from": made_from}
+    about: dict[str, Any] = {
+        "model": models.pop(), "seed": seeds.pop(), "made_from": made_from,
+    }  # fmt: skip
     if sha256 := weights.pop():
         about["encoder_sha256"] = sha256
     write_record(output, {**about, "datasets": found})
@@ -99,18 +104,20 @@ def _add(
     found: dict[str, Any],
     models: set[str],
     weights: set[str | None],
+    seeds: set[int],
 ) -> None:
     """Add the result of another part to what was `found` of its data set.
 
-    Raises :class:`UserError` if it is of another model or encoder, or of a data set that the
-    config does not have.
+    Raises :class:`UserError` if it is of another model, encoder or seed, or of a data set that
+    the config does not have.
     """
     record = read_record(path, "evaluate")
     models.add(record["model"])
     weights.add(record.get("encoder_sha256"))
-    if len(models) > 1 or len(weights) > 1:
+    seeds.add(record["seed"])
+    if max(len(models), len(weights), len(seeds)) > 1:
         raise UserError(
-            f"{path}: of another model or encoder than the other files; run --part "
+            f"{path}: of another model, encoder or seed than the other files; run --part "
             f"{record['part']} again"
         )
     name = find(section, record["dataset"]).name

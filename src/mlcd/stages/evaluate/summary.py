@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcd.config import comparison, load
-from mlcd.config.labeled import lower_is_better
+from mlcd.config.labeled import lower_is_better, only_describes
 from mlcd.config.registry import published_sets, registry, zero_shot_sets
 from mlcd.stages.evaluate.chosen import DIGITS
 from mlcd.stages.evaluate.grounds import regions_by_group, sentences
@@ -98,6 +98,7 @@ def summary_part(
     lines = []
     for row in rows:
         better = "lower" if lower_is_better(row.metric) else "higher"
+        better = "" if only_describes(row.metric) else better
         numbers = [_cell(row.published), _cell(row.difference)]
         lines.append([row.model, row.dataset, row.metric, _cell(row.value), row.seed, better,
                       *numbers, weights.get(row.model, "")])  # fmt: skip
@@ -186,7 +187,7 @@ def markdown(models: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
         "R@k: one of the k nearest test images is of the same class. Image to text, text to image: "
         "one of the k nearest captions is the image's, one of the k nearest images the caption's. "
         "chance: one answer for all images, the largest class of train; the share of images with a "
-        "tag; a class, or k images or captions, drawn. Bold: best of the row.",
+        "tag; a class, or k images or captions, drawn. Bold: best of the row, where one is.",
         "",
         MARKDOWN_MARK,
         "",
@@ -204,10 +205,11 @@ def _scores(rows: Sequence[Row]) -> list[str]:
     lines = [head]
     for metric in dict.fromkeys(row.metric for row in rows):
         choose = min if lower_is_better(metric) else max
-        best = choose(row.value for row in rows if row.metric == metric)
+        measured = [row.value for row in rows if row.metric == metric]
+        best = None if only_describes(metric) else choose(measured)
         cells = [_cell(values.get((model, metric))) for model in models]
         line = [glossary.metric(metric)] + [
-            f"**{cell}**" if values.get((model, metric)) == best else cell
+            f"**{cell}**" if cell and values.get((model, metric)) == best else cell
             for model, cell in zip(models, cells, strict=True)
         ]
         if theirs:

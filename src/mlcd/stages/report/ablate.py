@@ -31,6 +31,8 @@ _ORDERS = [
 _COLORS = {"mlcd": charts.BLUE, "mlc": charts.GREEN, "single": charts.ORANGE}
 _VERDICTS = {"above": "first is better", "below": "second is better", "open": "open"}
 _LOWER = {"above": "second is better", "below": "first is better", "open": "open"}
+#: Of scores that judge nothing.
+_DESCRIBED = {"above": "first is higher", "below": "first is lower", "open": "open"}
 
 
 def draw(section: Report, ablation: str, orders: str) -> Drawing:
@@ -121,7 +123,8 @@ def _cells(frame: pd.DataFrame) -> Markup:
                 row.append("–")
                 continue
             row.append(_pm(of.loc[metric, "mean"], of.loc[metric, "half_width"]))
-            if of.loc[metric, "loss"] and of.loc[metric, "mean"] == top[metric]:
+            is_top = of.loc[metric, "loss"] and of.loc[metric, "mean"] == top[metric]
+            if is_top and not only_describes(metric):
                 best.append((len(rows), len(row) - 1))
         rows.append(row)
     columns = ["", "seeds", *map(metric_words, metrics)]
@@ -148,6 +151,7 @@ def _pairs(frame: pd.DataFrame, words: Mapping[str, str]) -> Markup:
             if metric in of.index:
                 one = of.loc[metric]
                 words_of = _LOWER if lower_is_better(metric) else _VERDICTS
+                words_of = _DESCRIBED if only_describes(metric) else words_of
                 verdict = words_of.get(one["verdict"], one["verdict"])
                 row.append(f"{_pm(one['difference'], one['half_width'], '+')}: {verdict}")
             else:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mlcd.config import Report
+from mlcd.config.labeled import only_describes
 from mlcd.stages.report import verdict
 from mlcd.stages.report.page import Drawing, sections, table
 from mlcd.stages.report.verdict import PUBLISHED, number, signed
@@ -58,11 +59,17 @@ def ordered(models: Iterable[str]) -> list[str]:
 
 
 def _directions(means: pd.DataFrame) -> str:
-    """Return a sentence that says which metrics are better when lower."""
-    lower = list(dict.fromkeys(means[means["lower"]].index.get_level_values("metric")))
-    if not lower:
-        return "Higher is better everywhere. "
-    return f"Higher is better, but for {', '.join(map(metric_words, lower))}. "
+    """Return a sentence that says which metrics are better when lower, and which judge nothing."""
+    metrics = dict.fromkeys(metric for _, metric in verdict.metrics_of(means))
+    described = [metric for metric in metrics if only_describes(metric)]
+    names = dict.fromkeys(means[means["lower"]].index.get_level_values("metric"))
+    lower = [metric for metric in names if metric not in described]
+    said = "Higher is better"
+    if lower:
+        said += f", but for {', '.join(map(metric_words, lower))}"
+    if described:
+        said += f"; {', '.join(map(metric_words, described))} only describes"
+    return said + (". " if lower or described else " everywhere. ")
 
 
 def _best(values: pd.DataFrame) -> float:
@@ -73,9 +80,9 @@ def _best(values: pd.DataFrame) -> float:
 def score_table(means: pd.DataFrame, models: Sequence[str]) -> Markup:
     """Return one data set's table: a row per metric, a column per model, the best of each in bold.
 
-    `means`: as of :func:`verdict.means_of`, without the level of data sets. Columns of what the
-    trained encoder has more than the frozen one, of the paper's figures, and of ours less theirs
-    follow, where there are such.
+    Of what only describes, none is. `means`: as of :func:`verdict.means_of`, without the level of
+    data sets. Columns of what the trained encoder has more than the frozen one, of the paper's
+    figures, and of ours less theirs follow, where there are such.
     """
     metrics = list(dict.fromkeys(means.index.get_level_values("metric")))
     known = means[PUBLISHED].notna().any()
@@ -94,7 +101,7 @@ def score_table(means: pd.DataFrame, models: Sequence[str]) -> Markup:
                 continue
             cell = here.loc[model]
             spread = f" ± {number(cell['std'], scale)}" if cell["count"] > 1 else ""
-            if cell["mean"] == _best(here):
+            if not only_describes(metric) and cell["mean"] == _best(here):
                 best.append((len(rows), len(row)))
             row.append(number(cell["mean"], scale) + spread)
         if both:

@@ -15,8 +15,9 @@ from mlcd.commands.audit import lock
 from mlcd.commands.audit.bundle import PARTS, checklist, croissant
 from mlcd.commands.audit.bundle.run import Lacking, Run
 from mlcd.data.image_store import ImageStore
+from mlcd.data.labels import Labels
 from mlcd.utils.files import sha256_file
-from mlcd.utils.records import read_record
+from mlcd.utils.records import read_record, write_record
 
 STAGES = {
     "train": {"section": {"lr": 0.1, "seed": 3, "loss": "mlcd"}, "code": "b" * 16},
@@ -85,6 +86,23 @@ def test_loaders_of_croissant_find_the_rows_and_the_files(results, folder):
         assert sha256_file(folder / url) == digest
     kinds = {Path(url).suffix for url in files}
     assert kinds == {".tar", ".parquet", ".h5"} and len(files) == 6 + 3 + 3
+
+
+def test_images_of_a_chunk_that_the_run_no_longer_has_are_not_described(results, tmp_path):
+    pytest.importorskip("mlcroissant")
+    copy = shutil.copytree(results, tmp_path / "results")
+    kept = [Labels(copy / "labels" / f"{name}.h5").fingerprint for name in CHUNKS[:2]]
+    write_record(copy / "labels" / "summary.json", {"made_from": {"labels": kept}})
+    run = run_of(copy)
+    assert lock.labels_of(copy, run.lock) == [f"labels/{name}.h5" for name in CHUNKS[:2]]
+    (path,) = croissant.write(run, copy / "audit" / "bundle")
+    value = json.loads(path.read_text())
+    assert {one["name"] for one in value["recordSet"]} == set(CHUNKS[:2])
+    places = [one["contentUrl"] for one in value["distribution"]]
+    assert len(places) == 4 + 2 + 2 and not any(CHUNKS[2] in place for place in places)
+    # A summary of other labels tells nothing of these.
+    write_record(copy / "labels" / "summary.json", {"made_from": {"labels": [*kept, "0" * 64]}})
+    assert len(lock.labels_of(copy, run.lock)) == 3
 
 
 def test_equal_runs_give_equal_bytes_and_no_place_of_this_machine(results, folder, tmp_path):

@@ -5,7 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from helpers.explored_runs import write_run
 from mlcd.commands.audit import nearness, numbers
+from mlcd.commands.audit.nodes import collect
+from mlcd.data.labels import Labels
+from mlcd.utils.records import write_record
+
+
+def test_numbers_are_sampled_from_chunks_that_the_run_counts(tmp_path):
+    """A list that was taken out of the config leaves files behind, which no center is of."""
+    results = write_run(tmp_path / "results", (4, 5, 6), 3, 2)
+    files = {path: node.record() for path, node in collect(results)[0].items()}
+    lock = {"stages": {}, "inputs": [], "files": files}
+    assert len(numbers.Run(results, lock, 10, 0).chunks()) == 3
+    names = ["photos-00000", "photos-00002"]
+    kept = [Labels(results / "labels" / f"{name}.h5").fingerprint for name in names]
+    write_record(results / "labels" / "summary.json", {"made_from": {"labels": kept}})
+    assert numbers.Run(results, lock, 10, 0).chunks() == names
 
 
 @pytest.mark.parametrize("block", [3, 7, 100])

@@ -134,6 +134,9 @@ def test_columns_of_the_list_and_of_tables(tmp_path: Path, name: str, capsys) ->
              made.centroids, "--output", tmp_path / "f.h5", *made.options]  # fmt: skip
     assert run("facts", *words) == 2
     refuses(capsys, "--metadata: curate.where needs the chunk's list")
+    for span in ("30", "20:10"):
+        assert run("facts", *words, "--metadata", path, "--list-rows", span) == 2
+        refuses(capsys, f"--list-rows: expected START:STOP, got '{span}'")
 
 
 def test_a_table_may_be_of_some_chunks_but_not_of_none(tmp_path: Path, capsys) -> None:

@@ -12,7 +12,7 @@ from mlcd.cli import main
 from mlcd.config import comparison, registry
 from mlcd.stages.evaluate.measures import zero_shot_name
 from mlcd.stages.evaluate.summary import markdown, table
-from mlcd.utils.records import write_record
+from mlcd.utils.records import read_csv, write_record
 
 
 def test_the_means_are_over_all_sets_or_not_there():
@@ -50,6 +50,27 @@ def test_the_mean_of_zero_shot_is_over_25_sets():
     assert "mean_of_26" not in rows
     del one["datasets"]["voc2007"]
     assert "mean_of_25" not in {row.dataset for row in table([one], figures)}
+
+
+def test_the_spread_of_tokens_has_neither_a_better_side_nor_a_best_model(tmp_path):
+    paths = []
+    for name, value in (("random", 0.1), ("trained", 0.4)):
+        scores = {"token_cosine": value, "image_to_text_median_rank": value, "finetune": value}
+        images = {"train": 5, "validation": 0, "test": 5, "failed": {}}
+        few = {"images": images, "scores": scores, "chance": {}}
+        about = {"model": name, "seed": 0, "datasets": {"few": few}}
+        paths.append(tmp_path / f"{name}.json")
+        write_record(paths[-1], about)
+    words = ["evaluate", "--part", "summary", "--output", str(tmp_path / "summary.csv")]
+    assert main([*words, "--metrics", *map(str, paths)]) == 0
+    found = {row["metric"]: row["better"] for row in read_csv(tmp_path / "summary.csv", "evaluate")}
+    assert found == {
+        "token_cosine": "", "image_to_text_median_rank": "lower", "finetune": "higher",
+    }  # fmt: skip
+    rows = {row[0]: row[1:] for row in rows_of((tmp_path / "summary.md").read_text())}
+    assert rows["mean cosine of tokens"] == ["0.1000", "0.4000"]
+    assert rows["image to text, median rank"] == ["**0.1000**", "0.4000"]
+    assert rows["fine-tuned accuracy"] == ["0.1000", "**0.4000**"]
 
 
 def rows_of(text: str) -> list[list[str]]:

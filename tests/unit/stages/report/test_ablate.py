@@ -36,7 +36,7 @@ def test_lower_scores_can_be_better_and_spread_is_no_evidence(tmp_path):
     first, second = "mlcd-l8-r0.1-k64", "single-l1-r0.1-k64"
     cells = {first: ("mlcd", 8), second: ("single", 1)}
     metrics = ("image_to_text_median_rank", "token_cosine")
-    rows = [f"{name},{loss},{l},0.1,64,few,{metric},2,0.5,0.1,,,"
+    rows = [f"{name},{loss},{l},0.1,64,few,{metric},2,{l / 10},0.1,,,"
             for metric in metrics for name, (loss, l) in cells.items()]  # fmt: skip
     head = "name,loss,l,r,K,dataset,metric,seeds,mean,half_width,reference,difference,"
     csv_table(tmp_path / "table.csv", "\n".join([f"{head}difference_half_width", *rows]))
@@ -48,3 +48,7 @@ def test_lower_scores_can_be_better_and_spread_is_no_evidence(tmp_path):
     [row] = cells_of(drawing.body)[-1:]
     assert row[0] == "mlcd, l = 8, r = 0.1 − single, l = 1, r = 0.1"
     assert row[3] == "−2.000 ± 0.500: first is better"
+    assert row[4] == "−2.000 ± 0.500: first is lower"
+    # The lower rank is the best; of the spread no value is.
+    assert drawing.body.count('class="number best"') == 1
+    assert 'class="number best">0.100 ± 0.100' in drawing.body

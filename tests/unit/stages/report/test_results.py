@@ -77,6 +77,10 @@ def test_the_spread_of_tokens_is_shown_and_not_judged(tmp_path):
     assert ["mean cosine of tokens", "0.900", "0.200", "0.300"] in [
         r[:4] for r in cells(drawing.body)
     ]
+    # k-NN has a best model; the spread has none.
+    assert drawing.body.count('class="number best"') == 1
+    assert 'class="number best">0.600' in drawing.body
+    assert "Higher is better; mean cosine of tokens only describes. " in drawing.lead
 
 
 def test_results_know_what_is_better_and_what_was_published(tmp_path):

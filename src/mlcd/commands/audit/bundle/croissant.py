@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+from mlcd.commands.audit import lock as locks
 from mlcd.commands.audit.bundle.run import Lacking, Run, write_json
 from mlcd.utils.errors import UserError
 
@@ -48,7 +49,7 @@ def write(run: Run, folder: Path) -> list[Path]:
         raise Lacking("mlcroissant")
     import mlcroissant as mlc
 
-    tables = run.files("images/*/rows.parquet")
+    tables = _of_run(run, "images/*/rows.parquet")
     if not tables:
         return []
     # It warns of a license, a citation and a date that a run does not know.
@@ -62,10 +63,17 @@ def write(run: Run, folder: Path) -> list[Path]:
     return [path]
 
 
+def _of_run(run: Run, *patterns: str) -> list[str]:
+    """Return the files of images, but not those of chunks that the config no longer has."""
+    chunks = {PurePosixPath(path).stem for path in locks.labels_of(run.results, run.lock)}
+    paths = run.files(*patterns)
+    return [path for path in paths if not chunks or PurePosixPath(path).parts[1] in chunks]
+
+
 def _metadata(mlc: Any, run: Run, tables: list[str]) -> Any:
     names = ", ".join(entry["name"] for entry in run.files_from_outside())
-    tars = run.files("images/*/*.tar", "images/*/*.index")
-    files = [*tables, *(tars if len(tars) <= _TARS else run.files("images/*/manifest.json"))]
+    tars = _of_run(run, "images/*/*.tar", "images/*/*.index")
+    files = [*tables, *(tars if len(tars) <= _TARS else _of_run(run, "images/*/manifest.json"))]
     which = "embedded and kept (curate/rows)" if "curate" in run.lock["stages"] else "embedded"
     told = (
         f"The images that the encoder of run {run.lock['root']} was trained on, in {len(tables):,} "
@@ -81,7 +89,10 @@ def _metadata(mlc: Any, run: Run, tables: list[str]) -> Any:
     return mlc.Metadata(
         name=f"images-{run.lock['root'][:12]}",
         description=told,
-        distribution=[*_files(mlc, run, files), *_files(mlc, run, run.files("labels/*.h5"))],
+        distribution=[
+            *_files(mlc, run, files),
+            *_files(mlc, run, locks.labels_of(run.results, run.lock)),
+        ],
         record_sets=[_records(mlc, run, table) for table in tables[:_CHUNKS]],
     )
 

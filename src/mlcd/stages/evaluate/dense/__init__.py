@@ -10,12 +10,9 @@ Tokens are computed once and lie on disk while the tasks look at them (`store.py
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,16 +21,14 @@ from mlcd.config import Evaluate
 from mlcd.config.dense import DENSE, DENSE_TASKS, POINTING, REGIONS, SEGMENTATION, SPREAD
 from mlcd.data.labeled import layout
 from mlcd.data.labeled.samples import find
-from mlcd.stages.evaluate import feature_models
+from mlcd.stages.evaluate import feature_models, own_part
 from mlcd.stages.evaluate.chosen import DIGITS
 from mlcd.stages.evaluate.dense import pointing, regions, segmentation, store
 from mlcd.stages.evaluate.dense.encode import DenseModel
 from mlcd.stages.evaluate.resources import Resources
 from mlcd.utils.errors import UserError
-from mlcd.utils.files import sha256_json, state_dir
-from mlcd.utils.fingerprint import code_hash
 from mlcd.utils.logging import LOGGER
-from mlcd.utils.records import read_record, write_record
+from mlcd.utils.records import write_record
 
 
 def dense_part(
@@ -63,23 +58,7 @@ def dense_part(
     layout.check(chosen)
     loaded = feature_models.load(model, section, encoder, embed_config, resources.device)
     data = layout.identity(chosen)
-    settings = json.loads(section.for_dense(dataset, model))
-    for item in settings["datasets"]:
-        del item["path"]
-    identity = sha256_json([code_hash("evaluate"), settings, loaded.identity, data])
-    if _is_there(output, identity):
-        LOGGER.info("%s: up to date", output)
-        return
-    state = state_dir(output, identity)
-    store.write(
-        section,
-        chosen,
-        DenseModel(loaded, resources.device),
-        state,
-        regions=bool({REGIONS, POINTING} & set(tasks)),
-        batch_size=resources.batch(loaded),
-        workers=resources.workers,
-    )
+    identity = own_part.identity_of(section.for_dense(dataset, model), loaded.identity, data)
     record: dict[str, Any] = {
         "part": DENSE,
         "model": model,
@@ -90,12 +69,23 @@ def dense_part(
     }
     if loaded.encoder_sha256 is not None:
         record["encoder_sha256"] = loaded.encoder_sha256
-    # Fits sum in another order on another number of threads.
-    with _one_thread():
-        kept = store.Store(section, chosen, state)
-        record |= {"images": kept.counts(), **_scores(section, kept, tasks, model, resources)}
-    write_record(output, record)
-    shutil.rmtree(state)
+    with own_part.making(output, identity) as state:
+        if state is None:
+            return
+        store.write(
+            section,
+            chosen,
+            DenseModel(loaded, resources.device),
+            state,
+            regions=bool({REGIONS, POINTING} & set(tasks)),
+            batch_size=resources.batch(loaded),
+            workers=resources.workers,
+        )
+        # Fits sum in another order on another number of threads.
+        with _one_thread():
+            kept = store.Store(section, chosen, state)
+            record |= {"images": kept.counts(), **_scores(section, kept, tasks, model, resources)}
+        write_record(output, record)
 
 
 def _scores(
@@ -121,15 +111,6 @@ def _scores(
     told = ", ".join(f"{name} {value:.4f}" for name, value in result["scores"].items())
     LOGGER.info("%s on %s: %s", model, kept.dataset, told)
     return result
-
-
-def _is_there(output: str | os.PathLike[str], identity: str) -> bool:
-    """True if `output` is the result of `identity`; a damaged one is made again."""
-    try:
-        there = Path(output).exists() and read_record(output, "evaluate")
-    except UserError:
-        return False
-    return bool(there and there.get("identity") == identity)
 
 
 @contextmanager

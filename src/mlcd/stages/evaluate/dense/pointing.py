@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mlcd.stages.evaluate.dense.regions import Regions, pooled
+from mlcd.stages.evaluate.dense.regions import Regions
 from mlcd.stages.evaluate.dense.store import Store
 
 _BATCH = 64
@@ -27,7 +27,7 @@ def judge(store: Store, regions: Regions) -> dict[str, Any]:
     own crop, is right in that object alone. A mask says what an object is where the image has one,
     else its box. Objects of classes without a train object are left out.
     """
-    means = prototypes(torch.from_numpy(pooled(store)), regions)
+    means = prototypes(torch.from_numpy(regions.roi), regions)
     height, width, channels = store.shape
     asked = [one for one in regions.test.tolist() if regions.label[one] < regions.seen]
     crops = normalize(torch.from_numpy(store.crop).float(), dim=1)

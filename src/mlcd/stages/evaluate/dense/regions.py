@@ -7,6 +7,7 @@ image  the features of the whole image: what the box adds is what is above it
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.nn.functional import grid_sample
 
 from mlcd.config import Evaluate
 from mlcd.stages.evaluate import knn, measures, probe
-from mlcd.stages.evaluate.chosen import DIGITS, fitted_probe
+from mlcd.stages.evaluate.chosen import DIGITS, fitted_probe, held_out
 from mlcd.stages.evaluate.dense.store import Store
 from mlcd.utils.errors import UserError
 
@@ -41,6 +42,10 @@ class Regions:
         shown = store.visible >= section.region_min_visible
         sides = [shown & np.isin(store.row, store.on(side)) for side in ("train", "test")]
         self.train, self.test = (np.flatnonzero(side) for side in sides)
+        self.is_train = sides[0]
+        # Objects of an image stay on one side of the choice of C, as do those of a group.
+        self.split: np.ndarray = store.split[store.row]
+        self.group_name = [store.key[row] for row in store.row.tolist()]
         self.left_out = int((~shown).sum())
         names = sorted(set(store.name[self.train].tolist()))
         if len(names) < 2 or not len(self.test):
@@ -53,6 +58,12 @@ class Regions:
         self.label: np.ndarray = np.array([number.get(name, self.seen) for name in
                                            store.name.tolist()], np.int64)  # fmt: skip
         self.groups = _groups(store)
+        self._store = store
+
+    @cached_property
+    def roi(self) -> np.ndarray:
+        """Return :func:`pooled` of the store, which several tasks look at."""
+        return pooled(self._store)
 
     @property
     def truth(self) -> Tensor:
@@ -64,20 +75,13 @@ def judge(
     section: Evaluate, store: Store, regions: Regions, device: torch.device
 ) -> dict[str, Any]:
     """Return accuracies on the test objects, those of chance, and both by size and overlap."""
-    views = {"crop": store.crop, "roi": pooled(store), "image": store.pooled[store.row]}
+    views = {"crop": store.crop, "roi": regions.roi, "image": store.pooled[store.row]}
     targets = torch.from_numpy(regions.label[regions.train])
     constant = torch.bincount(targets).float().expand(len(regions.test), regions.seen)
     chance = measures.accuracy(constant, regions.truth)
     scores: dict[str, float] = {}
     parts: dict[str, dict[str, float]] = {}
-    names = [store.key[row] for row in store.row[regions.train].tolist()]
-    held = probe.validation_rows(names, section.validation_share, section.seed,
-                                 targets.numpy())  # fmt: skip
-    if not held.any() or held.all():
-        raise UserError(
-            f"evaluate.validation_share: {section.validation_share:g} of the train images of "
-            f"{store.dataset} leaves no objects on one side; change it"
-        )
+    held = held_out(section, regions, regions.is_train, targets.numpy())
     for view, rows in views.items():
         whole = torch.from_numpy(rows).to(device)
         train, test = whole[regions.train], whole[regions.test]

@@ -146,7 +146,9 @@ class Store:
         self._check(section, dataset, found)
         self.dataset = dataset.name
         self.key: list[bytes] = found["key"].tolist()
-        known = np.ones(len(self.key), bool)
+        # As VOC's test.txt has images without masks and annotations, which can judge nothing.
+        known = found["mask_size"] > 0
+        known[found["object_row"]] = True
         self.split = judged(np.array(SPLITS)[found["split"]], known)
         self.size, self.pooled, self.target = found["size"], found["pooled"], found["target"]
         self.row, self.name = found["object_row"], found["object_class"]

@@ -5,9 +5,7 @@ Read `task.py` first: what a step is, and how the score comes about.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,13 @@ from mlcd.config.finetune import Finetune
 from mlcd.config.labeled import Dataset
 from mlcd.data.labeled import layout
 from mlcd.data.labeled.samples import find
-from mlcd.launch import lease
 from mlcd.launch.inline import alone
 from mlcd.models import trainable, tunable
-from mlcd.stages.evaluate import classes, measures
+from mlcd.stages.evaluate import classes, measures, own_part
 from mlcd.stages.evaluate.finetune import images, task
 from mlcd.stages.evaluate.resources import Resources
 from mlcd.training import trainer
 from mlcd.utils.errors import UserError
-from mlcd.utils.files import sha256_json, state_dir
-from mlcd.utils.fingerprint import code_hash
 from mlcd.utils.logging import LOGGER
 from mlcd.utils.records import read_record
 
@@ -66,15 +61,11 @@ def finetune_part(
     # Batch norm and sums see what is computed at once, and on how many threads.
     width = [at_once, threads, where.type] if where.type == "cpu" else [at_once, where.type]
     data = layout.identity(chosen)
-    identity = sha256_json(
-        [code_hash("evaluate"), _settings(section, chosen, model), about, source, data, width]
+    identity = own_part.identity_of(
+        section.for_finetune(dataset, model), about, source, data, width
     )
-    if _is_there(output, identity):
-        LOGGER.info("%s: up to date", output)
-        return
-    state = state_dir(output, identity)
-    with lease.writing(output, identity) as wanted:
-        if not wanted:
+    with own_part.making(output, identity) as state:
+        if state is None:
             return
         images.copy(section, chosen, state, max(1, workers))
         steps = _steps_per_epoch(recipe, state, chosen)
@@ -103,7 +94,6 @@ def finetune_part(
         )  # fmt: skip
         with alone(threads, where.index or 0):
             trainer.train_rank(arguments, task.FinetuneTask)
-        shutil.rmtree(state)
     LOGGER.info("wrote %s: %s", output, read_record(output, "evaluate")["scores"])
 
 
@@ -126,22 +116,6 @@ def _source(
         return {"seed": seed, "encoder_sha256": found["sha256"]}, {}, found["sha256"]
     keys = {key: found[key] for key in ("model", "embedding_dim", "image_size", "mean", "std")}
     return {"seed": section.seed}, {}, keys
-
-
-def _settings(section: Evaluate, dataset: Dataset, model: str) -> dict[str, Any]:
-    """Return what the result depends on, but for where the data set lies."""
-    found: dict[str, Any] = json.loads(section.for_finetune(dataset.name, model))
-    for item in found["datasets"]:
-        del item["path"]
-    return found
-
-
-def _is_there(output: str | os.PathLike[str], identity: str) -> bool:
-    """True if `output` is the result of `identity`; a damaged one is made again."""
-    try:
-        return bool(read_record(output, "evaluate").get("identity") == identity)
-    except UserError:
-        return False
 
 
 def _steps_per_epoch(recipe: Finetune, state: Path, dataset: Dataset) -> int:

@@ -47,10 +47,10 @@ class FinetuneArguments(RankArguments):
     """The arguments of the one rank.
 
     `model`: random, trained or frozen. `encoder`: folder of the stage train, for the first two;
-    `embed`: model, pretrained and image_size of the section embed, for the last. `pixels`: how a
-    test image is resized, as a dict of :class:`Preprocess`. `metric`: the data set's measure.
-    `micro_batch`: images at once. `about`: what the result says beside its scores. `result`: the
-    file to write.
+    `embed`: model, pretrained and image_size of the section embed, for the last. `metric`: the data
+    set's measure. `micro_batch`: images at once. `max_pixels`: of an image that is decoded.
+    `workers`: processes that read, 0 for none. `about`: what the result says beside its scores.
+    `result`: the file to write.
     """
 
     stage: ClassVar[str] = "evaluate"

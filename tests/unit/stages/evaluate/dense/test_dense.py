@@ -116,10 +116,12 @@ def test_they_stand_in_the_table_and_the_same_folder_has_classes_and_tags(place)
     assert ("pixels", "segmentation_miou") not in rows
     assert ("random", "region_probe_roi") in rows
     assert ("chance", "token_cosine") not in rows
-    assert rows["random", "token_cosine"]["better"] == "lower"
+    assert rows["random", "token_cosine"]["better"] == ""
     text = (out / "summary.md").read_text()
     assert "mIoU of linear segmentation" in text
     assert "| random, probe of roi |" in text
+    (spread,) = [line for line in text.splitlines() if line.startswith("| mean cosine of tokens ")]
+    assert "**" not in spread
     assert "| regions by size and overlap | small | medium | large | free | covered |" in text
     assert "| region probe on the image's tokens in the box |" in text
 

@@ -13,7 +13,7 @@ from helpers.evaluate_runs import config, evaluate, pack, rows
 from mlcd.models import frozen, layers, trainable, tunable
 from mlcd.stages.evaluate.finetune.mixing import mixed
 from mlcd.stages.evaluate.finetune.task import FinetuneTask
-from mlcd.utils.records import read_csv
+from mlcd.utils.records import read_csv, read_record, write_record
 
 KEYS = {
     "dataset": {"tasks": ["finetune"], "tags_field": None},
@@ -105,7 +105,19 @@ def test_its_column_stands_beside_the_others_and_pixels_have_none(place, capsys)
     mixed += ("--more", out / "finetune" / "random-few.json")
     command = ("--part", "metrics", *mixed, "--output", place / "mixed.json")
     assert evaluate(*command, "--config", config(place, **keys)) == 2
-    assert "random-few.json: of another model or encoder" in capsys.readouterr().err
+    assert "random-few.json: of another model, encoder or seed" in capsys.readouterr().err
+
+
+def test_the_seed_of_a_model_is_that_of_its_files_without_features_too(place, result, capsys):
+    """The trained encoder has the seed of its training, here 4, and not evaluate.seed."""
+    command = ("--part", "metrics", "--config", config(place, **KEYS))
+    assert evaluate(*command, "--more", place / "whole.json", "--output", place / "m.json") == 0
+    assert json.loads((place / "m.json").read_text())["seed"] == 4
+    other = read_record(place / "whole.json", "evaluate") | {"seed": 5}
+    write_record(place / "other.json", other)
+    more = ("--more", place / "whole.json", place / "other.json")
+    assert evaluate(*command, *more, "--output", place / "m.json") == 2
+    assert "other.json: of another model, encoder or seed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
