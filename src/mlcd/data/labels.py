@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ class Labels:
             self.agreement = float(file.attrs.get("agreement", 1.0))
             self.agreement_rows = int(file.attrs.get("agreement_rows", 0))
             self.fingerprint = str(file.attrs.get("fingerprint", ""))
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What `section` says. Raises :class:`UserError` if it is no JSON object."""
+        return hdf5.json_object(self.path, "section", self.section, "label")
 
     def __len__(self) -> int:
         return self.n

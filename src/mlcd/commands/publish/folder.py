@@ -11,7 +11,7 @@ import yaml
 
 from mlcd.commands.publish import card, croissant, shards
 from mlcd.commands.publish.licenses import License
-from mlcd.commands.publish.source import Source, model_of, without_places
+from mlcd.commands.publish.source import Source, without_places
 from mlcd.data import centroids, hdf5
 from mlcd.data.centroids import Centroids
 from mlcd.utils import disk, fencing
@@ -115,12 +115,10 @@ def put(state: Path, output: Path) -> None:
 def _centers(source: Path, target: Path) -> None:
     """Copy the centers to `target`, as they are unless they name a place on this machine.
 
-    Also unless they say of their encoder what nobody can read.
-
     Raises :class:`UserError` if they are damaged.
     """
     found = Centroids(source)
-    model = model_of(found)
+    model = found.described
     if without_places(model) != model or not model:
         # Its name elsewhere would be another, and refused there: it is left out.
         centroids.write(

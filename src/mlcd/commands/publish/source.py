@@ -7,7 +7,6 @@ images has the URLs and hashes. All of them are compared with their records whil
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections import Counter
 from functools import cached_property
@@ -69,8 +68,9 @@ class Source:
     """A sealed run, opened by its results.
 
     Attributes: `results`, `root` (its identity), `lock` (dict), `chunks`, `K`, `l`, `rows` (all
-    labeled images), `options`. Raises :class:`UserError` if the run is not sealed, has changed
-    since, or has no labels.
+    labeled images), `options`, `model` (what the centers say of the encoder whose embeddings they
+    are of; {} for nothing). Raises :class:`UserError` if the run is not sealed, has changed since,
+    or has no labels, or if its centers say of the encoder what nobody can read.
     """
 
     def __init__(self, results: Path, options: Options) -> None:
@@ -97,6 +97,7 @@ class Source:
         self.chunks = [self._chunk(file) for file in files]
         self.starts = np.cumsum([0, *(chunk.rows for chunk in self.chunks)])
         self.rows = int(self.starts[-1])
+        self.model = Centroids(self.centers).described if self.centers else {}
 
     def _chunk(self, file: Labels) -> Chunk:
         if (file.num_classes, file.l) != (self.K, self.l):
@@ -177,11 +178,6 @@ class Source:
         return path if "clusters/centroids.h5" in self.lock["files"] else None
 
     @cached_property
-    def model(self) -> dict[str, Any]:
-        """What is known of the encoder whose embeddings the centers are of; {} for nothing."""
-        return model_of(Centroids(self.centers)) if self.centers else {}
-
-    @cached_property
     def lists(self) -> list[str]:
         """Names of the lists that images came from."""
         nodes = self.lock["files"].values()
@@ -242,15 +238,6 @@ def images_of(results: Path, labels: Labels, columns: list[str]) -> pd.DataFrame
     if len(keys) != labels.n or (place < 0).any():
         raise UserError(f"{labels.path}: its rows are not those of {store.folder}; rerun label")
     return table.iloc[place]
-
-
-def model_of(centers: Centroids) -> dict[str, Any]:
-    """Return what centers say of their encoder; {} for nothing, or for what nobody can read."""
-    try:
-        found = json.loads(centers.model)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def without_places(value: Any) -> Any:

@@ -176,7 +176,7 @@ def _clusters(path: str, num_classes: int | None) -> dict[str, str]:
             "give the centroids of the same run"
         )
     images = int(centroids.sizes.sum())
-    model = json.loads(centroids.model or "{}")
+    model = centroids.described
     frozen = " ".join(f"`{model[key]}`" for key in ("name", "pretrained") if model.get(key))
     facts = {
         "Images": f"{images:,}" if images else "not known",
@@ -195,17 +195,14 @@ def _sections(
     found: dict[str, dict[str, Any]] = {}
     centers = Centroids(centroids) if centroids else None
     if centers is not None:
-        found = {
-            "embed": json.loads(centers.model or "{}"),
-            "cluster": json.loads(centers.section),
-        }
+        found = {"embed": centers.described, "cluster": centers.settings}
     if labels:
         file = Labels(labels)
         if num_classes not in (None, file.num_classes) or (
             centers is not None and file.centroids not in ("", centers.fingerprint)
         ):
             raise UserError(f"{labels}: labels by other centers; give those of the same run")
-        found["label"] = json.loads(file.section)
+        found["label"] = file.settings
     return {name: values for name, values in found.items() if values}
 
 
