@@ -70,8 +70,10 @@ def run(arguments: argparse.Namespace, section: None) -> None:
 
 
 def _folder(given: Path) -> Path:
-    """Return the folder of the checkpoints: `given`, or that of the training written last in it."""
+    """Return the folder of the checkpoints: `given`, or that of the newest training in it."""
+    from mlcd.data.trainings import newest
+
     if not given.is_dir():
         raise UserError(f"{given}: no such folder; give results/train, or its checkpoints")
-    found = list(given.glob("state/*/checkpoints"))
-    return max(found, key=lambda path: path.stat().st_mtime_ns) if found else given
+    place = newest(given, "train")
+    return given if place is None else place / "checkpoints"

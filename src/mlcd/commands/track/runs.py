@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from mlcd import __version__
+from mlcd.data.trainings import STAGES, newest
 from mlcd.launch import gang_files
 from mlcd.launch.lease import LEASE, describe, is_gone, is_process
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_json
 from mlcd.utils.records import parse_line, read_csv, read_record
 
-#: Stage → the stem of its weights and of their description.
-STAGES = {"train": "encoder", "text": "text"}
 #: A number, or a word of the config.
 Value = float | int | str | bool
 #: Step → numbers by name.
@@ -180,11 +179,8 @@ def newest_training(results: Path, stage: str) -> Training | None:
     Without its state folder (cleaned, or copied without it) it has its final files.
     """
     folder = results / stage
-    states = [path.parent for path in folder.glob(f"state/{STAGES[stage]}-*/metrics.jsonl")]
-    if states:
-        newest = max(states, key=lambda path: (path / "metrics.jsonl").stat().st_mtime_ns)
-        return Training(stage, folder, newest)
-    return Training(stage, folder, None) if (folder / "metrics.jsonl").exists() else None
+    place = newest(folder, stage)
+    return Training(stage, folder, place if place != folder else None) if place else None
 
 
 def writer(results: Path) -> str:
