@@ -41,14 +41,9 @@ def test_centers_and_lists_of_strangers_put_no_words_into_the_card(tmp_path, cap
         words = ("publish", run.results, "--output", output, "--license", "MIT")
         if model.startswith("no"):
             assert cli.main([str(word) for word in words]) == 2
-            assert (
-                capsys.readouterr()
-                .err.strip()
-                .endswith(
-                    f"{run.results}/clusters/centroids.h5: attribute model is no JSON object; rerun "
-                    "cluster"
-                )
-            )
+            centers = run.results / "clusters" / "centroids.h5"
+            said = f"{centers}: attribute model is no JSON object; rerun cluster\n"
+            assert capsys.readouterr().err.endswith(said)
             assert not output.exists()
             continue
         mlcd(*words)

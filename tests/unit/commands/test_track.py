@@ -13,8 +13,9 @@ import pytest
 from helpers.refusals import refused
 from helpers.tracked import IDENTITY, SECTION, Results, record
 from mlcd import cli
+from mlcd.commands.status.alive import writer
 from mlcd.commands.track.follow import Follower, follow
-from mlcd.commands.track.runs import flat, newest_training, writer
+from mlcd.commands.track.runs import flat, newest_training
 from mlcd.commands.track.target import target_of
 from mlcd.launch import lease
 from mlcd.launch.gang_files import Record, try_folder

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mlcd.commands.status.look import project_of, worker_of
-from mlcd.commands.track.runs import Run, Training, newest_training, writer
+from mlcd.commands.status.alive import worker
+from mlcd.commands.status.look import project_of
+from mlcd.commands.track.runs import Run, Training, newest_training
 from mlcd.commands.track.target import Target
 from mlcd.launch.lease import Lease, describe
 from mlcd.utils.errors import UserError
@@ -155,7 +156,7 @@ def follow(follower: Follower, *, once: bool, every: float) -> bool:
     """
     while True:
         # Asked before the files are read: what writes, writes them before it ends.
-        alive = not once and is_alive(follower.results)
+        alive = not once and worker(follower.results, project_of(follower.results, None))
         if count := follower.look():
             LOGGER.info("%d steps shipped", count)
         if not alive:
@@ -174,9 +175,3 @@ def follow(follower: Follower, *, once: bool, every: float) -> bool:
             "" if training.is_done() else "; it has not reached its end",
         )  # fmt: skip
     return all(shipping.training.is_done() for shipping in found.values())
-
-
-def is_alive(results: Path) -> bool:
-    """True if a training writes in the results, or if Snakemake works for them."""
-    project = project_of(results, None)
-    return bool(writer(results) or (project and worker_of(project)))

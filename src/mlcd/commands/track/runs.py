@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,6 @@ from typing import Any
 
 from mlcd import __version__
 from mlcd.data.trainings import STAGES, newest
-from mlcd.launch import gang_files
-from mlcd.launch.lease import LEASE, describe, is_gone, is_process
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_json
 from mlcd.utils.records import parse_line, read_csv, read_record
@@ -181,33 +178,6 @@ def newest_training(results: Path, stage: str) -> Training | None:
     folder = results / stage
     place = newest(folder, stage)
     return Training(stage, folder, place if place != folder else None) if place else None
-
-
-def writer(results: Path) -> str:
-    """Return who trains in the results now, in words; '' if nobody does, as far as files tell."""
-    now = time.time()
-    for stage in STAGES:
-        # The driver holds the lease; a gang may outlive it.
-        for path in (results / "state" / f"{stage}.lease").glob("[0-9]*.json"):
-            with contextlib.suppress(OSError, ValueError):
-                holder = json.loads(path.read_text())
-                # By two clocks, of this machine and of the disk.
-                if is_process(holder) and not is_gone(holder, now - path.stat().st_mtime):
-                    return describe(holder)
-        for path in results.glob(f"{stage}/state/*.gang/job.json"):
-            record = gang_files.Record.read(path.parent)
-            if record is None:
-                continue
-            files = gang_files.newest_try(path.parent / record.token)
-            ranks = range(record.ranks)
-            over = (files / gang_files.FAILED).exists() or all(
-                (files / f"rank-{rank}.done").exists() for rank in ranks
-            )
-            for beat in files.glob("rank-*.usage.json"):
-                with contextlib.suppress(OSError):
-                    if not over and now - beat.stat().st_mtime < LEASE:
-                        return f"{record.launcher} job {record.job_id}"
-    return ""
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Value]:
