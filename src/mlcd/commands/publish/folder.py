@@ -77,6 +77,7 @@ def fill(state: Path, source: Source, license: License, asked: str) -> None:
     settings = yaml.safe_dump(source.settings, sort_keys=True, allow_unicode=True)
     write_text(new / SETTINGS, mark + settings)
     files = _described(new, known)
+    known = {path: digest for path, (digest, _) in files.items()}
     croissant.write(new, source, license, card.title(source), card.summary(source), files)
     card.write(new, source, license, files)
     record = {
