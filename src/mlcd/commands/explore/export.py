@@ -22,6 +22,7 @@ from mlcd.commands.explore.index import Index
 from mlcd.commands.explore.runs import Run
 from mlcd.data.decode import BadImage
 from mlcd.stages.report.page import data_uri
+from mlcd.utils import templates
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import checked_folder, write_text
 from mlcd.utils.logging import LOGGER, progress
@@ -123,13 +124,7 @@ def _render(template: str, **values: Any) -> str:
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mlcd.commands.explore", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates.html("mlcd.commands.explore")
     folder = resources.files("mlcd.commands.explore") / "static"
     environment.globals["style"] = (folder / "style.css").read_text(encoding="utf-8")
     environment.filters["shown"] = _shown
