@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from mlcd.data.embeddings import Embeddings
 from mlcd.data.image_store import ImageStore, read_manifest
 from mlcd.data.labels import Labels
 from mlcd.data.local_table import is_local
+from mlcd.stages.download.reasons import OPTED_OUT
 from mlcd.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,8 +38,6 @@ _PLACE = r"(?:file:/+|~|[A-Za-z]:[\\/]|\\\\|/(?!/)|\.\.?[\\/])"
 _WHOLE = re.compile(rf"((?:(?!file:)[\w-]{{2,}}:)?){_PLACE}.*", re.DOTALL)
 #: A place among other words of a setting.
 _AMONG = re.compile(rf"""(?<![^:=,;|\s'"([{{]){_PLACE}[^\s,;|'")\]}}]*""")
-#: The count of images whose owners' headers forbid the use (mlcd.stages.download.reasons).
-_OPTED_OUT = "opted_out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,11 +206,16 @@ class Source:
         counts: Counter[str] = Counter(refused=0, honored=0, not_honored=0, on_disk=0)
         for chunk in self.chunks:
             manifest = read_manifest(chunk.images / "manifest.json")
-            counts["refused"] += int(manifest["counts"].get(_OPTED_OUT, 0))
             asked = (manifest.get("asked") or {}).get("respect_opt_out") is True
-            state = "on_disk" if chunk.local else "honored" if asked else "not_honored"
-            counts[state] += int(manifest["counts"].get("success", 0))
+            counts.update(opt_outs(manifest["counts"], honored=asked, local=chunk.local))
         return dict(counts)
+
+
+def opt_outs(counts: Mapping[str, int], *, honored: bool, local: bool) -> Counter[str]:
+    """Return what a chunk's counts say of owners' headers; see :attr:`Source.opt_out`."""
+    state = "on_disk" if local else "honored" if honored else "not_honored"
+    found = {"refused": int(counts.get(OPTED_OUT, 0)), state: int(counts.get("success", 0))}
+    return +Counter(found)
 
 
 def images_of(results: Path, labels: Labels, columns: list[str]) -> pd.DataFrame:
