@@ -18,7 +18,6 @@ import numpy as np
 
 from mlcd.commands.explore.centers import neighbors
 from mlcd.commands.explore.layout import SIDE, layout
-from mlcd.commands.publish.source import images_of
 from mlcd.data.centroids import Centroids
 from mlcd.data.labels import Labels, of_run
 from mlcd.utils.errors import UserError
@@ -162,7 +161,7 @@ def _representatives(
     for file in progress(files, label="nearest images", unit="chunk"):
         clusters = np.flatnonzero((first >= start) & (first < start + file.n))
         if len(clusters):
-            about = images_of(results, file, ["url", "caption"])
+            about = file.images_in(results, ["url", "caption"])
             about = about.iloc[first[clusters] - start]
             places = [f"{Path(file.path).stem}/{key}" for key in about["key"]]
             for name, values in (("image", places), ("url", about["url"]),
@@ -221,7 +220,7 @@ def _image_rows(
 ) -> pa.Table:
     import pyarrow as pa
 
-    about = images_of(results, file, ["url", "caption"]).iloc[rows]
+    about = file.images_in(results, ["url", "caption"]).iloc[rows]
     chunk = Path(file.path).stem
     others = [[int(one) for one in row if one >= 0] for row in label[:, 1:].tolist()]
     near: Any = pa.nulls(len(rows), pa.float32())

@@ -19,15 +19,13 @@ import numpy as np
 from mlcd.commands.audit import integrity
 from mlcd.commands.audit import lock as locks
 from mlcd.data.centroids import Centroids
-from mlcd.data.embeddings import Embeddings
-from mlcd.data.image_store import ImageStore, read_manifest
+from mlcd.data.image_store import read_manifest
 from mlcd.data.labels import Labels
 from mlcd.data.local_table import is_local
 from mlcd.stages.download.reasons import OPTED_OUT
 from mlcd.utils.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
 #: Stages that make labels: their settings are published.
@@ -140,7 +138,7 @@ class Source:
         chunk = self.chunks[number]
         labels = Labels(chunk.labels)
         wanted = ["row", "url", "width", "height"] + ["caption"] * self.options.captions
-        images = images_of(self.results, labels, wanted)
+        images = labels.images_in(self.results, wanted)
         values: dict[str, Any] = {
             "label": _lists(labels.label()),
             "width": images["width"].to_numpy(np.int32),
@@ -216,33 +214,6 @@ def opt_outs(counts: Mapping[str, int], *, honored: bool, local: bool) -> Counte
     state = "on_disk" if local else "honored" if honored else "not_honored"
     found = {"refused": int(counts.get(OPTED_OUT, 0)), state: int(counts.get("success", 0))}
     return +Counter(found)
-
-
-def images_of(results: Path, labels: Labels, columns: list[str]) -> pd.DataFrame:
-    """Return key, sha256, places and `columns` of the images of the rows of `labels`, in order.
-
-    Raises :class:`UserError` if the chunk's files are not of one another.
-    """
-    import pandas as pd
-
-    name = Path(labels.path).stem
-    store = ImageStore(results / "images" / name)
-    if labels.manifest:
-        keys, made_from = labels.keys(), labels.manifest
-    else:
-        embeddings = Embeddings(labels.embeddings_in(results))
-        if labels.embeddings != embeddings.fingerprint:
-            raise UserError(
-                f"{labels.path}: of other embeddings than {embeddings.path}; rerun label"
-            )
-        keys, made_from = embeddings.keys(), str(embeddings.attributes.get("manifest", ""))
-    if made_from != store.fingerprint:
-        raise UserError(f"{labels.path}: of other images than {store.folder}; rerun the stages")
-    table = store.arrived(columns)
-    place = pd.Index(table["key"]).get_indexer([key.decode() for key in keys])
-    if len(keys) != labels.n or (place < 0).any():
-        raise UserError(f"{labels.path}: its rows are not those of {store.folder}; rerun label")
-    return table.iloc[place]
 
 
 def without_places(value: Any) -> Any:
