@@ -161,12 +161,7 @@ def _check_width(embeddings: Embeddings, centers: np.ndarray) -> None:
 
 def _has_images(run: Run) -> bool:
     """True if all images are there; else clusters are shown without images and texts."""
-    lacking = [
-        name
-        for name in run.chunks
-        if not (run.results / "images" / name / "manifest.json").exists()
-    ]
-    if lacking:
+    if lacking := run.lacking():
         LOGGER.warning(
             "%s: no images of %d chunks, such as %s: no captions and no images are shown",
             run.results, len(lacking), lacking[0],
