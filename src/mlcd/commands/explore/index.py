@@ -41,7 +41,6 @@ class Index:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         record, self._files = store.open_columns(folder)
-        self.made_from = str(record["made_from"])
         self.K, self.n = int(record["k"]), int(record["images"])
         self.chunks = list(record["chunks"])
         self.has_images = bool(record["has_images"])

@@ -19,6 +19,7 @@ from mlcd.commands.explore.index import open_index
 from mlcd.commands.explore.layout import layout
 from mlcd.commands.explore.runs import Run
 from mlcd.data import hdf5
+from mlcd.neighbors.two_level import group_count, group_directions
 from mlcd.utils.errors import UserError
 from mlcd.utils.records import write_record
 
@@ -208,7 +209,7 @@ def test_what_is_missing_or_of_others_is_said(results, tmp_path):
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_few_centers_and_doubles_have_neighbors_and_places(k):
     center = np.repeat(unit_vectors(1, 4, seed=0), k, axis=0)
-    near, cosines = centers.neighbors(center)
+    near, cosines = centers.neighbors(center, center[:1])
     assert near.shape == cosines.shape == (k, k - 1)
     assert not (near == np.arange(k)[:, None]).any()
     assert layout(center, near).shape == (k, 2)
@@ -216,9 +217,10 @@ def test_few_centers_and_doubles_have_neighbors_and_places(k):
 
 def test_many_centers_find_their_neighbors_by_groups(monkeypatch):
     rows = unit_vectors(900, 16, groups=30, seed=2)
-    exact, _ = centers.neighbors(rows)
+    groups = group_directions(rows, group_count(len(rows)))
+    exact, _ = centers.neighbors(rows, groups)
     monkeypatch.setattr(centers, "_EXACT_UP_TO", 100)
-    found, _ = centers.neighbors(rows)
+    found, _ = centers.neighbors(rows, groups)
     assert (found[:, :1] == exact[:, :1]).mean() > 0.9
 
 
