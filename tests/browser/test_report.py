@@ -127,7 +127,7 @@ def test_pages_fit_narrow_windows_and_dark_rooms(folder):
     with browser.Browser() as window:
         for part in PARTS:
             for scheme in ("light", "dark"):
-                window.emulate(scheme, 500 if scheme == "dark" else 1280)
+                window.look(500 if scheme == "dark" else 1280, 900, dark=scheme == "dark")
                 window.open(folder / "results" / "report" / f"{part}.html")
                 # A wide table or chart scrolls by itself, and the page does not.
                 wide = window.run("return document.documentElement.scrollWidth - innerWidth")

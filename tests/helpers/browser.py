@@ -138,17 +138,6 @@ class Browser:
         finally:
             self._call("POST", f"{self._session}/frame", {"id": None})
 
-    def emulate(self, scheme: str, width: int) -> None:
-        """Show pages to a reader who prefers `scheme` (light or dark) in a window `width` wide."""
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        for command, words in (
-            ("Emulation.setDeviceMetricsOverride", size),
-            ("Emulation.setEmulatedMedia", {"features": features}),
-        ):
-            body = {"cmd": command, "params": words}
-            self._call("POST", f"{self._session}/goog/cdp/execute", body)
-
     def screenshot(self, path: Path) -> None:
         """Write what the window shows as PNG."""
         path.write_bytes(base64.b64decode(self._call("GET", f"{self._session}/screenshot")))

@@ -55,6 +55,13 @@ class Results:
                 }
                 file.write(line_of(line))
 
+    def score_late(self, *steps: int) -> None:
+        """Write scores of steps before others, as the scorer does, which keeps lines in order."""
+        self.score(*steps)
+        lines = (self.state / "live.jsonl").read_text().splitlines(keepends=True)
+        lines.sort(key=lambda line: int(line.split(",")[0].split()[1]))
+        write_text(self.state / "live.jsonl", "".join(lines))
+
     def finish(self, steps: int) -> None:
         """Write the final files, with the scores of stage evaluate."""
         said = {"section": SECTION, "steps": steps, "sha256": "ab" * 32, "model": "m"}
@@ -64,8 +71,8 @@ class Results:
         write_csv(self.path / "evaluate" / "summary.csv", columns, rows)
 
 
-def wandb_steps(folder: Path) -> list[int]:
-    """Return the steps of the losses in the file of an offline run of wandb."""
+def wandb_steps(folder: Path, stream: str = "train", name: str = "loss") -> list[int]:
+    """Return the steps of a number, by default the loss, in the file of an offline run of wandb."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     found = []
@@ -75,8 +82,8 @@ def wandb_steps(folder: Path) -> list[int]:
         items = {
             ".".join(item.nested_key) or item.key: item.value_json for item in message.history.item
         }
-        if "train/loss" in items:
-            found.append(int(json.loads(items["train/step"])))
+        if f"{stream}/{name}" in items:
+            found.append(int(json.loads(items[f"{stream}/step"])))
     return found
 
 

@@ -20,6 +20,8 @@ import pytest
 
 from helpers.explored_runs import write_run
 from mlcd.commands.explore import tables
+from mlcd.commands.explore.index import open_index
+from mlcd.commands.explore.runs import Run
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -52,7 +54,8 @@ def python(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    tables.write(write_run(folder / "results", (40, 60), k=12), folder, images=50)
+    run = Run(write_run(folder / "results", (40, 60), k=12))
+    tables.write(run, open_index(run, folder / "index"), folder, images=50)
     return folder
 
 

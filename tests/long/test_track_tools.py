@@ -126,3 +126,14 @@ def test_wandb_offline_ships_again_what_a_killed_start_had_not_closed(tmp_path):
     assert not second.exists() and first.exists()
     (third,) = set(folder.glob("wandb/offline-run-*")) - {first}
     assert wandb_steps(third) == [25, 30]
+    # A score of a lower step than those that are there comes, once.
+    results.score(20)
+    track(results, "wandb", variables)
+    results.score_late(10)
+    track(results, "wandb", variables)
+    track(results, "wandb", variables)
+    runs = sorted(folder.glob("wandb/offline-run-*"))
+    assert sorted(step for run in runs for step in wandb_steps(run, "live", "few/knn_5")) == [
+        10,
+        20,
+    ]

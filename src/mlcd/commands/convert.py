@@ -132,10 +132,7 @@ class _Beside:
             raise UserError(f"{labels.path}: made from other embeddings than {file.path}")
         if store is None:
             return None, labels
-        table = store.arrived(_COLUMNS).set_index("key")
-        keys = file.keys()
-        names = [key.decode() for key in keys]
-        return table.loc[names, list(_COLUMNS)].reset_index(drop=True), labels
+        return store.rows_of(file.keys(), _COLUMNS), labels
 
 
 def _rows(

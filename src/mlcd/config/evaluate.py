@@ -12,6 +12,7 @@ from mlcd.config.base import MOST_SEED, Section, as_json
 from mlcd.config.dense import DENSE, DENSE_TASKS, DenseKeys
 from mlcd.config.finetune import FINETUNE, Finetune, FinetuneKeys
 from mlcd.config.labeled import Dataset
+from mlcd.utils.errors import UserError
 
 #: Parts that write the files of tasks of their own.
 OWN_PARTS = (FINETUNE, DENSE)
@@ -192,12 +193,17 @@ class ScoreKeys(Section):
     def for_live(self) -> str:
         """Return what live scores need as one line of JSON: a section with their data set alone.
 
-        Raises ValueError if no data set has the task knn.
+        Raises :class:`UserError` if no data set has the task knn.
         """
         keys = {name for name in type(self).model_fields if name.startswith("live_")}
         keys |= {"max_pixels", "max_failed", "knn_k", "knn_temperature", "seed"}
         values = self.model_dump(mode="json", include=keys)
         able = [dataset for dataset in self.datasets if "knn" in dataset.tasks]
+        if not able:
+            raise UserError(
+                "evaluate.live_dataset: no data set of evaluate.datasets has the task knn; add it "
+                "to one of them"
+            )
         (chosen,) = [one for one in able if one.name == (self.live_dataset or able[0].name)]
         kept = {**chosen.model_dump(mode="json"), "tasks": ["knn"]}
         return as_json({**values, "datasets": [kept], "live_dataset": chosen.name})

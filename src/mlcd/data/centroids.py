@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,19 @@ class Centroids:
                     "rerun cluster"
                 )
         return rows
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """What `model` says of the encoder of the embeddings; {} where nothing is known.
+
+        Raises :class:`UserError` for an attribute that is no JSON object.
+        """
+        return hdf5.json_object(self.path, "model", self.model, "cluster")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What `section` says of how the centers were made. Raises as :attr:`described` does."""
+        return hdf5.json_object(self.path, "section", self.section, "cluster")
 
     @property
     def array(self) -> np.ndarray:

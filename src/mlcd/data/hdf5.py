@@ -236,6 +236,20 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     return sha256_file(path)
 
 
+def json_object(path: str | os.PathLike[str], name: str, text: str, stage: str) -> dict[str, Any]:
+    """Return what the attribute `name` of a file says, a JSON object; {} where `text` is empty.
+
+    Raises :class:`UserError`, which names file, attribute and the `stage` to rerun, for all else.
+    """
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: attribute {name} is no JSON object; rerun {stage}")
+    return found
+
+
 def attributes(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     """Return the attributes of a file of ours, compared with its fingerprint, and the latter.
 

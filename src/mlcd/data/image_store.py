@@ -16,10 +16,9 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,6 +27,9 @@ from mlcd.data.tars import read_at
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_file, sha256_json
 from mlcd.utils.records import read_record
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MANIFEST = "manifest.json"
 TABLE = "rows.parquet"
@@ -85,6 +87,21 @@ class ImageStore:
         frame = frame[frame["status"] == "success"]
         self._check_counts(rows, frame)
         return frame.drop(columns="status")
+
+    def rows_of(self, keys: np.ndarray, columns: Sequence[str] = ()) -> pd.DataFrame:
+        """Return what :meth:`arrived` does of the images with these keys, bytes [n], in order.
+
+        Raises :class:`UserError` as it does, and for a key of no image that arrived.
+        """
+        table = self.arrived(columns)
+        names = [key.decode("utf-8", "replace") for key in keys.tolist()]
+        place = table.set_index("key").index.get_indexer(names)
+        if (missing := np.flatnonzero(place < 0)).size:
+            raise UserError(
+                f"{self._path}: has no image {names[missing[0]]}; rerun download for this chunk, "
+                "and the stages after it"
+            )
+        return table.iloc[place]
 
     def captions(self, keys: list[str]) -> dict[str, str]:
         """Return key → caption of these rows. Raises :class:`UserError` for a key without a row."""

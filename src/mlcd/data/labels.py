@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
 from mlcd.data import hdf5
-from mlcd.data.embeddings import Places
+from mlcd.data.embeddings import Embeddings, Places
+from mlcd.data.image_store import ImageStore
 from mlcd.utils.errors import UserError
 from mlcd.utils.records import read_record
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KIND = "labels"
 
@@ -69,6 +74,11 @@ class Labels:
             self.agreement_rows = int(file.attrs.get("agreement_rows", 0))
             self.fingerprint = str(file.attrs.get("fingerprint", ""))
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What `section` says. Raises :class:`UserError` if it is no JSON object."""
+        return hdf5.json_object(self.path, "section", self.section, "label")
+
     def __len__(self) -> int:
         return self.n
 
@@ -103,6 +113,27 @@ class Labels:
         """Return the keys of the images of own labels, bytes S9 [n]."""
         with hdf5.reading(self.path, KIND) as file:
             return hdf5.whole(file, "key")
+
+    def images_in(self, results: str | os.PathLike[str], columns: Sequence[str]) -> pd.DataFrame:
+        """Return key, sha256, places and `columns` of the images of all rows, in their order.
+
+        Raises :class:`UserError` if embeddings or images in `results` are not those of the labels.
+        """
+        store = ImageStore(Path(results, "images", Path(self.path).stem))
+        if self.manifest:
+            keys, made_from = self.keys(), self.manifest
+        else:
+            embeddings = Embeddings(self.embeddings_in(results))
+            if self.embeddings != embeddings.fingerprint:
+                raise UserError(
+                    f"{self.path}: of other embeddings than {embeddings.path}; rerun label"
+                )
+            keys, made_from = embeddings.keys(), str(embeddings.attributes.get("manifest", ""))
+        if made_from != store.fingerprint:
+            raise UserError(f"{self.path}: of other images than {store.folder}; rerun the stages")
+        if len(keys) != self.n:
+            raise UserError(f"{self.path}: its rows are not those of {store.folder}; rerun label")
+        return store.rows_of(keys, columns)
 
     def embeddings_in(self, results: str | os.PathLike[str]) -> Path:
         """Return where the embeddings lie that were labeled: the kept ones in a curated run.

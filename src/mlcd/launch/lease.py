@@ -130,6 +130,20 @@ def is_process(record: Any) -> bool:
     )
 
 
+def live_holder(folder: Path) -> dict[str, Any] | None:
+    """Return the process that holds the lease in `folder`, as seen from outside; None for nobody.
+
+    By two clocks, of this machine and of the disk: it serves to tell minutes from days. Who wants
+    the lease themselves ask :meth:`Lease.attempt`.
+    """
+    for path in sorted(folder.glob("[0-9]*.json"), reverse=True):
+        record = _read(path)
+        silence = max(0.0, time.time() - _beat(path) / 1e9)
+        if is_process(record) and not is_gone(record, silence):
+            return record
+    return None
+
+
 def describe(holder: dict[str, Any]) -> str:
     """Return words for a holder."""
     job = f" (Slurm job {holder['job']})" if holder.get("job") else ""

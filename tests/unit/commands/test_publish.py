@@ -28,6 +28,7 @@ from mlcd.commands.publish import folder as published_folder
 from mlcd.commands.publish import licenses, shards
 from mlcd.data.labels import Labels
 from mlcd.utils.files import sha256_file
+from mlcd.utils.records import read_record, write_record
 
 IMAGES, K, TOP = 26, 5, 2
 SECTIONS = {
@@ -350,6 +351,73 @@ def test_a_run_that_was_killed_continues_to_the_same_bytes(first, published, tmp
     assert publish(first, output) == 0
     for path in published.rglob("*.*"):
         assert (output / path.relative_to(published)).read_bytes() == path.read_bytes()
+
+
+def test_a_kill_while_an_older_publication_is_replaced_loses_neither(
+    first, published, tmp_path, monkeypatch
+):
+    """Between the two renames, and after the second, while what stood there is removed."""
+    whole = {path: path.read_bytes() for path in published.rglob("*.*")}
+    output = tmp_path / "labels.v1"
+    state = tmp_path / "state"
+    assert publish(first, output, "--captions") == 0
+    older = {path.relative_to(output): path.read_bytes() for path in output.rglob("*.*")}
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    assert publish(first, output) == 130
+    monkeypatch.undo()
+    assert not output.exists()
+    # Other options than the killed run's: what was published is there to be replaced, or kept.
+    put = published_folder.put
+    seen = {}
+
+    def look(state: Path, output: Path) -> None:
+        seen.update({path.relative_to(output): path.read_bytes() for path in output.rglob("*.*")})
+        put(state, output)
+
+    monkeypatch.setattr(published_folder, "put", look)
+    assert publish(first, output, "--without-urls") == 0
+    assert seen == older and "url" not in rows(output)
+
+    def no_end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(published_folder, "end", no_end)
+    assert publish(first, output) == 130
+    monkeypatch.undo()
+    assert (state / "labels.v1.old").is_dir()
+    assert publish(first, output) == 0
+    assert not state.exists()
+    assert {path: (output / path.relative_to(published)).read_bytes() for path in whole} == whole
+
+
+def test_a_large_file_that_was_edited_is_not_replaced(first, published, tmp_path, capsys):
+    """One of more than 16 MiB, and of the size that it had."""
+    output = tmp_path / "labels"
+    shutil.copytree(published, output)
+    shard = output / "data" / "train-00000-of-00001.parquet"
+    with shard.open("r+b") as file:
+        file.truncate(20 << 20)
+    record = read_record(output / "publish.json", "publish")
+    about = {"sha256": sha256_file(shard), "bytes": shard.stat().st_size}
+    record["files"]["data/train-00000-of-00001.parquet"] = about
+    write_record(output / "publish.json", record)
+    assert published_folder.ours(output) == record["asked"]
+    with shard.open("r+b") as file:
+        file.seek(18 << 20)
+        file.write(b"mine")
+    assert publish(first, output, "--captions") == 2
+    refused(capsys, "train-00000-of-00001.parquet: was changed since it was published")
+    assert not (tmp_path / "state").exists()
+    with shard.open("rb") as file:
+        file.seek(18 << 20)
+        assert file.read(4) == b"mine"
 
 
 def plain_table(sizes: list[int]):

@@ -11,11 +11,12 @@ import pandas as pd
 
 from helpers.builders import jpeg
 from helpers.small_runs import Run, mlcd
+from mlcd import cli
 from mlcd.commands.publish.source import without_places
 from mlcd.data import centroids
 
 
-def test_centers_and_lists_of_strangers_put_no_words_into_the_card(tmp_path):
+def test_centers_and_lists_of_strangers_put_no_words_into_the_card(tmp_path, capsys):
     names = {"name": "`</code> | [win](http://evil)\n# now`", "weights_sha256": "`x"}
     for model in (json.dumps(names), "no JSON of /home/alice"):
         photos = tmp_path / "a`[win](x)`|b"
@@ -36,8 +37,16 @@ def test_centers_and_lists_of_strangers_put_no_words_into_the_card(tmp_path):
         run.fetch()
         run.label()
         run.seal()
-        output = tmp_path / "published"
-        mlcd("publish", run.results, "--output", output, "--license", "MIT")
+        output = tmp_path / f"published-{len(model)}"
+        words = ("publish", run.results, "--output", output, "--license", "MIT")
+        if model.startswith("no"):
+            assert cli.main([str(word) for word in words]) == 2
+            centers = run.results / "clusters" / "centroids.h5"
+            said = f"{centers}: attribute model is no JSON object; rerun cluster\n"
+            assert capsys.readouterr().err.endswith(said)
+            assert not output.exists()
+            continue
+        mlcd(*words)
         card = (output / "README.md").read_text()
         # Every word of theirs is between two backticks of ours.
         assert "win](" not in re.sub(r"`[^`\n]*`", "", card) and "\n# now" not in card

@@ -12,8 +12,9 @@ import pytest
 from helpers.refusals import refused
 from helpers.tracked import Results
 from mlcd import cli
+from mlcd.commands.status.alive import worker
 from mlcd.launch.gang_files import Record, report_failure, try_folder
-from mlcd.launch.lease import Lease
+from mlcd.launch.lease import LEASE, Lease
 from mlcd.utils.files import write_json
 
 PLAN = """Building DAG of jobs...
@@ -193,3 +194,31 @@ def test_a_training_is_told_while_it_runs_and_its_live_scores(tmp_path, capsys):
     assert "training: step 10, loss 90" in said
     assert "live scores: step 10 on few: knn_5 0.1" in said
     assert "live scores: none any more: few.tar: gone" in said
+
+
+def test_a_training_by_hand_and_a_gang_without_its_snakemake_run(project, capsys):
+    """As `mlcd track` sees them, which follows them; other jobs are not said to run."""
+    results = project / "results"
+    assert (status(), worker(results, project)) == (4, "")
+    lease = Lease(results / "state" / "train.lease", [], [results / "train"])
+    assert lease.attempt() is None
+    try:
+        code, text = told(capsys)
+        assert (code, f"running: process {os.getpid()}" in text) == (3, True)
+        assert worker(results, project) in text
+        assert "▶" not in text
+    finally:
+        lease.release()
+    home = results / "train" / "state" / "encoder.safetensors.gang"
+    gang = Record.new(home, "local", "train", 1, "0" * 16)
+    gang.job_id = "4711"
+    files = try_folder(Path(gang.folder), 0)
+    files.mkdir(parents=True)
+    gang.write(home)
+    beat = files / "rank-0.usage.json"
+    write_json(beat, {})
+    for silence, code, state in ((LEASE - 20, 3, "running"), (LEASE + 20, 4, "silent")):
+        os.utime(beat, (time.time() - silence,) * 2)
+        found, text = told(capsys)
+        assert (found, f"local job 4711, {state}: " in text) == (code, True)
+        assert worker(results, project) == ("local job 4711" if code == 3 else "")

@@ -13,8 +13,9 @@ import pytest
 from helpers.refusals import refused
 from helpers.tracked import IDENTITY, SECTION, Results, record
 from mlcd import cli
+from mlcd.commands.status.alive import writer
 from mlcd.commands.track.follow import Follower, follow
-from mlcd.commands.track.runs import flat, newest_training, writer
+from mlcd.commands.track.runs import flat, newest_training
 from mlcd.commands.track.target import target_of
 from mlcd.launch import lease
 from mlcd.launch.gang_files import Record, try_folder
@@ -122,6 +123,65 @@ def test_a_kill_between_shipping_and_noting_it_neither_doubles_nor_loses(results
     assert steps(results, "live", "live/few/knn_5") == [10, 20, 30]
 
 
+def shown(folder: Path) -> list[tuple[int, str, float]]:
+    """Return what TensorBoard's own server shows of a folder: a lower step drops all after it."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found: list[tuple[int, str, float]] = []
+    for path in sorted(folder.glob("events*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                number = float(value.tensor.float_val[0])
+                found = [one for one in found if one[0] < event.step or one[1] != value.tag]
+                found.append((event.step, value.tag, pytest.approx(number)))
+    return found
+
+
+@pytest.mark.parametrize("one_process", [True, False])
+def test_scores_of_lower_steps_come_after_a_resume(results, one_process):
+    """Checkpoints that were gone before they were scored are written, and scored, again."""
+    folder = results.path.parent / "track" / "tensorboard"
+    live = folder / f"train-{IDENTITY[:8]}" / "live"
+    follower = Follower(results.path, ["train"], target_of("tensorboard"), folder)
+
+    def look() -> None:
+        if one_process:
+            follower.look()
+        else:
+            track(results)
+
+    look()
+    results.resume(10)
+    results.score_late(15, 5)
+    look()
+    results.score_late(18, 30)
+    look()
+    look()
+    follower.close()
+    expected = [(step, pytest.approx(1 / step)) for step in (5, 10, 15, 18, 20, 30)]
+    assert scalars(folder, "live")["live/few/knn_5"] == expected
+    assert [one[::2] for one in shown(live) if one[1] == "live/few/knn_5"] == expected
+    cursor = next((results.path.parent / "track").rglob("shipped/*.json"))
+    assert json.loads(cursor.read_text())["scores"] == [5, 10, 15, 18, 20, 30]
+    # Once all of it is there, nothing is written.
+    files = sorted(live.iterdir())
+    track(results)
+    assert sorted(live.iterdir()) == files
+
+
+def test_a_score_that_a_kill_cut_off_is_written_whole(results):
+    folder = results.path.parent / "track" / "tensorboard"
+    track(results)
+    live = folder / f"train-{IDENTITY[:8]}" / "live"
+    (path,) = live.iterdir()
+    path.write_bytes(path.read_bytes()[:-20])  # the last number of the last step
+    results.score_late(15)
+    track(results)
+    for name in ("chance", "knn_5"):
+        steps = [step for step, _ in scalars(folder, "live")[f"live/few/{name}"]]
+        assert steps == [10, 15, 20]
+
+
 def test_what_the_cursor_names_is_never_removed_outside_its_folder(results):
     """A cursor is a file like any other: its words are no paths."""
     pytest.importorskip("wandb")
@@ -132,7 +192,7 @@ def test_what_the_cursor_names_is_never_removed_outside_its_folder(results):
     run = training and training.run()
     assert run is not None
     for name in ("../../../offline-run-victim", "offline-run-/../../../../offline-run-victim"):
-        target = target_of("wandb")(run, folder, {}, {"open": name})
+        target = target_of("wandb")(run, folder, {}, set(), {"open": name})
         target._remove_unfinished()  # type: ignore[attr-defined]
         assert victim.exists() and target.memory == {}
 

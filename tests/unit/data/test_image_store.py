@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from helpers.builders import image_store, jpeg
@@ -51,3 +52,16 @@ def test_two_images_of_one_key_and_a_image_without_json_are_refused(tmp_path):
     alone = pack(tmp_path / "b.tar", ("a.PNG", b"1"))
     with pytest.raises(UserError, match=r"b.tar: image a has no .json"):
         list(labeled_members(alone))
+
+
+def test_images_are_found_by_their_keys_in_any_order(tmp_path):
+    store = ImageStore(image_store(tmp_path / "a-00000", 7, rows_per_tar=3))
+    keys = np.array([b"000000005", b"000000000", b"000000003"], "S9")
+    found = store.rows_of(keys, ["url"])
+    assert found["key"].tolist() == [key.decode() for key in keys]
+    every = store.arrived(["url"])
+    for column in ("url", "sha256", "offset"):
+        assert found[column].tolist() == every[column].iloc[[5, 0, 3]].tolist()
+    assert len(store.rows_of(keys[:0], ["url"])) == 0
+    with pytest.raises(UserError, match=r"rows\.parquet: has no image 000000009; rerun download"):
+        store.rows_of(np.array([b"000000001", b"000000009"], "S9"))

@@ -163,6 +163,29 @@ def test_on_another_machine_silence_decides(tmp_path, monkeypatch):
     mine.release()
 
 
+def test_from_outside_a_holder_is_seen_until_it_is_gone(tmp_path):
+    folder = tmp_path / "x.lease"
+    assert lease.live_holder(folder) is None
+    held = Lease(folder, "x", [tmp_path / "x"])
+    assert held.attempt() is None
+    found = lease.live_holder(folder)
+    assert found is not None and found["pid"] == os.getpid()
+    held.release()
+    assert lease.live_holder(folder) is None
+    folder.mkdir()
+    path = folder / "000001.json"
+    for text in ("", "[]", json.dumps({"finished": "x"}), json.dumps({"pid": os.getpid()})):
+        path.write_text(text)
+        assert lease.live_holder(folder) is None
+    # Here its process is looked for; elsewhere its silence decides.
+    path.write_text(json.dumps({**this_process(), "created": 1}))
+    assert lease.live_holder(folder) is None
+    path.write_text(json.dumps({**this_process(), "machine": "other", "job": None}))
+    for silence, lives in ((lease.LEASE - 20, True), (lease.LEASE + 20, False)):
+        os.utime(path, (time.time() - silence,) * 2)
+        assert (lease.live_holder(folder) is not None) == lives
+
+
 def test_a_number_that_is_anothers_by_now_is_left_alone(tmp_path):
     folder, none = tmp_path / "lease", [tmp_path / "none"]
     first, second, third = (Lease(folder, "x", none) for _ in range(3))

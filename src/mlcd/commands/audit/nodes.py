@@ -223,7 +223,9 @@ def _hdf5(results: Path, path: str) -> list[Node]:
         made.append(str(json.loads(str(attributes["model"]))["weights_sha256"]))
     said = attributes.get("embeddings", "")
     if attributes["kind"] == "centroids":
-        section = json.loads(str(attributes.get("section") or "{}"))
+        section = hdf5.json_object(
+            results / path, "section", str(attributes.get("section", "")), "cluster"
+        )
         if section.get("centers"):
             said = ""  # made by another run, of its embeddings
     made += json.loads(said) if str(said).startswith("[") else [str(said)]

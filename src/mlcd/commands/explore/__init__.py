@@ -74,13 +74,15 @@ def run(arguments: argparse.Namespace, section: None) -> None:
     results = Path(arguments.results)
     if not results.is_dir():
         raise UserError(f"{results}: no such folder; give the folder of a run's results")
+    looked_at = Run(results)
+    folder = Path(arguments.index) if arguments.index else results / INDEX
     if arguments.tables:
         from mlcd.commands.explore import tables
 
-        tables.write(results, Path(arguments.tables), images=arguments.images)
+        tables.check(looked_at, Path(arguments.tables))
+        index = open_index(looked_at, folder, threads=arguments.threads)
+        tables.write(looked_at, index, Path(arguments.tables), images=arguments.images)
         return
-    looked_at = Run(results)
-    folder = Path(arguments.index) if arguments.index else results / INDEX
     if arguments.export:
         from mlcd.commands.explore.export import export, parse_clusters
 

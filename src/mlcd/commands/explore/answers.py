@@ -179,7 +179,10 @@ class Answers:
         """Return the images nearest to a vector, of those of `clusters`.
 
         Which may be nearest is estimated from their signatures; only these are read and compared.
+        Own labels have neither signatures nor embeddings.
         """
+        if not self._run.has_similarity:
+            return []
         numbers, estimates = self._estimated(vector, clusters)
         candidates = np.sort(numbers[np.lexsort((numbers, -estimates))[:_EXACT]])
         scores = np.zeros(len(candidates), np.float32)

@@ -161,12 +161,7 @@ def _check_width(embeddings: Embeddings, centers: np.ndarray) -> None:
 
 def _has_images(run: Run) -> bool:
     """True if all images are there; else clusters are shown without images and texts."""
-    lacking = [
-        name
-        for name in run.chunks
-        if not (run.results / "images" / name / "manifest.json").exists()
-    ]
-    if lacking:
+    if lacking := run.lacking():
         LOGGER.warning(
             "%s: no images of %d chunks, such as %s: no captions and no images are shown",
             run.results, len(lacking), lacking[0],
@@ -176,12 +171,7 @@ def _has_images(run: Run) -> bool:
 
 def _texts(run: Run, chunk: int) -> tuple[list[str], list[str]]:
     """Return captions and URLs of all rows of a chunk's embeddings."""
-    table = run.store(chunk).arrived(["caption", "url"])
-    keys = [key.decode("utf-8", "replace") for key in run.keys(chunk).tolist()]
-    table = table.set_index("key")[["caption", "url"]].reindex(keys)
-    if (missing := table.index[table["url"].isna()]).size:
-        folder = run.results / "images" / run.chunks[chunk]
-        raise UserError(f"{folder}: has no row {missing[0]}; rerun download for this chunk")
+    table = run.store(chunk).rows_of(run.keys(chunk), ["caption", "url"])
     return table["caption"].fillna("").tolist(), table["url"].tolist()
 
 

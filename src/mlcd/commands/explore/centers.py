@@ -54,12 +54,12 @@ def write(files: Files, centers: np.ndarray, *, threads: int = 0) -> np.ndarray:
 
 
 def neighbors(
-    centers: np.ndarray, groups: np.ndarray | None = None, *, threads: int = 0
+    centers: np.ndarray, groups: np.ndarray, *, threads: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the nearest other centers of each, int32 [K, m], and cosines float32, nearest first.
 
     `centers` float32 [K, d], unit rows; m = min(K − 1, 15). `groups`: directions of their groups,
-    found here if they are needed and not given.
+    by which many centers are searched.
     """
     k = len(centers)
     m = min(k - 1, NEIGHBORS)
@@ -69,8 +69,6 @@ def neighbors(
     if k <= _EXACT_UP_TO:
         search = ExactSearch(centers, threads=threads)
     else:
-        if groups is None:
-            groups = group_directions(centers, group_count(k), threads=threads)
         search = TwoLevelSearch(centers, groups, _PROBES, threads=threads)
     blocks = range(0, k if m else 0, _BLOCK)
     for start in progress(blocks, label="neighbors of centers", unit="block"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from typing import TYPE_CHECKING, Any
@@ -29,13 +30,14 @@ class QueryEncoder:
     def __init__(
         self, run: Run, pretrained: str | None, *, device: str, threads: int, max_pixels: int
     ) -> None:
-        self._identity = _identity(run)
+        self._identity = run.centroids.described if run.centroids else {}
         self._pretrained, self._device, self._threads = pretrained, device, threads
         self._max_pixels = max_pixels
         self._lock = threading.Lock()
         self._encoder: FrozenEncoder | None = None
         self.name = str(self._identity.get("name", ""))
-        self.images = bool(self._identity.get("weights_sha256"))
+        self._side = _side(self._identity.get("preprocessing"))
+        self.images = bool(self._identity.get("weights_sha256") and self._side)
         # The packaged encoder has no text tower; every model of open_clip has one.
         self.texts = self.images and self.name != PACKAGED
 
@@ -69,9 +71,8 @@ class QueryEncoder:
             LOGGER.info("loading the encoder %s", self.name)
             if self._threads:
                 torch.set_num_threads(self._threads)
-            size = json.loads(self._identity["preprocessing"])["size"]
             pretrained = self._pretrained or self._identity.get("pretrained")
-            found = load(self.name, pretrained, int(size[0]), device=self._device)
+            found = load(self.name, pretrained, self._side, device=self._device)
             if found.identity["weights_sha256"] != self._identity["weights_sha256"]:
                 raise UserError(
                     f"--pretrained: {self.name} has other weights here than when the run was "
@@ -81,12 +82,11 @@ class QueryEncoder:
         return self._encoder
 
 
-def _identity(run: Run) -> dict[str, Any]:
-    try:
-        found = json.loads(run.centroids.model) if run.centroids else {}
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+def _side(preprocessing: Any) -> int:
+    """Return the side in pixels of the encoder's images; 0 where centers do not tell it."""
+    with contextlib.suppress(KeyError, IndexError, TypeError, ValueError):
+        return int(json.loads(preprocessing)["size"][0])
+    return 0
 
 
 def _row(rows: np.ndarray) -> np.ndarray:

@@ -17,11 +17,12 @@ import numpy as np
 
 from mlcd.commands.explore.answers import Answers
 from mlcd.commands.explore.encoder import QueryEncoder
-from mlcd.commands.explore.images import Thumbnails, small, why_not
+from mlcd.commands.explore.images import Thumbnails, why_not
 from mlcd.commands.explore.index import Index
 from mlcd.commands.explore.runs import Run
 from mlcd.data.decode import BadImage
 from mlcd.stages.report.page import data_uri
+from mlcd.utils import templates
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import checked_folder, write_text
 from mlcd.utils.logging import LOGGER, progress
@@ -59,8 +60,8 @@ def export(
     paths = {cluster: folder / f"cluster-{cluster}.html" for cluster in clusters}
     claim(folder / "index.html", *paths.values())
     encoder = QueryEncoder(run, None, device="cpu", threads=0, max_pixels=max_pixels)
-    writer = _Pages(run, Answers(run, index, encoder), Thumbnails(run, index, max_pixels),
-                    set(clusters), max_pixels)  # fmt: skip
+    thumbnails = Thumbnails(run, index, max_pixels)
+    writer = _Pages(run, Answers(run, index, encoder), thumbnails, set(clusters))
     cards = []
     for cluster in progress(clusters, label="export", unit="cluster"):
         page, card = writer.page(cluster, images)
@@ -72,14 +73,11 @@ def export(
 
 class _Pages:
     def __init__(
-        self, run: Run, answers: Answers, thumbnails: Thumbnails, exported: set[int],
-        max_pixels: int,
-    ) -> None:  # fmt: skip
+        self, run: Run, answers: Answers, thumbnails: Thumbnails, exported: set[int]
+    ) -> None:
         self._run, self._answers, self._thumbnails = run, answers, thumbnails
-        self._exported, self._max_pixels = exported, max_pixels
+        self._exported = exported
         self._about = answers.about()
-        # Neighbors are shown again and again.
-        self._cover = functools.lru_cache(4096)(self._small)
 
     def page(self, cluster: int, images: int) -> tuple[str, dict[str, Any]]:
         """Return the page of a cluster, and what the page of contents shows of it."""
@@ -102,7 +100,9 @@ class _Pages:
     def _dress(self, card: dict[str, Any]) -> None:
         """Add the image that stands for a cluster, and whether its page is exported."""
         card["here"] = card["id"] in self._exported
-        card["image"] = self._cover(*card["cover"][0], _COVER) if card["cover"] else ("", "empty")
+        card["image"] = "", "empty"
+        for chunk, row in card["cover"][:1]:
+            card["image"] = self._small(chunk, row, _COVER)
 
     def _others(self, chunk: int, row: int, cluster: int) -> list[int]:
         label: np.ndarray = self._run.labels[chunk].label(row, row + 1)[0]
@@ -111,8 +111,7 @@ class _Pages:
     def _small(self, chunk: int, row: int, side: int) -> tuple[str, str]:
         """Return an image as a data URI and '', or '' and a word that says why not."""
         try:
-            data = self._thumbnails.original(chunk, row)
-            return data_uri("image/webp", small(data, side, max_pixels=self._max_pixels)), ""
+            return data_uri("image/webp", self._thumbnails.get(chunk, row, side)), ""
         except (BadImage, UserError) as error:
             return "", why_not(error)
 
@@ -123,13 +122,7 @@ def _render(template: str, **values: Any) -> str:
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mlcd.commands.explore", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates.html("mlcd.commands.explore")
     folder = resources.files("mlcd.commands.explore") / "static"
     environment.globals["style"] = (folder / "style.css").read_text(encoding="utf-8")
     environment.filters["shown"] = _shown

@@ -42,7 +42,7 @@ class Thumbnails:
                 self._kept.move_to_end(name)
                 return self._kept[name]
         with self._at_once:
-            data = small(self.original(chunk, row), side, max_pixels=self._max_pixels)
+            data = small(self._original(chunk, row), side, max_pixels=self._max_pixels)
         with self._lock:
             if name not in self._kept:
                 self._kept[name] = data
@@ -51,7 +51,7 @@ class Thumbnails:
                 self._bytes -= len(self._kept.popitem(last=False)[1])
         return data
 
-    def original(self, chunk: int, row: int) -> bytes:
+    def _original(self, chunk: int, row: int) -> bytes:
         """Return an image's bytes. Raises :class:`UserError` if they are gone or have changed."""
         if self._index.places is None:
             raise UserError(f"{self._run.results}: the images of the run are not there")

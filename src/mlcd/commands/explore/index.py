@@ -32,7 +32,7 @@ _FOLDER = re.compile(r"index-[0-9a-f]{16}")
 class Index:
     """An index, opened by folder. Raises :class:`UserError` if it is not whole.
 
-    Attributes: `K`, `n` (images), `chunks` (names), `has_images`, and captions, `known` (names
+    Attributes: `K`, `n` (images), `chunks` (names), `has_images` (and captions), `known` (names
     of the columns that are known), `columns` (name of :data:`.build.SORTS` → array [K]), `orders`
     (the same → clusters by falling value), `centers` (None without), `places` and `words` (None
     without images).
@@ -41,7 +41,6 @@ class Index:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         record, self._files = store.open_columns(folder)
-        self.made_from = str(record["made_from"])
         self.K, self.n = int(record["k"]), int(record["images"])
         self.chunks = list(record["chunks"])
         self.has_images = bool(record["has_images"])
@@ -77,13 +76,16 @@ class Index:
 
     def neighbors(self, cluster: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the nearest other clusters int32 [m] and the cosines of their centers [m]."""
+        ids, cosines = self.all_neighbors(cluster, cluster + 1)
+        return ids[0], cosines[0]
+
+    def all_neighbors(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the same of clusters start … stop − 1, [stop − start, m]; m: 0 without centers."""
         if "neighbors" not in self._files:
-            return np.zeros(0, np.int32), np.zeros(0, np.float32)
-        part = slice(cluster, cluster + 1)
-        return (
-            self._files["neighbors"].read(part.start, part.stop)[0],
-            self._files["neighbor_similarity"].read(part.start, part.stop)[0],
-        )
+            none = np.zeros((stop - start, 0))
+            return none.astype(np.int32), none.astype(np.float32)
+        files = self._files["neighbors"], self._files["neighbor_similarity"]
+        return files[0].read(start, stop), files[1].read(start, stop)
 
     def tile(self, z: int, x: int, y: int, by: str) -> bytes:
         """Return the centers of a tile of the map: of 2^z × 2^z tiles column x, row y.
@@ -105,6 +107,10 @@ class Index:
         columns = [ids, self._places[part, 0], self._places[part, 1], self._rank(by)[ids],
                    self._scale[ids]]  # fmt: skip
         return head.tobytes() + b"".join(column.tobytes() for column in columns)
+
+    def map(self) -> np.ndarray | None:
+        """Return x and y of all clusters on the map, uint16 [K, 2]; None if there is no map."""
+        return self._places[self._place_of] if len(self._ids) else None
 
     def where(self, cluster: int) -> list[int] | None:
         """Return x and y of a cluster on the map; None if there is no map."""
@@ -149,9 +155,15 @@ def open_index(run: Run, folder: Path, *, threads: int = 0) -> Index:
     target = folder / f"index-{run.fingerprint[:16]}"
     if target.is_dir():
         try:
-            return Index(target)
+            found = Index(target)
         except UserError as error:
             LOGGER.warning("%s", error)
+            _remove(target)
+        else:
+            if found.has_images or not run.has_images():
+                return found
+            LOGGER.info("%s: images have come since it was built", target)
+            found.close()
             _remove(target)
     build(run, target, threads=threads)
     own = folder.resolve().is_relative_to(run.results.resolve())

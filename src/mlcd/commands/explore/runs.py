@@ -15,6 +15,7 @@ from mlcd.data.image_store import ImageStore
 from mlcd.data.labels import Labels, of_run
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_json
+from mlcd.utils.records import read_record
 
 #: Chunks whose manifest is kept in memory.
 _OPEN = 256
@@ -24,9 +25,10 @@ class Run:
     """A run's results, opened by folder; nothing of them is ever written.
 
     Attributes: `results`; `chunks` (names, sorted), of which a chunk's number is the place;
-    `labels` (one :class:`Labels` each); `centroids`, None where labels are the user's own; `K`, `n`
-    (images with embeddings, or with own labels), `l`; `starts` int64 [chunks + 1], number of each
-    chunk's first image; `has_similarity`; `fingerprint` (hex) of all that an index is built from.
+    `labels` (one :class:`Labels` each); `centroids`, None where labels are the user's own, of no
+    centers that their summary names; `K`, `n` (images with embeddings, or with own labels), `l`;
+    `starts` int64 [chunks + 1], number of each chunk's first image; `has_similarity`; `fingerprint`
+    (hex) of all that an index is built from.
     Raises :class:`UserError` if labels are missing, damaged, or of different runs.
     """
 
@@ -41,8 +43,7 @@ class Run:
         self.chunks = [path.stem for path in paths]
         self.labels = [Labels(path) for path in paths]
         first = self.labels[0]
-        centers = results / "clusters" / "centroids.h5"
-        self.centroids = Centroids(centers) if not first.manifest else None
+        self.centroids = self._centers_of(first)
         self.K, self.l = first.num_classes, first.l
         for file in self.labels:
             self._check(file, first)
@@ -60,6 +61,27 @@ class Run:
         )
         self._lock = threading.Lock()
         self._store = functools.lru_cache(_OPEN)(self._open_store)
+
+    def _centers_of(self, first: Labels) -> Centroids | None:
+        path = self.results / "clusters" / "centroids.h5"
+        if not first.manifest:
+            return Centroids(path)
+        # Own labels do not say themselves which centers they are of.
+        summary = self.results / "labels" / "summary.json"
+        if not (path.is_file() and summary.is_file()):
+            return None
+        found = Centroids(path)
+        named = read_record(summary, "label")["made_from"]["centroids"]
+        return found if found.fingerprint in named else None
+
+    def has_images(self) -> bool:
+        """True if the images of all chunks are there."""
+        return not self.lacking()
+
+    def lacking(self) -> list[str]:
+        """Return the names of the chunks whose images are not there."""
+        images = self.results / "images"
+        return [name for name in self.chunks if not (images / name / "manifest.json").exists()]
 
     def embeddings(self, chunk: int) -> Embeddings | None:
         """Return the embeddings of a chunk; None where labels are the user's own.
@@ -141,7 +163,8 @@ class Run:
             raise UserError(f"{file.path}: not as {first.path} was labeled; rerun label")
         if self.centroids is None:
             return
-        if file.centroids != self.centroids.fingerprint or file.num_classes != self.centroids.K:
+        of_others = not file.manifest and file.centroids != self.centroids.fingerprint
+        if of_others or file.num_classes != self.centroids.K:
             raise UserError(
                 f"{file.path}: made with other centroids than {self.centroids.path}; rerun label"
             )

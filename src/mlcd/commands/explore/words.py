@@ -12,7 +12,6 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from mlcd.commands.explore.merging import SortedParts
 from mlcd.commands.explore.store import Column, Files
@@ -116,6 +115,8 @@ def words_of(text: str) -> list[str]:
 
 def hash_of(words: list[str]) -> np.ndarray:
     """Return 32 bits of a hash of each word, uint64 [n]; the same on any machine."""
+    import pandas as pd
+
     hashes = pd.util.hash_array(np.array(words, object), categorize=False)
     return np.asarray(hashes >> np.uint64(32))
 
@@ -127,5 +128,7 @@ def _words_of(captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
     flat = [word for words in lists for word in words]
     if not flat:
         return row, np.zeros(0, np.uint64)
+    import pandas as pd
+
     codes, distinct = pd.factorize(np.array(flat, object))
     return row, hash_of(list(distinct))[codes]

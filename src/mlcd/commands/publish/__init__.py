@@ -59,16 +59,23 @@ def run(arguments: argparse.Namespace, section: object = None) -> None:
     identity = [folder.FORMAT, __version__, source.root, license.spdx, options.urls,
                 options.captions]  # fmt: skip
     asked = sha256_json(identity)
-    if before == asked:
+    # A state folder beside it may be what a run left that was killed while it ended.
+    if before == asked and not (output.parent / "state").exists():
         LOGGER.info("%s: published already, of the same run in the same way", output)
         return
-    with lease.writing(output, identity, files=[output / folder.RECORD]) as wanted:
-        if wanted:
-            state = state_dir(output, identity)
-            folder.fill(state, source, license, asked)
-            folder.put(state, output)
-    with contextlib.suppress(OSError):
-        (output.parent / "state").rmdir()
+    try:
+        with lease.writing(output, identity, files=[output / folder.RECORD]) as wanted:
+            if wanted:
+                folder.settle(output)
+                # Two folders whose names differ after a dot alone have states of their own.
+                state = state_dir(output, identity, output.name)
+                if before != asked:
+                    folder.fill(state, source, license, asked)
+                    folder.put(state, output)
+                folder.end(state, output)
+    finally:
+        with contextlib.suppress(OSError):
+            (output.parent / "state").rmdir()
     LOGGER.info(
         "%s: %d images, %d labels each, %d clusters, under %s, and no image; next: "
         "hf upload OWNER/NAME %s . --repo-type dataset",

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import yaml
 
-from mlcd.commands.audit.bundle.checklist import code
 from mlcd.commands.publish.croissant import COLUMNS
 from mlcd.commands.publish.licenses import License
 from mlcd.commands.publish.source import Source, without_places
+from mlcd.stages.export.encoder_facts import encoder_facts
 from mlcd.stages.export.front_matter import RUN
+from mlcd.utils import templates
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import write_text
+from mlcd.utils.templates import code
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCardData
@@ -77,28 +78,28 @@ def write(
     """Write the card. `files`: path → SHA-256, bytes. It is read again as hubs read it."""
     from huggingface_hub import DatasetCard
 
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("mlcd.commands.publish", "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )  # Markdown: what strangers named, such as lists and encoders, stands as code
-    text = templates.get_template("card.md").render(
-        front=front(source, license).to_yaml(),
-        title=title(source),
-        summary=summary(source),
-        facts=_facts(source),
-        columns=[(code(name), COLUMNS[name][1]) for name in source.columns],
-        labels=yaml.safe_dump(labels_config(source), sort_keys=False).strip(),
-        centers=_centers_config(source),
-        named="url" in source.columns,
-        on_disk="path" in source.columns,
-        resized="stored_sha256" in source.columns,
-        captions=source.options.captions,
-        opt_out=source.opt_out,
-        files=[(code(path), f"{size:,}", code(digest)) for path, (digest, size) in files.items()],
-        license=license,
-        root=source.root,
+    text = (
+        templates.markdown("mlcd.commands.publish")
+        .get_template("card.md")
+        .render(
+            front=front(source, license).to_yaml(),
+            title=title(source),
+            summary=summary(source),
+            facts=_facts(source),
+            columns=[(code(name), COLUMNS[name][1]) for name in source.columns],
+            labels=yaml.safe_dump(labels_config(source), sort_keys=False).strip(),
+            centers=_centers_config(source),
+            named="url" in source.columns,
+            on_disk="path" in source.columns,
+            resized="stored_sha256" in source.columns,
+            captions=source.options.captions,
+            opt_out=source.opt_out,
+            files=[
+                (code(path), f"{size:,}", code(digest)) for path, (digest, size) in files.items()
+            ],
+            license=license,
+            root=source.root,
+        )
     )
     write_text(folder / FILE, text)
     # A card that a hub refuses shows itself here, and not after hours of uploading.
@@ -143,15 +144,10 @@ def _centers_config(source: Source) -> str:
 
 
 def _facts(source: Source) -> list[tuple[str, str]]:
-    model = without_places(source.model)
-    encoder = " ".join(code(model[key]) for key in ("name", "pretrained") if model.get(key))
-    facts = [
+    return [
         ("Images", f"{source.rows:,}"),
         ("Clusters", f"{source.K:,}"),
         ("Labels per image", str(source.l)),
         ("From the lists and folders", ", ".join(map(code, source.lists))),
-        ("Embeddings that were clustered", encoder or "of an unknown encoder"),
+        *encoder_facts(without_places(source.model)),
     ]
-    if model.get("weights_sha256"):
-        facts.append(("That encoder's weights", f"SHA-256 {code(model['weights_sha256'])}"))
-    return facts

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from mlcd.commands.audit.bundle.run import write_json
+from mlcd.commands.audit.bundle.croissant import KINDS, field_of, file_object, is_installed, written
 from mlcd.commands.publish.licenses import License
 from mlcd.commands.publish.source import Source
 from mlcd.utils.errors import UserError
 
 FILE = "croissant.json"
-_KINDS = {".parquet": "application/x-parquet", ".h5": "application/x-hdf5"}
 #: Column → type in Croissant, and what it is.
 COLUMNS = {
     "url": ("TEXT", "Where the image was fetched from; empty where it was not."),
@@ -32,9 +29,7 @@ _LISTS = ("label", "similarity")
 
 def check() -> None:
     """Raise :class:`UserError` if the library that writes it is not installed."""
-    import importlib.util
-
-    if importlib.util.find_spec("mlcroissant") is None:
+    if not is_installed():
         raise UserError("mlcroissant: not installed, and Croissant needs it: pip install "
                         "'mlcd[audit]'")  # fmt: skip
 
@@ -48,58 +43,31 @@ def write(
     files: Mapping[str, tuple[str, int]],
 ) -> None:
     """Write the description of `files` (path → SHA-256, bytes), and read it as a loader would."""
-    import mlcroissant as mlc
-
-    # It warns of a citation and a date that a run does not know.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    value = _metadata(mlc, source, license, title, description, files).to_json()
-    path = write_json(folder / FILE, value)
-    try:
-        mlc.Dataset(path)
-    except mlc.ValidationError as error:
-        raise UserError(f"{FILE}: refused by mlcroissant: {' '.join(str(error).split())}") from None
+    written(folder / FILE, lambda: _metadata(source, license, title, description, files))
 
 
 def _metadata(
-    mlc: Any,
     source: Source,
     license: License,
     title: str,
     description: str,
     files: Mapping[str, tuple[str, int]],
 ) -> Any:
-    objects = [
-        mlc.FileObject(
-            id=quote(path),
-            name=quote(path),
-            content_url=quote(path),
-            content_size=f"{size} B",
-            encoding_formats=[_KINDS.get(PurePosixPath(path).suffix, "text/plain")],
-            sha256=digest,
-        )
-        for path, (digest, size) in files.items()
-    ]
+    import mlcroissant as mlc
+
+    objects = [file_object(path, size, digest) for path, (digest, size) in files.items()]
     shards = mlc.FileSet(
         id="shards",
         name="shards",
         description="All rows, in the order of the files' names.",
-        encoding_formats=[_KINDS[".parquet"]],
+        encoding_formats=[KINDS[".parquet"]],
         includes=["data/*.parquet"],
     )
     fields = []
     for name in source.columns:
         kind, about = COLUMNS[name]
         shape = {"is_array": True, "array_shape": str(source.l)} if name in _LISTS else {}
-        fields.append(
-            mlc.Field(
-                id=f"images/{name}",
-                name=f"images/{name}",
-                description=about,
-                data_types=[getattr(mlc.DataType, kind)],
-                source=mlc.Source(file_set="shards", extract=mlc.Extract(column=name)),
-                **shape,
-            )
-        )
+        fields.append(field_of("images", name, kind, about, file_set="shards", **shape))
     return mlc.Metadata(
         name=title,
         description=description,

@@ -11,7 +11,7 @@ import yaml
 
 from mlcd.commands.publish import card, croissant, shards
 from mlcd.commands.publish.licenses import License
-from mlcd.commands.publish.source import Source, model_of, without_places
+from mlcd.commands.publish.source import Source, without_places
 from mlcd.data import centroids, hdf5
 from mlcd.data.centroids import Centroids
 from mlcd.utils import disk, fencing
@@ -23,14 +23,13 @@ from mlcd.utils.records import read_record, write_record
 RECORD = "publish.json"
 FORMAT = 1
 SETTINGS = "settings.yaml"
-#: Files up to this size are hashed to tell whether somebody has edited them.
-_SMALL = 1 << 24
 
 
 def ours(output: Path) -> str:
     """Return what a published folder was asked for (hex); '' if nothing, or not all, is there.
 
-    Raises :class:`UserError` if a file in it is not as it was published: it is not replaced.
+    All of it is read, whatever its size. Raises :class:`UserError` if a file in it is not as it was
+    published: it is not replaced.
     """
     there = sorted(_files(output))
     if not there:
@@ -47,10 +46,8 @@ def ours(output: Path) -> str:
             continue
         if name not in known:
             raise foreign(path)
-        size = path.stat().st_size
-        if size != known[name]["bytes"] or (
-            size <= _SMALL and sha256_file(path) != known[name]["sha256"]
-        ):
+        same = path.stat().st_size == known[name]["bytes"]
+        if not same or sha256_file(path) != known[name]["sha256"]:
             raise UserError(
                 f"{path}: was changed since it was published, and is not replaced; name another "
                 "output, or move the folder away"
@@ -77,6 +74,7 @@ def fill(state: Path, source: Source, license: License, asked: str) -> None:
     settings = yaml.safe_dump(source.settings, sort_keys=True, allow_unicode=True)
     write_text(new / SETTINGS, mark + settings)
     files = _described(new, known)
+    known = {path: digest for path, (digest, _) in files.items()}
     croissant.write(new, source, license, card.title(source), card.summary(source), files)
     card.write(new, source, license, files)
     record = {
@@ -99,28 +97,46 @@ def fill(state: Path, source: Source, license: License, asked: str) -> None:
 
 
 def put(state: Path, output: Path) -> None:
-    """Put `state`/new in the place of `output`, which holds nothing of others', and end `state`."""
+    """Put `state`/new in the place of `output`, which holds nothing of others'.
+
+    There are two renames: what was published before stands in :func:`_aside` between them, and
+    :func:`settle` brings it back after a kill.
+    """
     ours(output)
     fencing.check()
-    old = state / "old"
+    old = _aside(output)
     shutil.rmtree(old, ignore_errors=True)
     with disk.writing(output):
         if output.exists():
             output.rename(old)
         (state / "new").rename(output)
     fsync_directory(output.parent)
+
+
+def end(state: Path, output: Path) -> None:
+    """Remove what stood in the place of `output` before, and `state`."""
+    shutil.rmtree(_aside(output), ignore_errors=True)
     shutil.rmtree(state, ignore_errors=True)
+
+
+def settle(output: Path) -> None:
+    """Bring back what a :func:`put` that was killed has put aside; for who holds the lease."""
+    if (old := _aside(output)).is_dir() and not output.exists():
+        old.rename(output)
+        fsync_directory(output.parent)
+
+
+def _aside(output: Path) -> Path:
+    return output.parent / "state" / f"{output.name}.old"
 
 
 def _centers(source: Path, target: Path) -> None:
     """Copy the centers to `target`, as they are unless they name a place on this machine.
 
-    Also unless they say of their encoder what nobody can read.
-
     Raises :class:`UserError` if they are damaged.
     """
     found = Centroids(source)
-    model = model_of(found)
+    model = found.described
     if without_places(model) != model or not model:
         # Its name elsewhere would be another, and refused there: it is left out.
         centroids.write(

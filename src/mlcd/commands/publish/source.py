@@ -7,9 +7,9 @@ images has the URLs and hashes. All of them are compared with their records whil
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,13 @@ import numpy as np
 from mlcd.commands.audit import integrity
 from mlcd.commands.audit import lock as locks
 from mlcd.data.centroids import Centroids
-from mlcd.data.embeddings import Embeddings
-from mlcd.data.image_store import ImageStore, read_manifest
+from mlcd.data.image_store import read_manifest
 from mlcd.data.labels import Labels
 from mlcd.data.local_table import is_local
+from mlcd.stages.download.reasons import OPTED_OUT
 from mlcd.utils.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
 #: Stages that make labels: their settings are published.
@@ -37,8 +36,6 @@ _PLACE = r"(?:file:/+|~|[A-Za-z]:[\\/]|\\\\|/(?!/)|\.\.?[\\/])"
 _WHOLE = re.compile(rf"((?:(?!file:)[\w-]{{2,}}:)?){_PLACE}.*", re.DOTALL)
 #: A place among other words of a setting.
 _AMONG = re.compile(rf"""(?<![^:=,;|\s'"([{{]){_PLACE}[^\s,;|'")\]}}]*""")
-#: The count of images whose owners' headers forbid the use (mlcd.stages.download.reasons).
-_OPTED_OUT = "opted_out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +66,9 @@ class Source:
     """A sealed run, opened by its results.
 
     Attributes: `results`, `root` (its identity), `lock` (dict), `chunks`, `K`, `l`, `rows` (all
-    labeled images), `options`. Raises :class:`UserError` if the run is not sealed, has changed
-    since, or has no labels.
+    labeled images), `options`, `model` (what the centers say of the encoder whose embeddings they
+    are of; {} for nothing). Raises :class:`UserError` if the run is not sealed, has changed since,
+    or has no labels, or if its centers say of the encoder what nobody can read.
     """
 
     def __init__(self, results: Path, options: Options) -> None:
@@ -97,6 +95,7 @@ class Source:
         self.chunks = [self._chunk(file) for file in files]
         self.starts = np.cumsum([0, *(chunk.rows for chunk in self.chunks)])
         self.rows = int(self.starts[-1])
+        self.model = Centroids(self.centers).described if self.centers else {}
 
     def _chunk(self, file: Labels) -> Chunk:
         if (file.num_classes, file.l) != (self.K, self.l):
@@ -139,7 +138,7 @@ class Source:
         chunk = self.chunks[number]
         labels = Labels(chunk.labels)
         wanted = ["row", "url", "width", "height"] + ["caption"] * self.options.captions
-        images = images_of(self.results, labels, wanted)
+        images = labels.images_in(self.results, wanted)
         values: dict[str, Any] = {
             "label": _lists(labels.label()),
             "width": images["width"].to_numpy(np.int32),
@@ -177,11 +176,6 @@ class Source:
         return path if "clusters/centroids.h5" in self.lock["files"] else None
 
     @cached_property
-    def model(self) -> dict[str, Any]:
-        """What is known of the encoder whose embeddings the centers are of; {} for nothing."""
-        return model_of(Centroids(self.centers)) if self.centers else {}
-
-    @cached_property
     def lists(self) -> list[str]:
         """Names of the lists that images came from."""
         nodes = self.lock["files"].values()
@@ -210,47 +204,16 @@ class Source:
         counts: Counter[str] = Counter(refused=0, honored=0, not_honored=0, on_disk=0)
         for chunk in self.chunks:
             manifest = read_manifest(chunk.images / "manifest.json")
-            counts["refused"] += int(manifest["counts"].get(_OPTED_OUT, 0))
             asked = (manifest.get("asked") or {}).get("respect_opt_out") is True
-            state = "on_disk" if chunk.local else "honored" if asked else "not_honored"
-            counts[state] += int(manifest["counts"].get("success", 0))
+            counts.update(opt_outs(manifest["counts"], honored=asked, local=chunk.local))
         return dict(counts)
 
 
-def images_of(results: Path, labels: Labels, columns: list[str]) -> pd.DataFrame:
-    """Return key, sha256, places and `columns` of the images of the rows of `labels`, in order.
-
-    Raises :class:`UserError` if the chunk's files are not of one another.
-    """
-    import pandas as pd
-
-    name = Path(labels.path).stem
-    store = ImageStore(results / "images" / name)
-    if labels.manifest:
-        keys, made_from = labels.keys(), labels.manifest
-    else:
-        embeddings = Embeddings(labels.embeddings_in(results))
-        if labels.embeddings != embeddings.fingerprint:
-            raise UserError(
-                f"{labels.path}: of other embeddings than {embeddings.path}; rerun label"
-            )
-        keys, made_from = embeddings.keys(), str(embeddings.attributes.get("manifest", ""))
-    if made_from != store.fingerprint:
-        raise UserError(f"{labels.path}: of other images than {store.folder}; rerun the stages")
-    table = store.arrived(columns)
-    place = pd.Index(table["key"]).get_indexer([key.decode() for key in keys])
-    if len(keys) != labels.n or (place < 0).any():
-        raise UserError(f"{labels.path}: its rows are not those of {store.folder}; rerun label")
-    return table.iloc[place]
-
-
-def model_of(centers: Centroids) -> dict[str, Any]:
-    """Return what centers say of their encoder; {} for nothing, or for what nobody can read."""
-    try:
-        found = json.loads(centers.model)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+def opt_outs(counts: Mapping[str, int], *, honored: bool, local: bool) -> Counter[str]:
+    """Return what a chunk's counts say of owners' headers; see :attr:`Source.opt_out`."""
+    state = "on_disk" if local else "honored" if honored else "not_honored"
+    found = {"refused": int(counts.get(OPTED_OUT, 0)), state: int(counts.get("success", 0))}
+    return +Counter(found)
 
 
 def without_places(value: Any) -> Any:

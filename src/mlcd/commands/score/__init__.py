@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="wait for more checkpoints until standard input says `end`; end at once where it is "
         "closed before")  # fmt: skip
     add("--nice", type=int, default=0, metavar="N",
-        help="lower the priority by so much, 19 at most [0]")  # fmt: skip
+        help="lower the priority by so much, 0 to 19 [0]")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:1, …; auto takes cuda if there is [auto]")
     add("--threads", type=int, default=1, metavar="N",
         help="CPU threads; the last bits of scores may depend on it [1]")  # fmt: skip
@@ -39,12 +39,15 @@ def run(arguments: argparse.Namespace, section: None) -> None:
     """Score. Raises :class:`UserError`."""
     if arguments.every < 1 or arguments.threads < 1:
         raise UserError("--every, --threads: expected at least 1")
-    if arguments.follow:
-        from mlcd.commands.score.follow import Told, lower_priority
+    if not 0 <= arguments.nice <= 19:
+        raise UserError("--nice: expected 0 to 19")
+    from mlcd.commands.score.follow import Told, leave_warnings, lower_priority
 
-        # Before the heavy imports: the training may end meanwhile.
+    # Before the heavy imports: the training may end meanwhile, and they take the processor, too.
+    lower_priority(arguments.nice)
+    if arguments.follow:
         told = Told()
-        lower_priority(arguments.nice)
+        leave_warnings()
     import torch
 
     from mlcd.commands.score.scorer import Scorer
@@ -70,8 +73,10 @@ def run(arguments: argparse.Namespace, section: None) -> None:
 
 
 def _folder(given: Path) -> Path:
-    """Return the folder of the checkpoints: `given`, or that of the training written last in it."""
+    """Return the folder of the checkpoints: `given`, or that of the newest training in it."""
+    from mlcd.data.trainings import newest
+
     if not given.is_dir():
         raise UserError(f"{given}: no such folder; give results/train, or its checkpoints")
-    found = list(given.glob("state/*/checkpoints"))
-    return max(found, key=lambda path: path.stat().st_mtime_ns) if found else given
+    place = newest(given, "train")
+    return given if place is None else place / "checkpoints"

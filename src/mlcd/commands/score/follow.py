@@ -41,7 +41,11 @@ class Told:
 
 
 def lower_priority(by: int) -> None:
-    """Leave the processor to the training, and the warnings of Slurm to its ranks."""
+    """Leave the processor to others, such as the training."""
     with contextlib.suppress(OSError):
-        os.nice(min(19, max(0, by)))
+        os.nice(by)
+
+
+def leave_warnings() -> None:
+    """Leave the warnings of Slurm to the ranks of the training."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)

@@ -49,7 +49,7 @@ class Scorer:
         self, section: Evaluate, folder: Path, output: Path, *, every: int, device: torch.device,
         threads: int,
     ) -> None:  # fmt: skip
-        self._section = validate(Evaluate, _live(section), "evaluate")
+        self._section = validate(Evaluate, json.loads(section.for_live()), "evaluate")
         (self._dataset,) = self._section.datasets
         self._folder, self._output = folder, output
         self._every, self._device, self._threads = every, device, threads
@@ -163,17 +163,6 @@ def draw(dataset: Dataset, most: int, seed: int) -> list[Sample]:
         elif item[:2] > kept[0][:2]:
             heapq.heapreplace(kept, item)
     return [sample for _, _, sample in sorted(kept, key=lambda item: -item[1])]
-
-
-def _live(section: Evaluate) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(section.for_live())
-    except (IndexError, ValueError):
-        raise UserError(
-            "evaluate.live_dataset: no data set of evaluate.datasets has the task knn; add it to "
-            "one of them"
-        ) from None
-    return found
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

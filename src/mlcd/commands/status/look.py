@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mlcd.commands.status import alive
 from mlcd.commands.status.training import newest
 from mlcd.launch import gang_files
-from mlcd.launch.lease import describe, is_gone, is_process
-from mlcd.launch.snakemake import announced, locked
 from mlcd.slurm import client
 from mlcd.stages.report.runlog import Job, planned, read_logs, stage_of
 from mlcd.utils.logging import PROGRESS
@@ -42,8 +41,6 @@ _LAST = {
 }
 #: Bytes at the end of a log that are read.
 _TAIL = 1 << 16
-#: Seconds after a rank's last sign of life from which on a gang is not said to run.
-_SILENT = 120
 #: Files that are counted for the disk at most: a look must not take minutes.
 _FILES = 200_000
 
@@ -116,8 +113,10 @@ def look(results: Path, project: Path | None) -> Look:
     log = newest_log(project, results) if project else None
     jobs = _jobs(project, log, results) if project and log else []
     plan = planned(log) if log else {}
-    by = worker_of(project) if project and log else ""
-    stages = _stages(results, plan, jobs, alive=bool(by), project=project)
+    by = alive.worker(results, project)
+    # Jobs whose end no log tells run only as long as their Snakemake does.
+    runs = bool(project and alive.snakemake(project))
+    stages = _stages(results, plan, jobs, runs=runs, project=project)
     failures = [_failure(job, project) for job in jobs if job.state == "failed" and project]
     return Look(
         str(results), _state(stages, failures, by), by, stages, list(_gangs(results)),
@@ -155,23 +154,8 @@ def _jobs(project: Path, log: Path, results: Path) -> list[Job]:
     return list({job.outputs: job for job in found}.values())
 
 
-def worker_of(project: Path) -> str:
-    """Return who works in the folder now, in words; '' if nobody does."""
-    holders = sorted((project / ".snakemake" / "mlcd-run").glob("[0-9]*.json"))
-    for path in reversed(holders):
-        with contextlib.suppress(OSError, ValueError):
-            holder = json.loads(path.read_text())
-            # By two clocks, of this machine and of the disk: it serves to tell minutes from days.
-            silence = max(0.0, time.time() - path.stat().st_mtime)
-            if is_process(holder) and not is_gone(holder, silence):
-                return describe(holder)
-    if locked(project) and (process := announced(project)) and not is_gone(process, 0):
-        return describe(process)
-    return ""
-
-
 def _stages(
-    results: Path, plan: dict[str, int], jobs: list[Job], *, alive: bool, project: Path | None
+    results: Path, plan: dict[str, int], jobs: list[Job], *, runs: bool, project: Path | None
 ) -> list[Stage]:
     counts: Counter[str] = Counter()
     for rule, count in plan.items():
@@ -180,16 +164,16 @@ def _stages(
     for name, pattern in _LAST.items():
         mine = [job for job in jobs if stage_of(job.rule) == name]
         if counts[name] or mine:
-            found.append(_of_run(name, counts[name], mine, alive=alive, project=project))
+            found.append(_of_run(name, counts[name], mine, runs=runs, project=project))
         elif any(results.glob(pattern)):
             found.append(Stage(name, "before"))
     return found
 
 
-def _of_run(name: str, count: int, jobs: list[Job], *, alive: bool, project: Path | None) -> Stage:
+def _of_run(name: str, count: int, jobs: list[Job], *, runs: bool, project: Path | None) -> Stage:
     done = [job for job in jobs if job.state == "done"]
     failed = [job for job in jobs if job.state == "failed"]
-    now = [job for job in jobs if job.state == "unknown" and alive]
+    now = [job for job in jobs if job.state == "unknown" and runs]
     stage = Stage(name, "waiting", max(count, len(done)), len(done), len(now), len(failed))
     begun = [began for job in jobs if (began := job.started or job.submitted)]
     if begun:
@@ -260,14 +244,13 @@ def _gangs(results: Path) -> Iterator[Gang]:
         files = gang_files.newest_try(path.parent / record.token)
         ranks = range(record.ranks)
         finished = sum((files / f"rank-{rank}.done").exists() for rank in ranks)
-        beats = [_age(files / f"rank-{rank}.usage.json") for rank in ranks]
         failure = _said(files)
         state = "finished" if finished == record.ranks else "failed" if failure else "unknown"
         if record.launcher == "slurm" and record.job_id and state == "unknown":
             state = _asked(record.job_id)
-        latest = min((beat for beat in beats if beat is not None), default=None)
+        latest = alive.silence(files, record.ranks)
         if state == "unknown" and latest is not None:
-            state = "running" if latest < _SILENT else "silent"
+            state = "running" if alive.is_heard(latest) else "silent"
         yield Gang(
             path.parent.name.removesuffix(".gang"), record.launcher, record.job_id or "", state,
             record.ranks, sum((files / f"rank-{rank}.json").exists() for rank in ranks), finished,
@@ -300,13 +283,6 @@ def _said(files: Path) -> str:
                 f"rank {failure.get('rank')}: {failure.get('message', failure.get('kind'))}"
             )
     return ""
-
-
-def _age(path: Path) -> float | None:
-    try:
-        return max(0.0, time.time() - path.stat().st_mtime)
-    except OSError:
-        return None
 
 
 def _disk(results: Path) -> dict[str, int]:

@@ -7,22 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mlcd.data import trainings
 from mlcd.utils.records import CHECKSUM
 
 
 def newest(results: Path, last_lines: Any) -> dict[str, Any]:
     """Return the last line of metrics.jsonl, the last score as `live`; {} if there is none yet.
 
-    While it trains they lie in its state folder, afterwards beside the weights. `live_failed` says
-    why scores are taken no more. `last_lines` reads the end of a file.
+    `live_failed` says why scores are taken no more. `last_lines` reads the end of a file.
     """
-    folder = results / "train"
-    found = [*folder.glob("state/encoder-*/metrics.jsonl"), folder / "metrics.jsonl"]
-    found = [path for path in found if path.exists()]
-    if not found:
+    place = trainings.newest(results / "train", "train")
+    if place is None:
         return {}
-    # Of equal times the one beside the weights, which is the last in the list.
-    place = max(reversed(found), key=lambda path: path.stat().st_mtime_ns).parent
     values = _last(last_lines(place / "metrics.jsonl"))
     if live := _last(last_lines(place / "live.jsonl")):
         values["live"] = live

@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mlcd.commands.track.runs import STAGES
 from mlcd.commands.track.target import TOOLS
+from mlcd.data.trainings import STAGES
 from mlcd.utils.errors import UserError
 
 _NOT_AT_ITS_END = 4

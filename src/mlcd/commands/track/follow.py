@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mlcd.commands.status.look import project_of, worker_of
-from mlcd.commands.track.runs import Run, Training, newest_training, writer
+from mlcd.commands.status.alive import worker
+from mlcd.commands.status.look import project_of
+from mlcd.commands.track.runs import Run, Training, newest_training
 from mlcd.commands.track.target import Target
 from mlcd.launch.lease import Lease, describe
 from mlcd.utils.errors import UserError
@@ -19,14 +20,16 @@ from mlcd.utils.logging import LOGGER
 class Cursor:
     """What of a training a tool has been told, in a file that outlives this process.
 
-    `shipped`: stream → the last step that is surely there; `memory`: the tool's own notes. Only one
-    process ships a training to a tool: it holds a lease beside the file.
+    `shipped`: stream → the last step that is surely there; `scores`: the steps of live scores that
+    are; `memory`: the tool's own notes. Only one process ships a training to a tool: it holds a
+    lease beside the file.
     """
 
     def __init__(self, path: Path, run: Run) -> None:
         self.path = path
         self._lease = Lease(path.parent / "state" / f"{path.name}.lease", run.identity, [path])
         self.shipped: dict[str, int] = {}
+        self.scores: set[int] = set()
         self.memory: dict[str, Any] = {}
 
     def take(self) -> None:
@@ -38,6 +41,7 @@ class Cursor:
         try:
             found = read_json(self.path)
             self.shipped = {str(name): int(step) for name, step in found["shipped"].items()}
+            self.scores = set(map(int, found["scores"]))
             self.memory = dict(found["memory"])
         except (UserError, AttributeError, TypeError, ValueError):
             self.release()
@@ -47,10 +51,8 @@ class Cursor:
 
     def save(self) -> None:
         """Write what is surely shipped."""
-        write_json(
-            self.path,
-            {"mlcd": "what has been shipped", "shipped": self.shipped, "memory": self.memory},
-        )
+        found = {"shipped": self.shipped, "scores": sorted(self.scores), "memory": self.memory}
+        write_json(self.path, {"mlcd": "what has been shipped", **found})
 
     def release(self) -> None:
         """Let others ship."""
@@ -65,7 +67,8 @@ class Shipping:
         self.cursor = Cursor(folder / "shipped" / f"{run.name}.json", run)
         self.cursor.take()
         try:
-            self.target = kind(run, folder, dict(self.cursor.shipped), self.cursor.memory)
+            known = dict(self.cursor.shipped), set(self.cursor.scores)
+            self.target = kind(run, folder, *known, self.cursor.memory)
             self.target.begin()
             self.cursor.save()
         except BaseException:
@@ -75,13 +78,13 @@ class Shipping:
     def ship(self) -> int:
         """Ship what is new; return how many steps were. Raises :class:`UserError`."""
         count = 0
-        last = self.target.shipped
         for stream, rows in self.training.new().items():
-            # A training that was resumed wrote some steps again.
-            for step in sorted(step for step in rows if step > last.get(stream, 0)):
-                self.target.ship(stream, step, rows[step])
-                last[stream] = step
-                count += 1
+            for step in sorted(rows):
+                # A training that was resumed wrote some steps again.
+                if not self.target.has(stream, step, rows[step]):
+                    self.target.ship(stream, step, rows[step])
+                    self.target.note(stream, step)
+                    count += 1
         if count and self.target.flush():
             self._note()
         return count
@@ -96,6 +99,7 @@ class Shipping:
 
     def _note(self) -> None:
         self.cursor.shipped = dict(self.target.shipped)
+        self.cursor.scores = set(self.target.scores)
         self.cursor.save()
 
 
@@ -155,7 +159,7 @@ def follow(follower: Follower, *, once: bool, every: float) -> bool:
     """
     while True:
         # Asked before the files are read: what writes, writes them before it ends.
-        alive = not once and is_alive(follower.results)
+        alive = not once and worker(follower.results, project_of(follower.results, None))
         if count := follower.look():
             LOGGER.info("%d steps shipped", count)
         if not alive:
@@ -174,9 +178,3 @@ def follow(follower: Follower, *, once: bool, every: float) -> bool:
             "" if training.is_done() else "; it has not reached its end",
         )  # fmt: skip
     return all(shipping.training.is_done() for shipping in found.values())
-
-
-def is_alive(results: Path) -> bool:
-    """True if a training writes in the results, or if Snakemake works for them."""
-    project = project_of(results, None)
-    return bool(writer(results) or (project and worker_of(project)))

@@ -9,21 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlcd import __version__
-from mlcd.launch import gang_files
-from mlcd.launch.lease import LEASE, describe, is_gone, is_process
+from mlcd.data.trainings import STAGES, newest
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_json
 from mlcd.utils.records import parse_line, read_csv, read_record
 
-#: Stage → the stem of its weights and of their description.
-STAGES = {"train": "encoder", "text": "text"}
 #: A number, or a word of the config.
 Value = float | int | str | bool
 #: Step → numbers by name.
@@ -180,38 +176,8 @@ def newest_training(results: Path, stage: str) -> Training | None:
     Without its state folder (cleaned, or copied without it) it has its final files.
     """
     folder = results / stage
-    states = [path.parent for path in folder.glob(f"state/{STAGES[stage]}-*/metrics.jsonl")]
-    if states:
-        newest = max(states, key=lambda path: (path / "metrics.jsonl").stat().st_mtime_ns)
-        return Training(stage, folder, newest)
-    return Training(stage, folder, None) if (folder / "metrics.jsonl").exists() else None
-
-
-def writer(results: Path) -> str:
-    """Return who trains in the results now, in words; '' if nobody does, as far as files tell."""
-    now = time.time()
-    for stage in STAGES:
-        # The driver holds the lease; a gang may outlive it.
-        for path in (results / "state" / f"{stage}.lease").glob("[0-9]*.json"):
-            with contextlib.suppress(OSError, ValueError):
-                holder = json.loads(path.read_text())
-                # By two clocks, of this machine and of the disk.
-                if is_process(holder) and not is_gone(holder, now - path.stat().st_mtime):
-                    return describe(holder)
-        for path in results.glob(f"{stage}/state/*.gang/job.json"):
-            record = gang_files.Record.read(path.parent)
-            if record is None:
-                continue
-            files = gang_files.newest_try(path.parent / record.token)
-            ranks = range(record.ranks)
-            over = (files / gang_files.FAILED).exists() or all(
-                (files / f"rank-{rank}.done").exists() for rank in ranks
-            )
-            for beat in files.glob("rank-*.usage.json"):
-                with contextlib.suppress(OSError):
-                    if not over and now - beat.stat().st_mtime < LEASE:
-                        return f"{record.launcher} job {record.job_id}"
-    return ""
+    place = newest(folder, stage)
+    return Training(stage, folder, place if place != folder else None) if place else None
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Value]:

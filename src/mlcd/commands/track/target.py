@@ -14,32 +14,51 @@ from mlcd.utils.errors import UserError
 
 #: The tools that may be named; each is the name of its library.
 TOOLS = ("tensorboard", "mlflow", "wandb", "trackio")
+#: The stream of live scores.
+LIVE = "live"
 
 
 class Target(ABC):
     """A tool that has been told of one training.
 
     `folder`: where it keeps what stays here. `shipped`: last step that is surely there, by stream.
+    `scores`: all steps of the stream ``live`` that are: a lower one may come later, since a
+    training that resumes writes checkpoints again which were gone before they had a score.
     `memory`: what the tool notes for its next start; JSON values, kept beside `shipped`.
     """
 
     def __init__(
-        self, run: Run, folder: Path, shipped: dict[str, int], memory: dict[str, Any]
+        self,
+        run: Run,
+        folder: Path,
+        shipped: dict[str, int],
+        scores: set[int],
+        memory: dict[str, Any],
     ) -> None:
         self.run, self.folder = run, folder
-        self.shipped, self.memory = shipped, memory
+        self.shipped, self.scores, self.memory = shipped, scores, memory
+
+    def has(self, stream: str, step: int, values: dict[str, float]) -> bool:
+        """Return True if the numbers of a step have been shipped."""
+        return step in self.scores if stream == LIVE else step <= self.shipped.get(stream, 0)
+
+    def note(self, stream: str, step: int) -> None:
+        """Remember that they have."""
+        self.shipped[stream] = max(step, self.shipped.get(stream, 0))
+        if stream == LIVE:
+            self.scores.add(step)
 
     @abstractmethod
     def begin(self) -> None:
         """Open the tool's run: the one of this identity, if there is one.
 
-        Where the tool itself knows more than `shipped` does (a kill came between the two), it says
-        so there.
+        Where the tool itself knows more than `shipped` and `scores` do (a kill came between the
+        two), it says so there.
         """
 
     @abstractmethod
     def ship(self, stream: str, step: int, values: dict[str, float]) -> None:
-        """Add the numbers of a step; steps of a stream rise."""
+        """Add the numbers of a step; steps of a stream rise, but for those of ``live``."""
 
     @abstractmethod
     def flush(self) -> bool:

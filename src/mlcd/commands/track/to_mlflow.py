@@ -13,7 +13,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from mlcd.commands.track.target import Target, names
+from mlcd.commands.track.target import LIVE, Target, names
 
 #: Tag of a run: the training's identity.
 _TAG = "mlcd.training"
@@ -42,12 +42,19 @@ class _Mlflow(Target):
         for start in range(0, len(params), _PARAMS):
             self._client.log_batch(self._id, params=params[start : start + _PARAMS])
         # A step's numbers are stored together: one name tells of which steps they are.
-        known: dict[str, str] = {}
+        known: dict[str, list[str]] = {}
         for name in sorted(found[0].data.metrics) if found else []:
-            known.setdefault(name.partition("/")[0], name)
-        for stream, name in known.items():
-            steps = (metric.step for metric in self._client.get_metric_history(self._id, name))
+            known.setdefault(name.partition("/")[0], []).append(name)
+        for stream, all_names in known.items():
+            # Scores may have been of another set before.
+            steps = self._steps(all_names if stream == LIVE else all_names[:1])
             self.shipped[stream] = max(steps, default=0)
+            if stream == LIVE:
+                self.scores = steps
+
+    def _steps(self, of: list[str]) -> set[int]:
+        history = (self._client.get_metric_history(self._id, name) for name in of)
+        return {int(metric.step) for metrics in history for metric in metrics}
 
     def _new_experiment(self) -> str:
         place = None if os.environ.get("MLFLOW_TRACKING_URI") else f"{self.folder}/artifacts"

@@ -27,10 +27,11 @@ class _Trackio(Target):
         from trackio.sqlite_storage import SQLiteStorage
 
         self.shipped.clear()
+        self.scores.clear()
         for line in SQLiteStorage.get_logs(self.run.project, self.run.name):
             stream = next((name.partition("/")[0] for name in line if "/" in name), None)
             if stream:
-                self.shipped[stream] = max(int(line["step"]), self.shipped.get(stream, 0))
+                self.note(stream, int(line["step"]))
         # It tells where it writes on standard output.
         with contextlib.redirect_stdout(io.StringIO()):
             self._run = trackio.init(

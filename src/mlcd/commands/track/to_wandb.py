@@ -13,7 +13,7 @@ os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 import wandb
 
-from mlcd.commands.track.target import Target, names
+from mlcd.commands.track.target import LIVE, Target, names
 
 
 class _Wandb(Target):
@@ -42,13 +42,20 @@ class _Wandb(Target):
                 x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True,
             ),
         )  # fmt: skip
-        for stream in (self.run.stage, "live", "evaluate"):
+        noted = max(self.scores, default=0)
+        for stream in (self.run.stage, LIVE, "evaluate"):
             self._run.define_metric(f"{stream}/step")
             self._run.define_metric(f"{stream}/*", step_metric=f"{stream}/step")
             if self._mode == "online":
                 self.shipped[stream] = int(self._run.summary.get(f"{stream}/step") or 0)
+        # Of live scores the server tells the last alone: what came after the notes is there.
+        self._unnoted = range(noted + 1, self.shipped.get(LIVE, 0) + 1)
         if self._mode == "offline":
             self.memory["open"] = Path(self._run.dir).parent.name
+
+    def has(self, stream: str, step: int, values: dict[str, float]) -> bool:
+        known = self._mode == "online" and stream == LIVE and step in self._unnoted
+        return known or super().has(stream, step, values)
 
     def _remove_unfinished(self) -> None:
         name = self.memory.pop("open", None)

@@ -126,13 +126,6 @@ def _write(
 
 def _images(embeddings: Embeddings, store: ImageStore) -> pd.DataFrame:
     """Return url, sha256 and pixels of each row of the embeddings, in their order."""
-    table = store.arrived(["url", "width", "height"]).set_index("key")
-    keys = [key.decode() for key in embeddings.keys().tolist()]
-    if missing := set(keys) - set(table.index):
-        raise UserError(
-            f"{embeddings.path}: row {min(missing)} is of no image of {store.folder}; rerun embed "
-            f"for chunk {store.chunk}"
-        )
-    found = table.loc[keys].reset_index()
+    found = store.rows_of(embeddings.keys(), ["url", "width", "height"]).reset_index(drop=True)
     found["pixels"] = found["width"].astype(np.int64) * found["height"].astype(np.int64)
     return found

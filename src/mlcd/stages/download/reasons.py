@@ -9,11 +9,13 @@ TRANSIENT = frozenset(
     {"server_error", "throttled", "timeout", "connection", "dns", "deadline", "other"}
 )
 
+#: Refused for the header of its owner, which forbids the use; what is published counts these.
+OPTED_OUT = "opted_out"
 #: Reasons that another try does not cure.
 PERMANENT = frozenset(
     {
         "bad_url", "credentials", "damaged", "empty", "hash_mismatch", "not_an_image", "not_found",
-        "opted_out", "private_address", "redirects", "refused", "tls", "too_large", "too_small",
+        OPTED_OUT, "private_address", "redirects", "refused", "tls", "too_large", "too_small",
         "too_thin",
     }
 )  # fmt: skip
@@ -36,7 +38,7 @@ _PATTERNS = [
         (r"^HTTP Error 429\b", "throttled"),
         (r"^HTTP Error 4\d\d\b", "refused"),
         (r"^HTTP Error 5\d\d\b", "server_error"),
-        (r"X-Robots-Tag", "opted_out"),
+        (r"X-Robots-Tag", OPTED_OUT),
         (r"unknown url type|InvalidURL|URL can't contain|no host given|nonnumeric port", "bad_url"),
         (r"codec can't encode|label (empty or )?too long", "bad_url"),
         (r"timed out|timeout", "timeout"),

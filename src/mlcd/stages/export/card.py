@@ -11,16 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from mlcd.data import hdf5
 from mlcd.data.centroids import Centroids
 from mlcd.data.labels import Labels
 from mlcd.stages.export import front_matter
+from mlcd.stages.export.encoder_facts import encoder_facts
+from mlcd.utils import templates
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import write_text
 from mlcd.utils.records import read_csv
+from mlcd.utils.templates import code
 
 _COLUMNS = ("model", "dataset", "metric", "value")
 #: Models of the results, in the order of the card's columns.
@@ -90,32 +92,28 @@ def write(
 
     `about` is encoder.json; `files` are names and SHA-256 of the exported files.
     """
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("mlcd.stages.export", "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=False,
-    )  # Markdown: nothing is escaped but the bars of tables
-    templates.filters["cell"] = lambda value: " ".join(str(value).replace("|", r"\|").splitlines())
     models, scores = _scores(made_from)
-    text = templates.get_template("card.md").render(
-        front=front_matter.of(
-            about, usage.library, made_from.lists, made_from.results, license
-        ).to_yaml(),
-        model=_model(about),
-        usage=usage,
-        packages=_PACKAGES[usage.library],
-        data=_data(made_from),
-        settings=_settings(about, made_from),
-        models=models,
-        scores=scores,
-        of_text=any(front_matter.of_text(metric) for _, metric in made_from.results),
-        of_copy=any(front_matter.of_copy(metric) for _, metric in made_from.results),
-        files=[(name, f"`{value}`") for name, value in files.items()],
-        sha256=about["sha256"],
-        license=license,
-        run=front_matter.UNSEALED,
+    text = (
+        templates.markdown("mlcd.stages.export")
+        .get_template("card.md")
+        .render(
+            front=front_matter.of(
+                about, usage.library, made_from.lists, made_from.results, license
+            ).to_yaml(),
+            model=_model(about),
+            usage=usage,
+            packages=_PACKAGES[usage.library],
+            data=_data(made_from),
+            settings=_settings(about, made_from),
+            models=models,
+            scores=scores,
+            of_text=any(front_matter.of_text(metric) for _, metric in made_from.results),
+            of_copy=any(front_matter.of_copy(metric) for _, metric in made_from.results),
+            files=[(name, code(value)) for name, value in files.items()],
+            sha256=about["sha256"],
+            license=license,
+            run=front_matter.UNSEALED,
+        )
     )
     write_text(folder / "README.md", text)
 
@@ -124,13 +122,13 @@ def _model(about: dict[str, Any]) -> list[tuple[str, str]]:
     mean, std = (", ".join(f"{value:.4f}" for value in about[key]) for key in ("mean", "std"))
     side = about["image_size"]
     facts = [
-        ("Architecture", f"`{about['model']}`"),
+        ("Architecture", code(about["model"])),
         ("Embedding", f"{about['embedding_dim']} numbers, not normalized; compare by cosine"),
         ("Input", f"RGB, {side} × {side} pixels: shorter side resized (bicubic), center cropped"),
         ("Normalization", f"mean {mean}; standard deviation {std}"),
     ]
     if first := about.get("initial"):
-        facts.append(("First weights", f"`{first['source']}`, SHA-256 `{first['sha256']}`"))
+        facts.append(("First weights", f"{code(first['source'])}, SHA-256 {code(first['sha256'])}"))
     for key, name in (("steps", "Training steps"), ("num_classes", "Clusters told apart")):
         if key in about:
             facts.append((name, f"{about[key]:,}"))
@@ -139,7 +137,7 @@ def _model(about: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _data(made_from: Origin) -> list[tuple[str, str]]:
     """Return what was trained on; the images themselves are not part of the export."""
-    names = ", ".join(f"`{name}`" for name in made_from.lists)
+    names = ", ".join(map(code, made_from.lists))
     lists = [("Lists and folders of images", names)] if names else []
     return lists + list(made_from.clusters.items())
 
@@ -176,15 +174,11 @@ def _clusters(path: str, num_classes: int | None) -> dict[str, str]:
             "give the centroids of the same run"
         )
     images = int(centroids.sizes.sum())
-    model = json.loads(centroids.model or "{}")
-    frozen = " ".join(f"`{model[key]}`" for key in ("name", "pretrained") if model.get(key))
     facts = {
         "Images": f"{images:,}" if images else "not known",
         "Clusters": f"{centroids.K:,}",
-        "Clustered features": frozen or "of an unknown encoder",
+        **dict(encoder_facts(centroids.described)),
     }
-    if model.get("weights_sha256"):
-        facts["That encoder's weights"] = f"SHA-256 `{model['weights_sha256']}`"
     facts["Fingerprint of the centers"] = f"`{hdf5.verified_fingerprint(path)}`"
     return facts
 
@@ -195,17 +189,14 @@ def _sections(
     found: dict[str, dict[str, Any]] = {}
     centers = Centroids(centroids) if centroids else None
     if centers is not None:
-        found = {
-            "embed": json.loads(centers.model or "{}"),
-            "cluster": json.loads(centers.section),
-        }
+        found = {"embed": centers.described, "cluster": centers.settings}
     if labels:
         file = Labels(labels)
         if num_classes not in (None, file.num_classes) or (
             centers is not None and file.centroids not in ("", centers.fingerprint)
         ):
             raise UserError(f"{labels}: labels by other centers; give those of the same run")
-        found["label"] = json.loads(file.section)
+        found["label"] = file.settings
     return {name: values for name, values in found.items() if values}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import numpy as np
@@ -99,10 +98,7 @@ def _check(embeddings: Embeddings, centroids: Centroids) -> None:
             f"{embeddings.path}: {embeddings.d} dimensions, but {centroids.path} has "
             f"{centroids.d}; label with centroids of the same embedding model"
         )
-    try:
-        model = json.loads(centroids.model or "{}")
-    except ValueError:
-        raise UserError(f"{centroids.path}: attribute model is no JSON; rerun cluster") from None
+    model = centroids.described
     # A foreign file names no model; its dimension is all that can be checked.
     if embeddings.model and model and embeddings.model != model:
         raise UserError(

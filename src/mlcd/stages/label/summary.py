@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -96,7 +95,7 @@ def _search(files: list[Labels]) -> dict[str, Any]:
     """Describe how labels were found: mode, and agreement with exact ones on `rows` images."""
     rows = np.array([file.agreement_rows for file in files])
     share = np.array([file.agreement for file in files])
-    section = json.loads(files[0].section)
+    section = files[0].settings
     return {
         "mode": "own" if files[0].manifest else section.get("mode", "exact"),
         "probes": section.get("probes") if rows.any() else None,

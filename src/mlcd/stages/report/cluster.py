@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -17,8 +15,8 @@ def draw(section: Report, centroids: str) -> Drawing:
     """Draw objective and sizes, from `centroids` (centroids.h5)."""
     store = Centroids(centroids)
     sizes, objective, repaired = store.sizes, store.objective, store.empty
-    model = json.loads(store.model or "{}")
-    made = json.loads(store.section)
+    model = store.described
+    made = store.settings
     images, k = int(sizes.sum()), len(sizes)
     if not images:
         return _given(store, model)

@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from mlcd.utils import charts
+from mlcd.utils import charts, templates
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import atomic_path, write_json, write_text
 from mlcd.utils.logging import LOGGER
@@ -29,13 +29,7 @@ _KINDS = (".html", *_CHARTS, ".json", ".csv")
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("mlcd.stages.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return templates.html("mlcd.stages.report")
 
 
 def render(template: str, **values: Any) -> Markup:

@@ -12,9 +12,9 @@ import textwrap
 from html import escape
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
+from mlcd.utils import templates
 from mlcd.utils.palette import COLORS
 
 #: Opens a page of the report and its place in the menu: what Snakemake's own buttons do. Without a
@@ -46,13 +46,10 @@ def first_page(overview: Path, identity: str) -> str:
         lambda link: f'data-page="{link[1]}" href="{escape(_OPEN.replace("PAGE", link[1]))}"',
         found[1],
     )
-    templates = Path(__file__).parent / "templates"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    whole = environment.get_template("viewer.html").render(
-        body=Markup(body), identity=identity, colors=COLORS
+    whole = (
+        templates.html("mlcd.stages.report")
+        .get_template("viewer.html")
+        .render(body=Markup(body), identity=identity, colors=COLORS)
     )
     # The description's markup takes no line of more than 10,000 characters, and ends at blank ones.
     return textwrap.fill(whole, _LINE, break_long_words=False, break_on_hyphens=False)

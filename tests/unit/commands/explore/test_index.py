@@ -121,24 +121,36 @@ def test_an_index_is_built_again_when_the_run_changed(tmp_path):
     assert [entry.name for entry in folder.iterdir()] == [after.folder.name]
 
 
-def small_run(results, k, top):
-    """Write a run of 19 images without any in images/; return its folder."""
-    write_run(results, (7, 12), k, top)
-    centers = hdf5.fingerprint(results / "clusters" / "centroids.h5")
-    for path in (results / "labels").glob("*.h5"):
-        set_attributes(path, centroids=centers)
-    return results
+def test_an_index_is_built_again_when_images_have_come(tmp_path):
+    """And is kept when they have gone: it knows their captions still."""
+    explored = ExploreRun(tmp_path / "results", identity=NO_ENCODER)
+    images, away = explored.results / "images", explored.results / "away"
+    images.rename(away)
+    _, index, answers, _ = opened(explored.results, tmp_path / "index")
+    assert not index.has_images and index.texts([(0, 1)]) == [("", "")]
+    index.close()
+    away.rename(images)
+    _, index, answers, thumbnails = opened(explored.results, tmp_path / "index")
+    assert index.has_images and answers.about()["captions"]
+    assert index.texts([(0, 1)])[0][0] == explored.captions[1]
+    assert thumbnails.get(0, 1, 64)[:4] == b"RIFF"
+    built = (index.folder / "index.json").stat().st_mtime_ns
+    index.close()
+    images.rename(away)
+    _, index, _, _ = opened(explored.results, tmp_path / "index")
+    assert (index.folder / "index.json").stat().st_mtime_ns == built
+    assert index.texts([(0, 1)])[0][0] == explored.captions[1]
 
 
 def test_a_folder_may_have_the_indexes_of_two_runs(explored, tmp_path):
     first = open_index(Run(explored.results), tmp_path)
-    other = small_run(tmp_path / "results", 6, 3)
+    other = write_run(tmp_path / "results", k=6, l=3)
     second = open_index(Run(other), tmp_path)
     assert first.folder.is_dir() and second.folder.parent == first.folder.parent
 
 
 def test_one_cluster_and_labels_of_none_are_shown(tmp_path):
-    results = small_run(tmp_path / "results", 1, 1)
+    results = write_run(tmp_path / "results", k=1, l=1)
     _, index, answers, _ = opened(results, tmp_path / "index")
     assert answers.clusters("gap" if "gap" in index.known else "size", rising=True, start=0,
                             count=9)["total"] == 1  # fmt: skip

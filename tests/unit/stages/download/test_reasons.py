@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlcd.stages.download.reasons import PERMANENT, REASONS, TRANSIENT, classify, table
+from mlcd.stages.download.reasons import OPTED_OUT, PERMANENT, REASONS, TRANSIENT, classify, table
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,14 @@ def test_reasons_are_either_transient_or_permanent() -> None:
     assert set(REASONS) == TRANSIENT | PERMANENT | {""}
     assert len(REASONS) < 256
     assert table({"timeout": 2, "not_found": 9, "dns": 2}) == "not_found 9, dns 2, timeout 2"
+
+
+def test_what_owners_forbid_is_published_under_the_word_that_downloads_record() -> None:
+    from mlcd.commands.publish import source
+
+    assert OPTED_OUT in PERMANENT
+    assert classify("Use of image disallowed by X-Robots-Tag directive") == OPTED_OUT
+    counts = {"success": 3, OPTED_OUT: 2}
+    assert source.opt_outs(counts, honored=True, local=False) == {"refused": 2, "honored": 3}
+    assert source.opt_outs(counts, honored=False, local=False) == {"refused": 2, "not_honored": 3}
+    assert source.opt_outs({"success": 3}, honored=False, local=True) == {"on_disk": 3}

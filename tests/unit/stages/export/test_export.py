@@ -154,7 +154,7 @@ def test_the_card_tells_where_the_weights_come_from(tmp_path):
         "| Training steps | 1,234 |",
         "| Lists and folders of images | `laion-*.parquet` |",
         "| Clusters | 20 |",
-        r"| Clustered features | `clip\|x` |",
+        r"| Embeddings that were clustered | `clip\|x` |",
         "| few | knn | 0.6250 | 0.1000 |",
         "  scale: 16.0",
         "embed:\n  name: clip|x\n",

@@ -14,6 +14,7 @@ from typing import Any
 from mlcd.commands.audit.bundle.run import Run
 from mlcd.utils.ownership import MARKDOWN_MARK
 from mlcd.utils.records import read_csv
+from mlcd.utils.templates import code
 
 NAME = "checklist"
 FILE = "checklist.md"
@@ -176,12 +177,6 @@ def _pairs(values: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-
-
-def code(value: Any) -> str:
-    """Return a value as code in a cell of a table: one line, in which no mark counts."""
-    text = " ".join(str(value).split()).replace("`", "'").replace("|", "\\|")
-    return f"`{text or ' '}`"
 
 
 def _table(header: Sequence[str], rows: list[tuple[str, str]]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -26,7 +26,8 @@ _TARS = 4000
 _CHUNKS = 2000
 #: From the bundle's folder to the results.
 _UP = "../../"
-_KINDS = {
+#: Suffix of a file's name → what it is called on the web.
+KINDS = {
     ".tar": "application/x-tar", ".parquet": "application/x-parquet", ".json": "application/json",
     ".h5": "application/x-hdf5",
 }  # fmt: skip
@@ -45,22 +46,69 @@ _COLUMNS = {
 
 def write(run: Run, folder: Path) -> list[Path]:
     """Write the description, and read it again as a user would, which validates it."""
-    if importlib.util.find_spec("mlcroissant") is None:
+    if not is_installed():
         raise Lacking("mlcroissant")
     import mlcroissant as mlc
 
     tables = _of_run(run, "images/*/rows.parquet")
     if not tables:
         return []
+    return [written(folder / FILE, lambda: _metadata(mlc, run, tables))]
+
+
+def is_installed() -> bool:
+    """True if the library is there that writes and reads Croissant."""
+    return importlib.util.find_spec("mlcroissant") is not None
+
+
+def written(path: Path, made: Callable[[], Any]) -> Path:
+    """Write the metadata that `made` returns, and read it again as a user would.
+
+    Returns `path`. Reading validates: :class:`UserError` for what the library refuses.
+    """
+    import mlcroissant as mlc
+
     # It warns of a license, a citation and a date that a run does not know.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    value = _metadata(mlc, run, tables).to_json()
-    path = write_json(folder / FILE, value)
+    write_json(path, made().to_json())
     try:
         mlc.Dataset(path)
     except mlc.ValidationError as error:
-        raise UserError(f"{FILE}: refused by mlcroissant: {' '.join(str(error).split())}") from None
-    return [path]
+        why = " ".join(str(error).split())
+        raise UserError(f"{path.name}: refused by mlcroissant: {why}") from None
+    return path
+
+
+def file_object(path: str, size: int, digest: str, *, below: str = "") -> Any:
+    """Return a file of the data set by name, bytes and SHA-256; `below`: what leads to `path`."""
+    import mlcroissant as mlc
+
+    return mlc.FileObject(
+        id=quote(path),
+        name=quote(path),
+        content_url=below + quote(path),
+        content_size=f"{size} B",
+        encoding_formats=[KINDS.get(PurePosixPath(path).suffix, "text/plain")],
+        sha256=digest,
+    )
+
+
+def field_of(records: str, column: str, kind: str, about: str, **where: Any) -> Any:
+    """Return a column of a record set; `kind`: TEXT, INTEGER, FLOAT.
+
+    `where`: `file_object` or `file_set` that it is read from, and the shape of its lists.
+    """
+    import mlcroissant as mlc
+
+    source = {key: where.pop(key) for key in ("file_object", "file_set") if key in where}
+    return mlc.Field(
+        id=f"{records}/{column}",
+        name=f"{records}/{column}",
+        description=about,
+        data_types=[getattr(mlc.DataType, kind)],
+        source=mlc.Source(**source, extract=mlc.Extract(column=column)),
+        **where,
+    )
 
 
 def _of_run(run: Run, *patterns: str) -> list[str]:
@@ -90,26 +138,19 @@ def _metadata(mlc: Any, run: Run, tables: list[str]) -> Any:
         name=f"images-{run.lock['root'][:12]}",
         description=told,
         distribution=[
-            *_files(mlc, run, files),
-            *_files(mlc, run, locks.labels_of(run.results, run.lock)),
+            *_files(run, files),
+            *_files(run, locks.labels_of(run.results, run.lock)),
         ],
         record_sets=[_records(mlc, run, table) for table in tables[:_CHUNKS]],
     )
 
 
-def _files(mlc: Any, run: Run, paths: list[str]) -> Iterator[Any]:
+def _files(run: Run, paths: list[str]) -> Iterator[Any]:
     """Iterate over files whose bytes the lock has a hash of: all but HDF5 files over 64 MiB."""
     for path in paths:
         node = run.lock["files"][path]
         if digest := node["hash"] if node["of"] == "bytes" else node["sealed"]:
-            yield mlc.FileObject(
-                id=quote(path),
-                name=quote(path),
-                content_url=_UP + quote(path),
-                content_size=f"{node['size']} B",
-                encoding_formats=[_KINDS.get(PurePosixPath(path).suffix, "text/plain")],
-                sha256=digest,
-            )
+            yield file_object(path, node["size"], digest, below=_UP)
 
 
 def _records(mlc: Any, run: Run, table: str) -> Any:
@@ -119,13 +160,7 @@ def _records(mlc: Any, run: Run, table: str) -> Any:
     name = quote(PurePosixPath(table).parent.name)
     there = set(pq.read_schema(run.results / table).names)
     fields = [
-        mlc.Field(
-            id=f"{name}/{column}",
-            name=f"{name}/{column}",
-            description=about,
-            data_types=[getattr(mlc.DataType, kind)],
-            source=mlc.Source(file_object=quote(table), extract=mlc.Extract(column=column)),
-        )
+        field_of(name, column, kind, about, file_object=quote(table))
         for column, (kind, about) in _COLUMNS.items()
         if column in there
     ]
