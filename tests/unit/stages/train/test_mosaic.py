@@ -27,8 +27,10 @@ from helpers.train_runs import (
 )
 from helpers.train_stores import CLASSES, stores
 from mlcd.cli import main
+from mlcd.commands.checkpoint import export_encoder
 from mlcd.config.mosaic import mosaic_of
 from mlcd.config.train import Train
+from mlcd.data.checkpoints import Checkpoint
 from mlcd.launch.api import run_gang
 from mlcd.models import region_layer, trainable
 from mlcd.stages.train import fit, inputs
@@ -145,7 +147,19 @@ def test_the_files_of_the_encoder_are_as_ever_and_the_layer_lies_beside(runs, tm
         assert last[f"exp_avg_sq/regions.{name}"].max() > 0, "it has learned"
     with torch.no_grad():
         assert trainable.load(output)(torch.zeros(1, 3, 32, 32)).shape == (1, 16)
+    # A checkpoint alone has it too, and so has an export.
+    export_encoder(Checkpoint(checkpoint_of(run, 4)), tmp_path / "out")
     export(output, tmp_path / "export", "timm")
+    for folder in (tmp_path / "out", tmp_path / "export" / "timm"):
+        again = region_layer.load(folder)
+        assert torch.equal(again.query.weight, layer.query.weight)
+    assert (
+        "| Region layer | `regions.safetensors`"
+        in (tmp_path / "export" / "timm" / "README.md").read_text()
+    )
+    # An encoder without one takes its place.
+    export(Path(runs["plain"]["output"]), tmp_path / "export", "timm")
+    assert not list((tmp_path / "export" / "timm").glob("regions.*"))
 
 
 def test_layers_that_stand_still_do_so_and_the_region_layer_does_not(runs):

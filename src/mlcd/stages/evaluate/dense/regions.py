@@ -67,9 +67,10 @@ def judge(
     layer: RegionLayer | None = None,
 ) -> dict[str, Any]:
     """Return accuracies on the test objects, those of chance, and both by size and overlap."""
-    views = {"crop": store.crop, "roi": pooled(store), "image": store.pooled[store.row]}
+    views = {"crop": store.crop, "roi": pooled(store)}
     if layer is not None:
         views["layer"] = layered(store, layer)
+    views["image"] = store.pooled[store.row]
     targets = torch.from_numpy(regions.label[regions.train])
     constant = torch.bincount(targets).float().expand(len(regions.test), regions.seen)
     chance = measures.accuracy(constant, regions.truth)
