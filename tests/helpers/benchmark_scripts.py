@@ -17,9 +17,19 @@ def load(name: str) -> ModuleType:
     return module
 
 
-for _name in ("goals", "peers", "machine", "scenes_rows", "scenes_study"):
+for _name in (
+    "goals",
+    "peers",
+    "machine",
+    "scenes_rows",
+    "scenes_study",
+    "regions_rows",
+    "regions_study",
+):
     load(_name)  # which benchmarks import by its name
 audit = load("audit")
 plan_scale = load("plan_scale")
 scenes_rows, scenes_study = (sys.modules[name] for name in ("scenes_rows", "scenes_study"))
 scenes_table = load("scenes_table")
+regions_rows, regions_study = (sys.modules[name] for name in ("regions_rows", "regions_study"))
+regions_table = load("regions_table")

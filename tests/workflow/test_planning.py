@@ -62,6 +62,26 @@ def test_presets_of_the_paper_are_planned(preset, tmp_path):
 
 
 @pytest.mark.workflow
+@pytest.mark.parametrize(("regions", "asked"), [("mosaic", True), ("null", False)])
+def test_a_region_layer_is_asked_for_where_one_is_trained(tmp_path, regions, asked):
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--dry-run", "--config",
+         f"train={{regions: {regions}}}", "ablate={grids: [{seeds: [3]}]}",
+         f"results={tmp_path / 'results'}", "--", "all", "ablate"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    lines = [line for line in done.stdout.splitlines() if "train/regions.safetensors" in line]
+    made = [line for line in lines if line.strip().startswith("output:")]
+    # By the rule train, and by that of a cell.
+    assert len(made) == (2 if asked else 0)
+    # Read by features, a cell's scores, the export, the report and the seal.
+    read = [line for line in lines if line.strip().startswith("input:")]
+    assert len(read) >= 5 if asked else not read
+
+
+@pytest.mark.workflow
 def test_a_command_too_long_for_linux_stops_before_any_work():
     done = dry_run("--config", "prepare={chunk_rows: 3}", f"results={'far/' * 180}away")
     assert done.returncode == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 _VIEWS = {
     "crop": "the crop by itself",
     "roi": "the image's tokens in the box",
+    "layer": "the trained region layer",
     "image": "the whole image",
 }
 #: Metric → words.

@@ -21,6 +21,7 @@ from mlcd.config import Evaluate
 from mlcd.config.dense import DENSE, DENSE_TASKS, POINTING, REGIONS, SEGMENTATION, SPREAD
 from mlcd.data.labeled import layout
 from mlcd.data.labeled.samples import find
+from mlcd.models import region_layer
 from mlcd.stages.evaluate import feature_models, own_part
 from mlcd.stages.evaluate.chosen import DIGITS
 from mlcd.stages.evaluate.dense import pointing, regions, segmentation, store
@@ -58,7 +59,10 @@ def dense_part(
     layout.check(chosen)
     loaded = feature_models.load(model, section, encoder, embed_config, resources.device)
     data = layout.identity(chosen)
-    identity = own_part.identity_of(section.for_dense(dataset, model), loaded.identity, data)
+    layer = region_layer.described(encoder) if encoder and loaded.regions else None
+    named = [layer["sha256"]] if layer else []
+    settings = section.for_dense(dataset, model)
+    identity = own_part.identity_of(settings, loaded.identity, data, *named)
     record: dict[str, Any] = {
         "part": DENSE,
         "model": model,
@@ -84,12 +88,20 @@ def dense_part(
         # Fits sum in another order on another number of threads.
         with _one_thread():
             kept = store.Store(section, chosen, state)
-            record |= {"images": kept.counts(), **_scores(section, kept, tasks, model, resources)}
+            record |= {
+                "images": kept.counts(),
+                **_scores(section, kept, tasks, loaded, model, resources),
+            }
         write_record(output, record)
 
 
 def _scores(
-    section: Evaluate, kept: store.Store, tasks: Sequence[str], model: str, resources: Resources
+    section: Evaluate,
+    kept: store.Store,
+    tasks: Sequence[str],
+    loaded: feature_models.FeatureModel,
+    model: str,
+    resources: Resources,
 ) -> dict[str, Any]:
     """Return scores, chance, and in `dense` what they rest on."""
     found: list[dict[str, Any]] = []
@@ -98,7 +110,7 @@ def _scores(
     if {REGIONS, POINTING} & set(tasks):
         objects = regions.Regions(section, kept, model)
         if REGIONS in tasks:
-            found.append(regions.judge(section, kept, objects, resources.device))
+            found.append(regions.judge(section, kept, objects, resources.device, loaded.regions))
         if POINTING in tasks:
             found.append(pointing.judge(kept, objects))
     if SPREAD in tasks:

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.evaluate_runs import evaluate
 from helpers.scene_sets import write_scenes
-from mlcd.models import trainable
+from mlcd.models import region_layer, trainable
 from mlcd.stages.evaluate.dense import store
 from mlcd.utils.records import read_csv
 
@@ -96,6 +96,53 @@ def test_a_killed_run_keeps_its_parts_and_gives_the_same(place, result, monkeypa
     assert dense(place, output) == 0
     assert len(seen) == 5
     assert not list((place / "state").glob("killed-*"))
+
+
+def test_a_region_layer_is_one_more_view_of_the_encoder_that_has_it(place, tmp_path):
+    layer = region_layer.RegionLayer(192, 192, seed=4)
+    extra = {"section": {"seed": 4}, "regions": region_layer.save(layer, place / "layered")}
+    encoder = trainable.build("mlcd_vit_tiny_patch8", 192, 48, seed=4)
+    trainable.save(encoder, place / "layered", extra)
+    out = tmp_path / "all"
+    keys = {"dataset": {"tasks": ["regions", "knn"]}}
+    command = ("--encoder", place / "layered", "--output", out, "--config", config(place, **keys))
+    assert evaluate(*command) == 0
+    table = read_csv(out / "summary.csv", "evaluate")
+    rows = {(row["model"], row["metric"]): float(row["value"]) for row in table}
+    for how in ("knn", "probe"):
+        assert ("random", f"region_{how}_layer") not in rows
+        assert ("random", f"region_{how}_roi") in rows
+        # Random weights keep colors here too.
+        chance = rows["chance", f"region_{how}_layer"]
+        assert rows["trained", f"region_{how}_layer"] > chance + 0.2
+    text = (out / "summary.md").read_text()
+    assert "| region probe on the trained region layer " in text
+    assert "| trained, knn of layer |" in text
+
+
+def test_layered_is_the_layer_on_each_objects_own_map(place, monkeypatch):
+    """In batches that hold several objects of an image, and parts of one."""
+    from types import SimpleNamespace
+
+    import numpy as np
+    import torch
+
+    from mlcd.stages.evaluate.dense import regions
+
+    rng = np.random.default_rng(0)
+    maps = torch.from_numpy(rng.standard_normal((4, 64, 3, 5)).astype(np.float32))
+    corner = rng.uniform(0, 0.6, (9, 2))
+    box = np.concatenate([corner, corner + rng.uniform(0.05, 0.4, (9, 2))], axis=1)
+    row = np.array([2, 0, 0, 3, 3, 3, 1, 2, 0])
+    kept = SimpleNamespace(row=row, box=box, tokens=lambda rows: maps[torch.from_numpy(rows)])
+    layer = region_layer.RegionLayer(64, 8).eval()
+    monkeypatch.setattr(regions, "_BATCH", 4)
+    found = regions.layered(kept, layer)
+    with torch.no_grad():
+        for one in range(9):
+            boxes = torch.from_numpy(box[one : one + 1]).float()
+            alone = layer.features(maps[row[one]][None], boxes, torch.tensor([0]))
+            np.testing.assert_allclose(found[one], alone[0].numpy(), atol=1e-5)
 
 
 def test_they_stand_in_the_table_and_the_same_folder_has_classes_and_tags(place):
