@@ -43,9 +43,10 @@ CONFIG = ROOT / "demo" / "regions.yaml"
 #: Arm → train.regions.
 ARMS: dict[str, str | None] = {"plain": None, "mosaic": "mosaic"}
 SEEDS = (0, 1, 2, 3, 4)
-#: Options of demo/scenes.py: two to four objects, of 34 to 48 of 96 pixels.
+#: Options of demo/scenes.py: two to four objects, of 34 to 48 of 96 pixels, on grounds of which
+#: the frozen encoder sees no more than of objects (benchmarks/scenes_grounds.py).
 SCENES: dict[str, Sequence[object]] = {
-    "objects": (2, 4), "size": (96,), "train": (4000,), "test": (1000,)
+    "objects": (2, 4), "size": (96,), "train": (4000,), "test": (1000,), "contrast": (0.1,)
 }  # fmt: skip
 #: The seed of scenes and of trainings by which the setting is chosen, and the settings.
 CHOOSE_SEED = 100
