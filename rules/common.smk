@@ -83,6 +83,8 @@ EMBEDDINGS = "curate/embeddings/{chunk}.h5" if CONFIG.curate.enabled else "embed
 TEXT_EMBEDDINGS = f"text/{'curated' if CONFIG.curate.enabled else 'embeddings'}/{{chunk}}.h5"
 #: Tables with the columns of curate.where; without any, the lists of metadata have them.
 CURATE_TABLES = columns.tables(CONFIG.curate.columns or []) if CONFIG.curate.enabled else []
+#: The same of regions.column.
+BOX_TABLES = columns.box_tables(CONFIG.regions.tables or [])
 #: The centers, a list of one file, or of none where own labels come without.
 CENTROIDS = [f"{RESULTS}/clusters/centroids.h5"] if CONFIG.cluster.centers or not OWN_LABELS else []
 
@@ -127,7 +129,8 @@ def files_from_outside():
     lists = {planned.list for planned in CHUNKS.values()}
     centers = filter(None, [CONFIG.cluster.initial, CONFIG.cluster.centers])
     names = prompts.check(CONFIG.evaluate)
-    return [*sorted(lists), *centers, *map(str, INITIAL), *names, *OWN_FILES, *CURATE_TABLES]
+    tables = [*CURATE_TABLES, *BOX_TABLES]
+    return [*sorted(lists), *centers, *map(str, INITIAL), *names, *OWN_FILES, *tables]
 
 
 def files_beside_inputs():
@@ -145,15 +148,10 @@ def check_command_length():
     # quarter of these is left for the environment and the other options; each word has a pointer.
     limit = min(os.sysconf("SC_ARG_MAX"), 2 << 20) * 3 // 4
     length = lambda words: sum(len(os.fsencode(word)) + 9 for word in words)
-    paths = [
-        path
-        for pattern in (
-            "labels/{chunk}.h5",
-            EMBEDDINGS,
-            "images/{chunk}/manifest.json",
-        )
-        for path in of_chunks(pattern)
-    ]
+    patterns = ["labels/{chunk}.h5", EMBEDDINGS, "images/{chunk}/manifest.json"]
+    if CONFIG.regions.source:
+        patterns += ["regions/{chunk}.h5", "regions/labels/{chunk}.h5"]
+    paths = [path for pattern in patterns for path in of_chunks(pattern)]
     if (own := length(map(str, OWN_FILES))) > limit:
         snakemake_process.stop(
             f"embed.embeddings, label.labels: the paths of {len(OWN_FILES)} files have {own} "
@@ -217,12 +215,10 @@ def warn_of_little_room():
 def sealed_stages():
     """Return section and code of all stages, as `mlcd audit seal` takes them."""
     stages = {}
-    for stage in SECTIONS:
-        if stage == "ablate":  # of its cells, and not of this run
-            continue
-        if stage == "curate" and not CONFIG.curate.enabled:
-            # So that a run without it is sealed as by releases that lack it.
-            continue
+    # Ablations are runs of their own. A run without curate or regions is sealed as by releases that
+    # lack them.
+    left_out = {"ablate", *CONFIG.idle_sections()}
+    for stage in [name for name in SECTIONS if name not in left_out]:
         stages[stage] = {
             "section": (
                 CONFIG.evaluate.sealed()

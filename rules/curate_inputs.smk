@@ -15,10 +15,15 @@ def curate_list_identity(wildcards):
 
 def curate_list_options(wildcards):
     """Return the options that say where the chunk lies in its list, or how tables are joined."""
-    if not curate_list(wildcards):
+    return columns_options(wildcards, curate_list(wildcards), CURATE_TABLES)
+
+
+def columns_options(wildcards, lists, tables):
+    """Return the same of columns in `lists` (the chunk's, or none), or in `tables`."""
+    if not lists:
         sets = {name.rpartition("-")[0] for name in CHUNKS}
         # Keys of webdataset tars are unique in one set of tars only.
-        return "--tar-keys" if CURATE_TABLES and len(sets) == 1 else ""
+        return "--tar-keys" if tables and len(sets) == 1 else ""
     chunk = CHUNKS[wildcards.chunk]
     first = chunk.part * CONFIG.prepare.chunk_rows
     return as_options(
