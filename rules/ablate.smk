@@ -22,6 +22,12 @@ wildcard_constraints:
     l=r"\d+",
 
 
+#: The region layer of a cell, where one is trained.
+ABLATED_REGION_LAYER = (
+    [f"{ABLATE}/{{cell}}/seed-{{seed}}/train/regions.safetensors"] if CONFIG.train.regions else []
+)
+
+
 # Given centers are of one K, and own labels of one K and l.
 if CONFIG.cluster.centers is None:
 
@@ -65,6 +71,7 @@ use rule train as ablate_train with:
         weights=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.safetensors",
         description=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.json",
         metrics=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/metrics.jsonl",
+        regions=ABLATED_REGION_LAYER,
     log:
         f"{RESULTS}/logs/ablate/{{cell}}/seed-{{seed}}.log",
     benchmark:
@@ -78,6 +85,7 @@ rule ablate_evaluate:
     input:
         weights=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.safetensors",
         description=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.json",
+        regions=ABLATED_REGION_LAYER,
         images=ablate_images(),
     output:
         metrics=f"{ABLATE}/{{cell}}/seed-{{seed}}/evaluate/trained.json",

@@ -321,7 +321,7 @@ def images_of(wildcards):
 def encoder_files(wildcards):
     """Return what the features of a model are computed from, beside the images."""
     return {
-        "trained": [f"{RESULTS}/train/encoder.safetensors", f"{RESULTS}/train/encoder.json"],
+        "trained": ENCODER_FILES,
         "random": [f"{RESULTS}/train/encoder.json"],
     }.get(wildcards.model, [])
 

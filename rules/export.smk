@@ -1,6 +1,6 @@
 # export: the trained encoder in formats that other programs load, each checked by equal outputs.
 #
-# REQUIRED INPUTS  results/train/encoder.safetensors, encoder.json
+# REQUIRED INPUTS  results/train/encoder.safetensors, encoder.json (regions.safetensors)
 #                  results/clusters/centroids.h5, results/labels of one chunk,
 #                  results/evaluate/summary.csv                                 for the model card
 # OUTPUTS          results/export/{format}/check.json   written last, beside weights and config
@@ -11,6 +11,7 @@ rule export:
     input:
         weights=f"{RESULTS}/train/encoder.safetensors",
         description=f"{RESULTS}/train/encoder.json",
+        regions=REGION_LAYER,
         centroids=CENTROIDS,
         labels=of_chunks("labels/{chunk}.h5")[:1],
         summary=[f"{RESULTS}/evaluate/summary.csv"] if DATASETS else [],

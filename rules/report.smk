@@ -103,6 +103,7 @@ if not DATASETS:
     # Nothing is evaluated: neither results nor their hash.
     del REPORT_PARTS["results"]
     REPORT_PARTS["provenance"][2]["files"].remove(f"{RESULTS}/evaluate/summary.csv")
+REPORT_PARTS["provenance"][2]["files"] += REGION_LAYER
 if CONFIG.text.enabled:
     REPORT_PARTS["provenance"][2]["files"].append(f"{RESULTS}/text/text.safetensors")
 else:

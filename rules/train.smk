@@ -6,12 +6,20 @@
 #                  and the files of config train.initial
 # OUTPUTS          results/train/encoder.safetensors, encoder.json   the encoder and its description
 #                  results/train/metrics.jsonl                       loss, norms, rates by step
+# where train.regions asks: results/train/regions.safetensors          the region layer
 # and, undeclared  results/train/live.jsonl   scores while it trained, where evaluate.live_every asks
 
 #: Live scores change no result. As a parameter that comes of resources it is not compared.
 LIVE_OPTIONS = (
     as_options({"live": CONFIG.evaluate.for_live()}) if CONFIG.evaluate.live_every else ""
 )
+#: The region layer, where one is trained; and all that the trained encoder is read from.
+REGION_LAYER = [f"{RESULTS}/train/regions.safetensors"] if CONFIG.train.regions else []
+ENCODER_FILES = [
+    f"{RESULTS}/train/encoder.safetensors",
+    f"{RESULTS}/train/encoder.json",
+    *REGION_LAYER,
+]
 
 
 rule train:
@@ -26,6 +34,7 @@ rule train:
         weights=f"{RESULTS}/train/encoder.safetensors",
         description=f"{RESULTS}/train/encoder.json",
         metrics=f"{RESULTS}/train/metrics.jsonl",
+        regions=REGION_LAYER,
     log:
         f"{RESULTS}/logs/train.log",
     benchmark:

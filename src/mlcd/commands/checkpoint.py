@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect = actions.add_parser("inspect", help=about, description=about)
     about = "write a checkpoint again as that many ranks would have written it"
     reshard = actions.add_parser("reshard", help=about, description=about)
-    about = "write a checkpoint's encoder as encoder.safetensors and encoder.json"
+    about = "write a checkpoint's encoder as training's final files, encoder.safetensors and others"
     export = actions.add_parser("export", help=about, description=about)
     for action in (inspect, reshard, export):
         action.add_argument(
@@ -113,8 +113,9 @@ def export_encoder(checkpoint: Any, output: Path) -> None:
     from mlcd.stages.train.final import write_encoder
 
     weights = output / "encoder.safetensors"
-    claim(weights, output / "encoder.json")
     section = validate(Train, checkpoint.section, str(checkpoint.path), "train")
+    layer = [output / "regions.safetensors"] if section.regions else []
+    claim(weights, output / "encoder.json", *layer)
     # By it the weights are known as ours if this process is killed before it describes them.
     mark = state_dir(weights, "export", checkpoint.identity, checkpoint.step)
     write_encoder(checkpoint, section, output)

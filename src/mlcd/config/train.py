@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mlcd.config.base import MOST_RATE, MOST_SEED, MOST_SIDE, Section, as_json
+from mlcd.config.mosaic import Mosaic, mosaic_of
 
 
 class Train(Section):
@@ -143,6 +144,26 @@ class Train(Section):
         "four times the wanted pixels per side are decoded at half the size.",
     )
     flip: bool = Field(True, description="Mirror images at random.")
+    regions: Literal["mosaic"] | None = Field(
+        None,
+        description="What is trained beside whole images, by a region layer on the encoder's map. "
+        "mosaic: some images of a step are tiles of canvases, each a region with its image's own "
+        "labels (as CLIM, arXiv 2312.11376; not RICE). null: nothing.",
+    )
+    mosaic_grid: int = Field(
+        2,
+        ge=2,
+        le=16,
+        description="Tiles of a canvas per side, with `regions`: mosaic. It must divide the "
+        "encoder's map, image_size / patch places per side.",
+    )
+    mosaic_share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Share of the images of a step that are tiles; the others are whole. Canvases "
+        "are full: a micro-batch is a multiple of a number that follows (8 at 2 and 0.5).",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="Precision of the encoder's forward and backward pass and of the classifier's "
@@ -196,7 +217,7 @@ class Train(Section):
 
     def is_plain(self) -> bool:
         """True if names and sizes alone say that the encoder can be built and begun."""
-        if self.initial or self.layer_decay or self.freeze_layers:
+        if self.initial or self.layer_decay or self.freeze_layers or self.regions:
             return False
         # Of timm's models some take one size, or have no stochastic depth; the default is known.
         of_timm = not self.model.startswith(("open_clip:", "mlcd_vit_"))
@@ -207,6 +228,25 @@ class Train(Section):
         """Return the keys that random weights depend on beside the seed, as one line of JSON."""
         keys = {"model", "embedding_dim", "image_size", "high_res_image_size"}
         return self.model_dump_json(include=keys)
+
+    @property
+    def mosaic(self) -> Mosaic | None:
+        """How a step's images are laid out; None where all of them are whole."""
+        return mosaic_of(self.mosaic_grid, self.mosaic_share) if self.regions == "mosaic" else None
+
+    @model_validator(mode="after")
+    def _canvases_are_full(self) -> Train:
+        if (mosaic := self.mosaic) is None:
+            return self
+        for key in ("image_size", "high_res_image_size"):
+            if (side := getattr(self, key)) is not None and side % self.mosaic_grid:
+                raise ValueError(f"{key} {side} is no multiple of mosaic_grid {self.mosaic_grid}")
+        if self.batch_size % mosaic.rows:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of {mosaic.rows} ({mosaic.words}); "
+                "change it, mosaic_grid or mosaic_share"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sums_of_exponentials_stay_finite(self) -> Train:

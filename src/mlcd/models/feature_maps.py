@@ -57,8 +57,38 @@ def feature_map(trunk: Any, images: Tensor) -> Tensor:
     )
 
 
+def pooled_and_map(trunk: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the trunk of an :class:`Encoder` gives, [B, w], and its map, in one pass.
+
+    The first equals ``trunk(images)``, the second :func:`feature_map`. Raises :class:`UserError`
+    for a network of which both are not known.
+    """
+    if isinstance(trunk, MLCDViT):
+        tokens = trunk.norm_out(trunk.tokens(images))
+        patch = trunk.size.patch
+        folded = _folded(tokens[:, 1:], images.shape[2] // patch, images.shape[3] // patch)
+        return tokens[:, 0], folded
+    inner = trunk_of(trunk)
+    if hasattr(inner, "forward_features") and hasattr(inner, "forward_head"):  # timm
+        features = inner.forward_features(images)
+        pooled: Tensor = inner.forward_head(features)
+        # open_clip's TimmModel ends in a projection of its own.
+        return pooled if inner is trunk else trunk.head(pooled), _timm_map(inner, features, images)
+    if not hasattr(inner, "forward_features") and hasattr(inner, "forward_intermediates"):
+        found = inner.forward_intermediates(images, indices=1, normalize_intermediates=True)
+        return found["image_features"], found["image_intermediates"][-1]
+    raise UserError(
+        f"train.regions: {type(trunk).__name__} gives no map of features that is known here; set "
+        "it to null"
+    )
+
+
 def _of_timm(trunk: Any, images: Tensor) -> Tensor:
-    features: Tensor = trunk.forward_features(images)
+    return _timm_map(trunk, trunk.forward_features(images), images)
+
+
+def _timm_map(trunk: Any, features: Tensor, images: Tensor) -> Tensor:
+    """Return a map of what timm's `forward_features` gives of `images`."""
     if features.ndim == 4:
         channels_last = str(getattr(trunk, "output_fmt", "NCHW")).endswith("NHWC")
         channels_first: Tensor = features.permute(0, 3, 1, 2) if channels_last else features

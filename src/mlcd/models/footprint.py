@@ -56,8 +56,8 @@ class Footprint:
         return self.fixed + images * self.per_image
 
 
-#: Makes a fake input of so many samples.
-Inputs = Callable[[int], Tensor]
+#: Makes a fake input of so many samples, or the inputs.
+Inputs = Callable[[int], Any]
 
 
 def measure(
@@ -66,7 +66,8 @@ def measure(
     """Return the footprint of `network` as it is set to train, on a GPU; seconds of one core.
 
     Its weights may lie on any device, meta too, and stay as they are. bf16: under autocast. inputs:
-    of a network that is no :class:`~mlcd.models.trainable.Encoder`. Without `backward`, of its
+    of a network that is no :class:`~mlcd.models.trainable.Encoder`, or that sees more than images;
+    a sample is what one of `count` is. Without `backward`, of its
     forward pass in evaluation mode.
     """
     few, many = (
@@ -105,7 +106,7 @@ def peak(
             with live:
                 batch = _inputs(network, inputs)(count)
                 step = _Step(network.train(backward), bf16, backward)
-                torch.func.functional_call(step, tensors, (batch,))
+                torch.func.functional_call(step, tensors, _all(batch))
         finally:
             network.train(training)
     return live.peak
@@ -117,6 +118,10 @@ def _inputs(network: nn.Module, inputs: Inputs | None) -> Inputs:
         return inputs
     side: Any = network.image_size
     return lambda count: torch.empty(count, 3, side, side, device="cpu")
+
+
+def _all(batch: Any) -> tuple[Any, ...]:
+    return batch if isinstance(batch, tuple) else (batch,)
 
 
 def _fake_tensors(network: nn.Module, *, gradients: bool) -> dict[str, Tensor]:
@@ -139,7 +144,7 @@ def _flop(network: nn.Module, inputs: Inputs | None) -> int:
         tensors = {name.removeprefix("network."): tensor for name, tensor in fakes.items()}
         batch = _inputs(network, inputs)(2)
         with counter:
-            torch.func.functional_call(network, tensors, (batch,))
+            torch.func.functional_call(network, tensors, _all(batch))
     return int(counter.get_total_flops()) // 2
 
 
@@ -152,10 +157,10 @@ class _Step(nn.Module):
         self._bf16 = bf16
         self._backward = backward
 
-    def forward(self, batch: Tensor) -> None:
+    def forward(self, *batch: Any) -> None:
         with norms_as_on_cuda(), vit.lean():
             with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
-                features = self.network(batch)
+                features = self.network(*batch)
             first = features[0] if isinstance(features, tuple) else features
             if self._backward:
                 first.float().sum().backward()

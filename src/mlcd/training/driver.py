@@ -62,8 +62,9 @@ def run(
     """Train on a gang of ranks; the same call resumes after any interruption.
 
     `rank` is what each rank calls with the JSON values of `arguments`; it returns {"steps": …}.
-    `names`: the final weights and their description in the folder `output` (that of `arguments` as
-    the user wrote it), which metrics.jsonl follows. `write` makes both from the last checkpoint
+    `names`: the final weights, their description, and further weights that this names by their
+    stem, in the folder `output` (that of `arguments` as the user wrote it); metrics.jsonl follows.
+    `write` makes all from the last checkpoint
     where the gang had finished before this call: Snakemake has removed them, or a run of another
     section has written over them, as is seen by what the description says. `prepare` writes what
     the ranks read in the state folder. Raises :class:`UserError`, for a checkpoint of other code
@@ -78,7 +79,7 @@ def run(
             return
         resume.claim(arguments.state, arguments.stage, output, home, end_other=resources.end_other)
         prepare()
-        before = [lease.stamp(path) for path in files[:2]]
+        before = [lease.stamp(path) for path in files[:-1]]
         result = run_gang(
             rank,
             {"arguments": arguments.model_dump(mode="json")},
@@ -88,8 +89,8 @@ def run(
             work=work,
             progress=lambda: sorted(path.name for path in arguments.checkpoints.glob("step_*")),
         )
-        after = [lease.stamp(path) for path in files[:2]]
-        if after == before or not _are_of(files[0], files[1], arguments):
+        after = [lease.stamp(path) for path in files[:-1]]
+        if after == before or not _are_of(files[:-1], arguments):
             from mlcd.training.trainer import last_checkpoint
 
             try:
@@ -99,24 +100,26 @@ def run(
                 shutil.rmtree(home, ignore_errors=True)
                 raise
             write(last)
-            if not _are_of(files[0], files[1], arguments):
+            if not _are_of(files[:-1], arguments):
                 raise UserError(
                     f"{files[1]}: not of the run that was asked for, although it was just written; "
                     "end the other program that writes here, and rerun"
                 )
         from mlcd.training.metrics import all_lines
 
-        with atomic_path(files[2]) as temporary:
+        with atomic_path(files[-1]) as temporary:
             temporary.write_text(all_lines(arguments.metrics, result["steps"]), encoding="utf-8")
         resume.finish(arguments.state)
     LOGGER.info("trained %d steps; wrote %s", result["steps"], files[0])
 
 
-def _are_of(weights: Path, description: Path, arguments: RankArguments) -> bool:
-    """True if both files are there, belong together, and are of the section that was asked for."""
+def _are_of(files: Sequence[Path], arguments: RankArguments) -> bool:
+    """True if all files are there, belong together, and are of the section that was asked for."""
+    weights, description, *others = files
     try:
         said = read_record(description, "its stage")
         same = said["section"] == arguments.section.model_dump(mode="json")
-        return bool(same and said["sha256"] == sha256_file(weights))
-    except (UserError, OSError, KeyError):
+        same = same and said["sha256"] == sha256_file(weights)
+        return bool(same and all(said[path.stem]["sha256"] == sha256_file(path) for path in others))
+    except (UserError, OSError, KeyError, TypeError):
         return False

@@ -43,6 +43,7 @@ class Job:
     """What is trained on W `ranks`: `classes` centers of `dim` numbers, `labels` per image,
     `sampled` negatives per step, a global `batch` of images of `side` pixels, under ZeRO `stage`.
     `block`: bytes of a block of logits. `halves`: the classifier's products are in bfloat16.
+    `unit`: images of which every micro-batch is a multiple.
     """
 
     ranks: int
@@ -55,6 +56,7 @@ class Job:
     sampled: int
     block: int = CUDA_BLOCK
     halves: bool = True
+    unit: int = 1
 
     @property
     def share(self) -> int:
@@ -139,7 +141,8 @@ def largest(job: Job, footprint: Footprint, memory: int) -> int | None:
     fitting = (
         size
         for size in range(job.share, 0, -1)
-        if job.share % size == 0 and need(job, footprint, size).total <= usable(memory)
+        if job.share % size == size % job.unit == 0
+        and need(job, footprint, size).total <= usable(memory)
     )
     return next(fitting, None)
 

@@ -26,11 +26,27 @@ _PIECE, _PIECE_BYTES = 32, 8 << 20
 _AHEAD = 2
 
 
+class Boxes(NamedTuple):
+    """Regions of a batch's images, where not every row is an image.
+
+    The rows of the batch are its first `whole` images, and after them the boxes: `box` float32
+    [m, 4], x0, y0, x1, y1 as shares of width and height; `owner` int64 [m], the image of each.
+    """
+
+    box: torch.Tensor
+    owner: torch.Tensor
+    whole: int
+
+
 class ImageBatch(NamedTuple):
-    """One rank's images uint8 [b, 3, side, side] and labels int64 [b, l] (−1 pads)."""
+    """One rank's images uint8 [b, 3, side, side] and labels int64 [n, l] (−1 pads) of its rows.
+
+    Rows are the images, or what `boxes` says.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
+    boxes: Boxes | None = None
 
 
 class Steps(Protocol):
@@ -43,7 +59,10 @@ class Steps(Protocol):
         """Return a micro-batch. Raises :class:`UserError` for an image that cannot be read."""
 
     def labels(self, item: int) -> torch.Tensor:
-        """Return int64 [b, l] of a micro-batch."""
+        """Return int64 [n, l] of a micro-batch."""
+
+    def boxes(self, item: int) -> Boxes | None:
+        """Return the regions of a micro-batch; None where its rows are its images."""
 
     def read(self, item: int, part: range, images: np.ndarray) -> None:
         """Write images `part` of a micro-batch to uint8 [len(part), 3, side, side]."""
@@ -133,7 +152,7 @@ def _assembled(
                 raise UserError(str(slot))
             _, part = pieces.place(piece)
             images[part.start : part.stop] = torch.from_numpy(pieces.ring[slot, : len(part)])
-        yield ImageBatch(images, steps.labels(item))
+        yield ImageBatch(images, steps.labels(item), steps.boxes(item))
 
 
 def _one_ahead(batches: Iterator[ImageBatch]) -> Iterator[ImageBatch]:
@@ -150,7 +169,7 @@ def _one_ahead(batches: Iterator[ImageBatch]) -> Iterator[ImageBatch]:
 
 
 def _pinned(batch: ImageBatch) -> ImageBatch:
-    return ImageBatch(batch.images.pin_memory(), batch.labels)
+    return batch._replace(images=batch.images.pin_memory())
 
 
 def _unchanged(item: Any) -> Any:

@@ -66,7 +66,7 @@ class ZeroEngine:
         self._states = self._make_moments()
         self._communication.round(self._engine)
 
-    def __call__(self, *inputs: torch.Tensor) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
         """Run the network; parts of one precision leave as the network gives them."""
         return self._engine(*inputs)
 
@@ -185,7 +185,7 @@ class _Forward(nn.Module):
         self.network = network
         self._bf16 = bf16
 
-    def forward(self, *inputs: torch.Tensor) -> Any:
+    def forward(self, *inputs: Any) -> Any:
         with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=self._bf16):
             return self.network(*inputs)
 

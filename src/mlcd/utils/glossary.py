@@ -34,6 +34,7 @@ _COUNTED = {
 _VIEWS = {
     "crop": "the crop by itself",
     "roi": "the image's tokens in the box",
+    "layer": "the trained region layer",
     "image": "the whole image",
 }
 _ENDS = {

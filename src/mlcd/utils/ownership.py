@@ -44,6 +44,7 @@ _FIELDS = tuple(
         "chunk source start stop counts",  # the counts of a chunk of URLs
         "model embedding_dim image_size sha256",  # an encoder
         "vocabulary embedding_dim sha256",  # a text tower
+        "file sha256 width embedding_dim",  # a region layer in an export
         "model seed datasets",  # scores
         "part model dataset scores",  # scores of one part of the stage evaluate
         "images texts scores",  # scores of image-text retrieval
@@ -63,6 +64,8 @@ _HEADERS = (
     "model,dataset,metric,", "name,loss,l,r,K,", "first,second,factor,", "rule,wildcards,slurm_id,",
 )  # fmt: skip
 _HEAD = 1 << 16
+#: Weights that another file's description names: those of a region layer.
+_DESCRIBED_AS = {"regions": "encoder"}
 #: Fields of the JSON that follows each image in a tar of ours.
 _TAR_FIELDS = frozenset(["key", "url", "caption", "sha256", "width", "height"])
 
@@ -200,11 +203,12 @@ def _index(path: Path) -> bool:
 
 
 def _safetensors(path: Path) -> bool:
-    description = path.with_suffix(".json")
-    if description.is_file() and is_ours(description):
-        return True
+    stem = _DESCRIBED_AS.get(path.stem, path.stem)
+    for description in (path.with_suffix(".json"), path.with_name(f"{stem}.json")):
+        if description.is_file() and is_ours(description):
+            return True
     state = path.parent / "state"
-    pattern = re.compile(re.escape(path.stem) + r"-[0-9a-f]{16}")
+    pattern = re.compile(re.escape(stem) + r"-[0-9a-f]{16}")
     return state.is_dir() and any(pattern.fullmatch(entry.name) for entry in state.iterdir())
 
 

@@ -192,8 +192,13 @@ def _weights(results: Path, path: str) -> list[Node]:
     made = [word for words in about.get("made_from", {}).values() for word in words]
     if path.endswith("text.json"):
         made.append(about["encoder_sha256"])
-    file = _node(results, weights, about["sha256"], BYTES, *made, size=_size(results / weights))
-    return [file, _node(results, path, checksum, CONTENT, about["sha256"])]
+    found = [_node(results, weights, about["sha256"], BYTES, *made, size=_size(results / weights))]
+    if layer := about.get("regions"):  # the layer that was trained beside the encoder
+        beside = PurePosixPath(path).with_name(_name(layer["file"])).as_posix()
+        size = _size(results / beside)
+        found.append(_node(results, beside, layer["sha256"], BYTES, *made, size=size))
+    hashes = (node.hash for node in found)
+    return [*found, _node(results, path, checksum, CONTENT, *hashes)]
 
 
 def _export(results: Path, path: str) -> list[Node]:

@@ -27,6 +27,7 @@ def checks(config: Config, asked: list[Demand], memory: int | None) -> Iterator[
 def _train(config: Config, ranks: int, memory: int | None) -> Iterator[Check]:
     from mlcd.stages.train import fit
     from mlcd.stages.train.phases import phases
+    from mlcd.training import mosaics
     from mlcd.training.driver import check_share
     from mlcd.training.memory import need
 
@@ -36,11 +37,12 @@ def _train(config: Config, ranks: int, memory: int | None) -> Iterator[Check]:
         name = f"training, {phase.image_size} px"
         try:
             check_share("train", section.batch_size, ranks)
+            mosaics.check_share(section, ranks)
             job = fit.job(
                 section, ranks=ranks, side=phase.image_size, classes=config.cluster.k,
                 labels=labels, memory_limit=None,
             )  # fmt: skip
-            size = fit.chosen(section, job, memory) if memory else 1
+            size = fit.chosen(section, job, memory) if memory else job.unit
             taken = need(job, fit.footprint_of(section, phase.image_size), size)
         except UserError as error:
             told, _, fix = str(error).rpartition("; ")

@@ -13,7 +13,8 @@ from torch import nn
 
 from mlcd.config import Embed, Evaluate, parse_section
 from mlcd.data.preprocess import Preprocess
-from mlcd.models import frozen, trainable, unprojected
+from mlcd.models import frozen, region_layer, trainable, unprojected
+from mlcd.models.region_layer import RegionLayer
 from mlcd.utils.errors import UserError
 
 
@@ -26,7 +27,7 @@ class FeatureModel:
     projection, for the probe; None where there is none. `identity` says what the features depend on
     besides the images, `seed` which seed they come from, `encoder_sha256` the trained weights.
     `network`, None where nothing computes on a device, sees floats of `pixels`; `halves`: under
-    autocast.
+    autocast. `regions`: the region layer that was trained with the encoder, on the CPU.
     """
 
     prepare: Callable[[Image.Image], np.ndarray]
@@ -37,6 +38,7 @@ class FeatureModel:
     network: nn.Module | None = None
     pixels: tuple[int, int] = (0, 0)
     halves: bool = False
+    regions: RegionLayer | None = None
 
 
 def load(
@@ -89,7 +91,7 @@ def _trained(section: Evaluate, folder: str, device: torch.device) -> FeatureMod
     seed = about.get("section", {}).get("seed", section.seed)
     identity = {"model": "trained", "sha256": about["sha256"]}
     model = _of_encoder(trainable.load(folder), identity, seed, device, _in_halves(about, device))
-    return replace(model, encoder_sha256=about["sha256"])
+    return replace(model, encoder_sha256=about["sha256"], regions=region_layer.load(folder))
 
 
 def _in_halves(about: dict[str, Any], device: torch.device) -> bool:

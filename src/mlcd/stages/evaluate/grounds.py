@@ -93,7 +93,8 @@ def regions_by_group(models: Mapping[str, dict[str, Any]]) -> list[str]:
         *lines,
         "",
         "Regions: the class of the object in a box, seen as a crop that is encoded by itself, as "
-        "the mean of the image's map over the box (roi), or by the features of the whole image. "
+        "the mean of the image's map over the box (roi), by the region layer that was trained on "
+        "such boxes (layer, where there is one), or by the features of the whole image. "
         "small: a box of less than a 16th of the image; large: of a quarter or more. covered: less "
         "than 95 % of the object is to be seen.",
         "",

@@ -18,6 +18,7 @@ from mlcd.utils.errors import UserError
 
 if TYPE_CHECKING:
     from mlcd.config import Export
+    from mlcd.models.region_layer import RegionLayer
     from mlcd.models.trainable import Encoder
 
 _MODULES = {
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace, section: Export) -> None:
 
     Raises :class:`UserError` if a format does not fit the encoder, or if the outputs differ.
     """
-    from mlcd.models import trainable
+    from mlcd.models import region_layer, trainable
     from mlcd.stages.export import card
     from mlcd.utils.files import sha256_file
     from mlcd.utils.ownership import claimed_folder
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace, section: Export) -> None:
     made_from = card.origin(
         arguments.lists, arguments.centroids, arguments.labels, arguments.summary, about
     )
-    encoder = trainable.load(arguments.encoder)
+    encoder, layer = trainable.load(arguments.encoder), region_layer.load(arguments.encoder)
     folders = {name: Path(arguments.output) / name for name in section.formats}
     with contextlib.ExitStack() as claims:
         # All of them before any work.
@@ -87,10 +88,24 @@ def run(arguments: argparse.Namespace, section: Export) -> None:
             module = module_of(name)
             (folder / CHECK).unlink(missing_ok=True)
             usage = module.write(encoder, folder)
+            _write_regions(layer, folder)
             written = sorted(path for path in folder.iterdir() if path.suffix in _KINDS)
             files = {path.name: sha256_file(path) for path in written}
             card.write(folder, about, usage, made_from, section.license, files)
             _check(name, encoder, about, module.load, folder, section.tolerance, files)
+
+
+def _write_regions(layer: RegionLayer | None, folder: Path) -> None:
+    """Write the region layer beside the weights, with its description; or remove an earlier one."""
+    from mlcd.models import region_layer
+    from mlcd.utils.records import write_record
+
+    description = folder / region_layer.OWN_DESCRIPTION
+    if layer is not None:
+        write_record(description, region_layer.save(layer, folder))
+        return
+    for path in (description, folder / region_layer.WEIGHTS):
+        path.unlink(missing_ok=True)
 
 
 def module_of(name: str) -> ModuleType:

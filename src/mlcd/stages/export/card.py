@@ -131,6 +131,10 @@ def _model(about: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if first := about.get("initial"):
         facts.append(("First weights", f"`{first['source']}`, SHA-256 `{first['sha256']}`"))
+    if "regions" in about:
+        facts.append(("Region layer", "`regions.safetensors`: a vector for each box of an image's "
+                      "map. `mlcd.models.region_layer.load(\".\")` takes the map of "
+                      "`mlcd.models.feature_maps`; other libraries pass it over"))  # fmt: skip
     for key, name in (("steps", "Training steps"), ("num_classes", "Clusters told apart")):
         if key in about:
             facts.append((name, f"{about[key]:,}"))

@@ -97,18 +97,15 @@ def run(arguments: argparse.Namespace, section: Train) -> None:
             raise UserError(f"--{name}: needed to train; give it, or --plan to ask what it takes")
     resources = options.resources(arguments)
     output = Path(arguments.output)
-    claim(
-        *(
-            output / name
-            for name in ("encoder.safetensors", "encoder.json", "metrics.jsonl", live.SCORES)
-        )
-    )
+    names = ["encoder.safetensors", "encoder.json"]
+    names += ["regions.safetensors"] if section.regions else []
+    claim(*(output / name for name in (*names, "metrics.jsonl", live.SCORES)))
     rank_arguments, sources, first = _plan(arguments, section, resources)
     driver.run(
         train_rank,
         rank_arguments,
         output,
-        ("encoder.safetensors", "encoder.json"),
+        names,
         resources,
         lambda last: write_encoder(last, section, output, rank_arguments.made_from),
         lambda: _lay_out(sources, rank_arguments.state, section, first),
@@ -212,8 +209,11 @@ def micro_batches(arguments: argparse.Namespace, section: Train, ranks: int) -> 
 
     Refuses what does not divide: every rank takes the same number of images at each step.
     """
+    from mlcd.training.mosaics import check_share
+
     driver.check_share("train", section.batch_size, ranks)
-    share = section.batch_size // ranks
+    check_share(section, ranks)
+    share, mosaic = section.batch_size // ranks, section.mosaic
     found = [arguments.micro_batch, arguments.high_res_micro_batch]
     found[1] = found[0] if found[1] is None else found[1]
     for option, size in zip(("--micro-batch", "--high-res-micro-batch"), found, strict=True):
@@ -221,5 +221,10 @@ def micro_batches(arguments: argparse.Namespace, section: Train, ranks: int) -> 
             raise UserError(
                 f"{option}: {size} does not divide a rank's {share} images per step; "
                 "choose a divisor, 0, or auto"
+            )
+        if isinstance(size, int) and mosaic and size % mosaic.rows:
+            raise UserError(
+                f"{option}: {size} images are no multiple of {mosaic.rows} ({mosaic.words}: "
+                "train.mosaic_grid, train.mosaic_share); choose one, 0, or auto"
             )
     return found

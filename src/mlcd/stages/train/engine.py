@@ -13,6 +13,7 @@ from mlcd.config.train import Train
 from mlcd.launch.process_group import RankPlace
 from mlcd.models.layers import lr_scales
 from mlcd.models.trainable import Encoder
+from mlcd.training.read_ahead import Boxes
 from mlcd.training.zero import ZeroEngine
 from mlcd.utils.errors import UserError
 from mlcd.utils.logging import LOGGER
@@ -39,14 +40,21 @@ class EncoderEngine(ZeroEngine):
             lr_scales=lr_scales(encoder, section.layer_decay),
         )  # fmt: skip
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map uint8 images [B, 3, H, W] to embeddings float32 [B, d]."""
+    def forward(self, images: torch.Tensor, boxes: Boxes | None = None) -> torch.Tensor:
+        """Map uint8 images [B, 3, H, W] to embeddings float32 [B, d], or of what `boxes` says.
+
+        With boxes the encoder is a :class:`mlcd.models.region_encoder.RegionEncoder`.
+        """
         images = images.to(self.place.device, non_blocking=True).float()
         images = (images - self._mean) / self._std
         if self._channels_last:
             # Tensor cores and vector units read channels together; layers pass the order on.
             images = images.contiguous(memory_format=torch.channels_last)
-        embeddings: torch.Tensor = self(images).float()
+        if boxes is None:
+            embeddings: torch.Tensor = self(images).float()
+            return embeddings
+        box, owner = (part.to(self.place.device, non_blocking=True) for part in boxes[:2])
+        embeddings = self(images, box, owner, boxes.whole).float()
         return embeddings
 
 

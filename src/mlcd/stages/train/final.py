@@ -9,8 +9,10 @@ import torch
 from mlcd.config.train import Train
 from mlcd.data.checkpoints import Checkpoint, mean_buffers
 from mlcd.launch import resume
-from mlcd.models import initial, trainable
+from mlcd.models import initial, region_layer, trainable
+from mlcd.models.region_encoder import with_regions
 from mlcd.models.resize_weights import fitted
+from mlcd.utils.ownership import is_ours
 
 
 @torch.no_grad()
@@ -22,6 +24,9 @@ def write_encoder(
 ) -> None:
     """Write encoder.safetensors and encoder.json from a checkpoint of the run of `section`.
 
+    Before these regions.safetensors, where it trains regions; else one that is left of an earlier
+    run is removed.
+
     `made_from`: kind of input → fingerprints, where the caller knows them.
 
     The ranks' running statistics (of batch norm) are averaged. Changes of code that were accepted
@@ -32,7 +37,9 @@ def write_encoder(
     )
     ranks = len(checkpoint.pieces)
     statistics = mean_buffers([checkpoint.buffers(rank, ranks) for rank in range(ranks)])
-    set_weights(encoder, checkpoint.encoder("weight/"), statistics)
+    weights = checkpoint.encoder("weight/")
+    whole = with_regions(encoder) if section.regions else None
+    set_weights(encoder if whole is None else whole, weights, statistics)
     about = checkpoint.provenance.get("initial", {})
     initial.normalize(encoder, about)
     extra = {
@@ -48,6 +55,10 @@ def write_encoder(
         extra["initial"] = about
     if changes := resume.accepted(checkpoint.path.parents[1]):
         extra["accepted_code"] = changes
+    if whole is not None:
+        extra["regions"] = region_layer.save(whole.regions, output)
+    elif (left := output / region_layer.WEIGHTS).exists() and is_ours(left):
+        left.unlink()
     trainable.save(encoder, output, extra)
 
 

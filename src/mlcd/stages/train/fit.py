@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import torch
 import torch.distributed as dist
 
 from mlcd.classifier.sharded import CUDA_BLOCK
+from mlcd.config.mosaic import Mosaic
 from mlcd.config.train import Train
 from mlcd.launch.process_group import RankPlace
 from mlcd.models import layers
 from mlcd.models.footprint import Footprint, measure
+from mlcd.models.region_encoder import with_regions
 from mlcd.stages.train.engine import checkpoint_activations
 from mlcd.stages.train.start import without_numbers
 from mlcd.training.memory import Job, Need, largest, need, usable
+from mlcd.training.mosaics import Layout
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import read_json, write_json
 from mlcd.utils.logging import LOGGER
@@ -49,24 +53,41 @@ def job(
         sampled=round(section.negative_ratio * classes),
         block=memory_limit or CUDA_BLOCK,
         halves=section.precision == "bf16",
+        unit=unit(section),
     )
+
+
+def unit(section: Train) -> int:
+    """Return the images of which every micro-batch is a multiple."""
+    return section.mosaic.rows if section.mosaic else 1
 
 
 @functools.cache
 def footprint(
     model: str, dim: int, side: int, drop_path: float, bf16: bool, checkpointing: bool,
-    frozen: int = 0,
+    frozen: int = 0, mosaic: Mosaic | None = None,
 ) -> Footprint:  # fmt: skip
     """Return the footprint of an encoder by name, with its first `frozen` layers not trained.
+
+    With a `mosaic` per row, of which several share a canvas, region layer included.
 
     Raises :class:`UserError`.
     """
     encoder = without_numbers(model, dim, side, drop_path)
     if checkpointing:
         checkpoint_activations(encoder)
+    if mosaic:
+        encoder = with_regions(encoder)
     layers.freeze(encoder, frozen)
     try:
-        return measure(encoder, bf16=bf16)
+        if not mosaic:
+            return measure(encoder, bf16=bf16)
+        found = measure(encoder, bf16=bf16, inputs=partial(_groups, mosaic, side))
+        return dataclasses.replace(
+            found,
+            per_image=-(-found.per_image // mosaic.rows),
+            flop=found.flop // mosaic.rows,
+        )
     except Exception as error:  # an operator without shapes of its own, or a shape that data decide
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
@@ -75,13 +96,22 @@ def footprint(
         ) from None
 
 
+def _groups(mosaic: Mosaic, side: int, count: int) -> tuple[Any, ...]:
+    """Return what an encoder sees of so many groups."""
+    layout = Layout(mosaic, count)
+    boxes = layout.boxes()
+    assert boxes is not None
+    images = torch.empty(layout.images, 3, side, side, device="cpu")
+    return images, boxes.box, boxes.owner, boxes.whole
+
+
 def footprint_of(section: Train, side: int, checkpointing: bool | None = None) -> Footprint:
     """Return the footprint of the section's encoder, or of that with `checkpointing`."""
     if checkpointing is None:
         checkpointing = section.activation_checkpointing
     return footprint(
         section.model, section.embedding_dim, side, section.drop_path,
-        section.precision == "bf16", checkpointing, section.freeze_layers,
+        section.precision == "bf16", checkpointing, section.freeze_layers, section.mosaic,
     )  # fmt: skip
 
 
@@ -122,7 +152,7 @@ def settled(path: Path, section: Train, job: Job, memory: int) -> int:
     if not (
         isinstance(size, int)
         and 0 < size <= job.share
-        and job.share % size == 0
+        and job.share % size == size % job.unit == 0
         and need(job, found, size).total <= usable(memory)
     ):
         size = chosen(section, job, memory)
@@ -140,7 +170,7 @@ def chosen(section: Train, job: Job, memory: int) -> int:
     found = footprint_of(section, job.side)
     size = largest(job, found, memory)
     if size is None:
-        raise UserError(refusal(section, job, memory, 1))
+        raise UserError(refusal(section, job, memory, job.unit))
     return size
 
 
@@ -190,7 +220,7 @@ def _ways_out(section: Train, job: Job) -> Iterator[tuple[str, bool, Job]]:
         yield f"{also}train.zero_stage: {stage}", True, higher
     ranks = 2 * job.ranks
     while ranks <= min(_MOST_RANKS, job.batch):
-        if job.batch % ranks == 0:
+        if job.batch % (ranks * job.unit) == 0:
             wider = dataclasses.replace(job, ranks=ranks)
             yield f"{ranks} GPUs", on, wider
             yield f"{also}{ranks} GPUs", True, wider

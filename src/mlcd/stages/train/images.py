@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from mlcd.config.mosaic import Mosaic
 from mlcd.data.decode import BadImage
 from mlcd.data.pointers import advise as advise_indexed
 from mlcd.data.pointers import is_index
 from mlcd.data.tars import OpenTars
 from mlcd.stages.train.inputs import Index
+from mlcd.training import mosaics
 from mlcd.training.crops import Augment
-from mlcd.training.read_ahead import ImageBatch
+from mlcd.training.read_ahead import Boxes, ImageBatch
 from mlcd.training.shuffle import Order
 from mlcd.utils.errors import UserError
 
@@ -33,7 +35,10 @@ class Reads(NamedTuple):
 
 
 class Steps:
-    """Item i is micro-batch i mod m of step i div m, where a step has m micro-batches per rank."""
+    """Item i is micro-batch i mod m of step i div m, where a step has m micro-batches per rank.
+
+    With a `mosaic` some rows of a micro-batch are tiles of canvases (:mod:`mlcd.training.mosaics`).
+    """
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class Steps:
         rank: int,
         world_size: int,
         micro_batches: int,
+        mosaic: Mosaic | None = None,
     ) -> None:
         self._index = index
         self._order = order
@@ -53,30 +59,41 @@ class Steps:
         self._micro_batches = micro_batches
         self._tars = OpenTars()
         self._advised: tuple[int, int] | None = None
-        self.images = order.batch // world_size // micro_batches  #: of an item
+        self._share = order.batch // world_size // micro_batches
+        self._layout = mosaics.Layout.of(mosaic, self._share)
+        self._tile = augment._replace(side=augment.side // self._layout.grid)
+        self.images = self._layout.images  #: of an item
         self.shape = (3, augment.side, augment.side)  #: of an image
 
     def __getitem__(self, item: int) -> ImageBatch:
         """Return a micro-batch. Raises :class:`UserError` for an image that cannot be read."""
         images = np.empty((self.images, *self.shape), np.uint8)
         self.read(item, range(self.images), images)
-        return ImageBatch(torch.from_numpy(images), self.labels(item))
+        return ImageBatch(torch.from_numpy(images), self.labels(item), self.boxes(item))
 
     def labels(self, item: int) -> torch.Tensor:
-        """Return int64 [b, l] of a micro-batch."""
+        """Return int64 [n, l] of a micro-batch."""
         return torch.from_numpy(self._index.label[self._rows(item)].astype(np.int64))
+
+    def boxes(self, item: int) -> Boxes | None:
+        """Return where the tiles of a micro-batch lie, None without a mosaic."""
+        return self._layout.boxes()
 
     def read(self, item: int, part: range, images: np.ndarray) -> None:
         """Write images `part` of a micro-batch to uint8 [len(part), 3, side, side].
 
         Raises :class:`UserError`.
         """
-        rows = self._rows(item)[part.start : part.stop]
+        span = self._layout.rows_of(part)
+        rows = self._rows(item)[span.start : span.stop]
         epoch = item // self._micro_batches // self._order.steps_per_epoch
         self._advise_window(item)
         # Neighbors in the index are neighbors on disk.
         for place in np.argsort(rows, kind="stable"):
-            images[place] = self._read(int(rows[place]), epoch)
+            image, area = self._layout.place(span[place], self._augment.side)
+            augment = self._augment if area is None else self._tile
+            pixels = self._read(int(rows[place]), epoch, augment)
+            images[image - part.start][area or ...] = pixels
 
     def advise(self, item: int, part: range) -> None:
         """Ask the system to read images `part` of a micro-batch ahead.
@@ -85,7 +102,8 @@ class Steps:
         """
         if self._reads().alone:
             return
-        rows = np.sort(self._rows(item)[part.start : part.stop])
+        span = self._layout.rows_of(part)
+        rows = np.sort(self._rows(item)[span.start : span.stop])
         places = self._index.place[rows]
         for tar in np.unique(places["tar"]):
             path = self._index.tars[tar]
@@ -95,11 +113,11 @@ class Steps:
                 self._tars.advise(path, zip(mine["offset"].tolist(), stop.tolist(), strict=True))
 
     def _rows(self, item: int) -> np.ndarray:
-        """Return the indices int64 [b] of a micro-batch."""
+        """Return the indices int64 [n] of a micro-batch's rows."""
         step, part = divmod(item, self._micro_batches)
         epoch, step = divmod(step, self._order.steps_per_epoch)
         mine = self._order.indices(epoch, step, self._rank, self._world_size)
-        return mine[part * self.images : (part + 1) * self.images]
+        return self._layout.arranged(mine[part * self._share : (part + 1) * self._share])
 
     def _reads(self) -> Reads:
         worker = get_worker_info()
@@ -129,12 +147,12 @@ class Steps:
             else:
                 self._tars.advise(path, [(start, offset + size)])
 
-    def _read(self, index: int, epoch: int) -> np.ndarray:
+    def _read(self, index: int, epoch: int, augment: Augment) -> np.ndarray:
         tar, size, offset, digest = self._index.place[index].item()
         path = self._index.tars[tar]
         try:
             data = self._tars.read(path, offset, size, digest)
-            return self._augment.decoded(data, epoch, index)
+            return augment.decoded(data, epoch, index)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; rerun download for its chunk") from None
         except BadImage as error:

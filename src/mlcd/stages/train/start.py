@@ -7,6 +7,7 @@ import torch
 from mlcd.config.train import Train
 from mlcd.models import initial, layers, resize_weights, trainable
 from mlcd.models.initial import Source, sources
+from mlcd.models.region_encoder import map_shape, with_regions
 from mlcd.utils.errors import UserError
 
 
@@ -22,8 +23,29 @@ def check_encoder(section: Train) -> None:
             section.model, section.embedding_dim, side, section.high_res_image_size
         )
     encoder = without_numbers(section.model, section.embedding_dim, side, section.drop_path)
+    if section.regions:
+        encoder = with_regions(encoder)
+        _check_map(encoder, section)
     layers.lr_scales(encoder, section.layer_decay)
     layers.freeze(encoder, section.freeze_layers)
+
+
+def _check_map(encoder: trainable.Encoder, section: Train) -> None:
+    """Raise :class:`UserError` if a tile would not be a whole number of the map's places."""
+    grid = section.mosaic_grid
+    found = {"image_size": map_shape(encoder)[1:]}
+    if section.high_res_image_size is not None:
+        larger = without_numbers(
+            section.model, section.embedding_dim, section.high_res_image_size, section.drop_path
+        )
+        found["high_res_image_size"] = map_shape(larger)[1:]
+    for key, (height, width) in found.items():
+        if height % grid or width % grid:
+            raise UserError(
+                f"train.mosaic_grid: {grid} tiles per side do not divide the {height} × {width} "
+                f"places of {section.model} at train.{key}: {getattr(section, key)}; change one of "
+                "them"
+            )
 
 
 def source_of(section: Train) -> Source | None:

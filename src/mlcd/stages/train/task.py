@@ -15,6 +15,7 @@ from mlcd.data.checkpoints import Checkpoint, Snapshot, prune
 from mlcd.launch import live
 from mlcd.launch.process_group import RankPlace
 from mlcd.models import initial, layers, trainable
+from mlcd.models.region_encoder import with_regions
 from mlcd.models.resize_weights import fitted
 from mlcd.stages.train import fit
 from mlcd.stages.train.arguments import TrainArguments
@@ -107,6 +108,8 @@ class EncoderTask:
             section.model, section.embedding_dim, self.phase.image_size, section.drop_path,
             section.seed,
         )  # fmt: skip
+        if section.regions:
+            encoder = with_regions(encoder, section.seed)
         if checkpoint:
             statistics = checkpoint.buffers(place.rank, place.world_size)
             set_weights(encoder, checkpoint.encoder("weight/"), statistics)
@@ -180,7 +183,9 @@ class EncoderTask:
     def smaller(self) -> str:
         """Return what to set where the GPU's memory is full."""
         share = self.micro_batch * self.micro_batches
-        half = next((n for n in range(self.micro_batch // 2, 0, -1) if share % n == 0), 0)
+        unit = fit.unit(self.section)
+        half = next((n for n in range(self.micro_batch // 2, 0, -1)
+                     if share % n == n % unit == 0), 0)  # fmt: skip
         if not half:
             return (
                 "set train.activation_checkpointing: true, a higher train.zero_stage, or more GPUs"
@@ -213,6 +218,7 @@ class EncoderTask:
             rank=place.rank,
             world_size=place.world_size,
             micro_batches=self.micro_batches,
+            mosaic=section.mosaic,
         )
         return batches(
             dataset,
@@ -265,7 +271,7 @@ class EncoderTask:
         for part in range(self.micro_batches):
             batch = next(batches)
             torch.manual_seed(draw(self.section.seed, _STEP, step, part, self.place.rank))
-            embedding = self.engine.forward(batch.images)
+            embedding = self.engine.forward(batch.images, batch.boxes)
             # Labels are checked where they are: on a GPU it would wait for that.
             value = self.classifier(embedding, batch.labels, step)
             loss += value.item() / self.micro_batches
@@ -301,7 +307,7 @@ class EncoderTask:
         )
 
     def finish(self, checkpoint: Checkpoint) -> None:
-        """Write encoder.safetensors and encoder.json."""
+        """Write the final files."""
         made_from = self.arguments.made_from
         write_encoder(checkpoint, self.section, self.arguments.output, made_from)
 

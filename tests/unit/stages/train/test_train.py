@@ -229,7 +229,7 @@ def test_the_second_phase_starts_where_the_first_ended(runs):
     order = Order(index.counts, batch=12, block=4, window=32, seed=0)
     augment = Augment(48, section.crop_min_area, section.flip, 0)
     steps = Steps(index, order, augment, rank=0, world_size=1, micro_batches=1)
-    images, labels = steps[order.steps_per_epoch]
+    images, labels, _ = steps[order.steps_per_epoch]
     assert images.shape == (12, 3, 48, 48)
     mean, std = (torch.tensor(each).view(3, 1, 1) * 255 for each in (encoder.mean, encoder.std))
     negatives = torch.from_numpy(NegativeSampler(CLASSES, 6, 0).draw(5, 0, CLASSES))

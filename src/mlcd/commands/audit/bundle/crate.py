@@ -290,7 +290,8 @@ class _Description:
     ) -> None:  # fmt: skip
         """Describe the run of the workflow, and how Snakemake led it."""
         last = [path for path in self.run.lock["files"]
-                if path.startswith(("train/encoder.", "evaluate/summary.", "export/"))]  # fmt: skip
+                if path.startswith(("train/encoder.", "train/regions.", "evaluate/summary.",
+                                    "export/"))]  # fmt: skip
         about = self.add(
             "#run", "CreateAction", name="The run", instrument=workflow, actionStatus=_DONE,
             description="All jobs of this run",

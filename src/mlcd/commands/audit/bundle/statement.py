@@ -49,7 +49,7 @@ def _statement(run: Run) -> Statement:
 
     subjects = [
         ResourceDescriptor(name=path, digest={"sha256": digest_of(run.lock["files"][path])}).pb
-        for path in run.files("train/encoder.*", "export/*/*")
+        for path in run.files("train/encoder.*", "train/regions.*", "export/*/*")
         if digest_of(run.lock["files"][path])
     ]
     if not subjects:  # of a run whose encoder is another's, or that has none

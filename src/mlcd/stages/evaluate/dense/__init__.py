@@ -24,6 +24,7 @@ from mlcd.config import Evaluate
 from mlcd.config.dense import DENSE, DENSE_TASKS, POINTING, REGIONS, SEGMENTATION, SPREAD
 from mlcd.data.labeled import layout
 from mlcd.data.labeled.samples import find
+from mlcd.models import region_layer
 from mlcd.stages.evaluate import feature_models
 from mlcd.stages.evaluate.chosen import DIGITS
 from mlcd.stages.evaluate.dense import pointing, regions, segmentation, store
@@ -66,7 +67,9 @@ def dense_part(
     settings = json.loads(section.for_dense(dataset, model))
     for item in settings["datasets"]:
         del item["path"]
-    identity = sha256_json([code_hash("evaluate"), settings, loaded.identity, data])
+    layer = region_layer.described(encoder) if encoder and loaded.regions else None
+    named = [layer["sha256"]] if layer else []
+    identity = sha256_json([code_hash("evaluate"), settings, loaded.identity, data, *named])
     if _is_there(output, identity):
         LOGGER.info("%s: up to date", output)
         return
@@ -93,13 +96,21 @@ def dense_part(
     # Fits sum in another order on another number of threads.
     with _one_thread():
         kept = store.Store(section, chosen, state)
-        record |= {"images": kept.counts(), **_scores(section, kept, tasks, model, resources)}
+        record |= {
+            "images": kept.counts(),
+            **_scores(section, kept, tasks, loaded, model, resources),
+        }
     write_record(output, record)
     shutil.rmtree(state)
 
 
 def _scores(
-    section: Evaluate, kept: store.Store, tasks: Sequence[str], model: str, resources: Resources
+    section: Evaluate,
+    kept: store.Store,
+    tasks: Sequence[str],
+    loaded: feature_models.FeatureModel,
+    model: str,
+    resources: Resources,
 ) -> dict[str, Any]:
     """Return scores, chance, and in `dense` what they rest on."""
     found: list[dict[str, Any]] = []
@@ -108,7 +119,7 @@ def _scores(
     if {REGIONS, POINTING} & set(tasks):
         objects = regions.Regions(section, kept, model)
         if REGIONS in tasks:
-            found.append(regions.judge(section, kept, objects, resources.device))
+            found.append(regions.judge(section, kept, objects, resources.device, loaded.regions))
         if POINTING in tasks:
             found.append(pointing.judge(kept, objects))
     if SPREAD in tasks:

@@ -1,7 +1,8 @@
-"""Regions: the class of the object in a box, by k-NN and by a linear probe, three ways to see it.
+"""Regions: the class of the object in a box, by k-NN and by a linear probe, in several views.
 
 crop   the box is cut out and encoded by itself: the ceiling, one forward pass per object
 roi    the mean of the image's own map over the box (RoIAlign, arXiv 1703.06870)
+layer  the region layer on the box in that map, of encoders that were trained with one
 image  the features of the whole image: what the box adds is what is above it
 """
 
@@ -12,16 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
 from mlcd.config import Evaluate
+from mlcd.models.region_layer import RegionLayer, roi_mean
 from mlcd.stages.evaluate import knn, measures, probe
 from mlcd.stages.evaluate.chosen import DIGITS, fitted_probe
 from mlcd.stages.evaluate.dense.store import Store
 from mlcd.utils.errors import UserError
 
-#: Cells of RoIAlign per side, and points per side of a cell.
-_CELLS, _POINTS = 7, 2
 #: Shares of the image's area from which a box is medium, and large.
 _MEDIUM, _LARGE = 1 / 16, 1 / 4
 #: Visible share from which an object is free.
@@ -61,10 +60,16 @@ class Regions:
 
 
 def judge(
-    section: Evaluate, store: Store, regions: Regions, device: torch.device
+    section: Evaluate,
+    store: Store,
+    regions: Regions,
+    device: torch.device,
+    layer: RegionLayer | None = None,
 ) -> dict[str, Any]:
     """Return accuracies on the test objects, those of chance, and both by size and overlap."""
     views = {"crop": store.crop, "roi": pooled(store), "image": store.pooled[store.row]}
+    if layer is not None:
+        views["layer"] = layered(store, layer)
     targets = torch.from_numpy(regions.label[regions.train])
     constant = torch.bincount(targets).float().expand(len(regions.test), regions.seen)
     chance = measures.accuracy(constant, regions.truth)
@@ -115,23 +120,17 @@ def pooled(store: Store) -> np.ndarray:
     return found
 
 
-def roi_mean(maps: Tensor, boxes: Tensor) -> Tensor:
-    """Return float32 [m, C]: the mean of RoIAlign's cells over one box in each map [m, C, h, w].
-
-    `boxes` [m, 4]: x0, y0, x1, y1 as shares of width and height. As torchvision's roi_align with
-    aligned=True, 7 × 7 cells of 2 × 2 points, each interpolated between the centers of places; but
-    points beyond the outermost centers take the nearest place's value. (torchvision's own needs
-    compiled operators, which are missing beside some builds of torch.)
-    """
-    count = _CELLS * _POINTS
-    share = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    x = boxes[:, None, 0] + share * (boxes[:, None, 2] - boxes[:, None, 0])
-    y = boxes[:, None, 1] + share * (boxes[:, None, 3] - boxes[:, None, 1])
-    shape = (len(boxes), count, count)
-    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=3)
-    points = grid_sample(maps, (2 * grid - 1).to(maps.dtype), padding_mode="border",
-                         align_corners=False)  # fmt: skip
-    return points.mean((2, 3))
+def layered(store: Store, layer: RegionLayer) -> np.ndarray:
+    """Return float32 [m, width]: what the region layer says of each object, before projection."""
+    found = np.zeros((len(store.row), layer.settings["width"]), np.float32)
+    for start in range(0, len(store.row), _BATCH):
+        part = slice(start, start + _BATCH)
+        rows, owner = np.unique(store.row[part], return_inverse=True)
+        boxes = torch.from_numpy(store.box[part]).float()
+        with torch.inference_mode():
+            features = layer.features(store.tokens(rows), boxes, torch.from_numpy(owner))
+        found[part] = features.numpy()
+    return found
 
 
 def _knn(section: Evaluate, train: Tensor, targets: Tensor, test: Tensor) -> Tensor:

@@ -154,6 +154,9 @@ class Steps:
         """Return int64 [b, 1] of a micro-batch."""
         return torch.from_numpy(self._label[self._rows(item)][:, None])
 
+    def boxes(self, item: int) -> None:
+        """Rows are images."""
+
     def read(self, item: int, part: range, images: np.ndarray) -> None:
         """Write images `part` of a micro-batch to uint8 [len(part), 3, side, side]."""
         epoch = item // self._micro_batches // self._order.steps_per_epoch
