@@ -3,6 +3,9 @@
 #: Regions of all chunks and their labels; none where the config names no regions.source.
 REGIONS = of_chunks("regions/{chunk}.h5") if CONFIG.regions.source else []
 REGION_LABELS = of_chunks("regions/labels/{chunk}.h5") if CONFIG.regions.source else []
+#: Those that training reads, and all labels of them.
+TRAIN_REGIONS = REGIONS if CONFIG.train.regions == "boxes" else []
+TRAIN_REGION_LABELS = REGION_LABELS if CONFIG.train.regions == "boxes" else []
 
 
 def regions_list(wildcards):

@@ -165,6 +165,11 @@ class Config(Section):
     def _regions_fit(self) -> None:
         """Find what does not go with regions: they are embedded as images are."""
         if self.regions.source is None:
+            if self.train.regions == "boxes":
+                raise ValueError(
+                    "train.regions: boxes are those of the stage regions, which is off; name a "
+                    "regions.source, or set it to mosaic or null"
+                )
             return
         if self.label.labels is not None or self.embed.embeddings is not None:
             own = "label.labels" if self.label.labels is not None else "embed.embeddings"

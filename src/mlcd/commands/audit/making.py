@@ -182,6 +182,12 @@ def _train(run: Recorded, name: str, scratch: Path) -> Command:
     if not run.section("label").get("labels"):
         vectors = (str(run.results / run.embeddings / f"{name}.h5") for name in names)
         words += ["--embeddings", *vectors]
+    if run.section("train").get("regions") == "boxes":
+        for option, folder in (
+            ("--region-embeddings", "regions"),
+            ("--region-labels", "regions/labels"),
+        ):
+            words += [option, *(str(run.results / folder / f"{name}.h5") for name in names)]
     return _as(run, "train", [*words, *_centroids(run), *_gang(run, "train")], "train")
 
 
