@@ -59,6 +59,20 @@ if not OWN_LABELS:
             cfg=lambda wildcards: CONFIG.label.changed(top=int(wildcards.l)).for_labels(),
 
 
+if TRAIN_REGIONS:
+
+    use rule ablate_label as ablate_regions_label with:
+        input:
+            embeddings=f"{RESULTS}/regions/{{chunk}}.h5",
+            centroids=lambda wildcards: ablate_centroids(wildcards.k),
+        output:
+            labels=f"{ABLATE}/labels-k{{k}}-l{{l}}/regions/{{chunk}}.h5",
+        log:
+            f"{RESULTS}/logs/ablate/labels-k{{k}}-l{{l}}/regions-{{chunk}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/ablate/labels-k{{k}}-l{{l}}/regions-{{chunk}}.tsv"
+
+
 use rule train as ablate_train with:
     input:
         labels=lambda wildcards: ablate_labels(Cell.parse(wildcards.cell)),
@@ -66,6 +80,10 @@ use rule train as ablate_train with:
         images=of_chunks("images/{chunk}/manifest.json"),
         centroids=lambda wildcards: (
             ablate_centroids(Cell.parse(wildcards.cell).k) if CENTROIDS else []
+        ),
+        region_embeddings=TRAIN_REGIONS,
+        region_labels=lambda wildcards: (
+            ablate_region_labels(Cell.parse(wildcards.cell)) if TRAIN_REGIONS else []
         ),
     output:
         weights=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.safetensors",

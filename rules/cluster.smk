@@ -2,7 +2,8 @@
 # (here or as one Slurm job), waits, and shows what rank 0 says.
 #
 # REQUIRED INPUTS  results/embeddings/{chunk}.h5, all chunks; of a curated run
-#                  results/curate/embeddings/{chunk}.h5, there and in the rules after this one
+#                  results/curate/embeddings/{chunk}.h5, there and in the rules after this one;
+#                  with regions.source results/regions/{chunk}.h5 beside them
 # OUTPUTS          results/clusters/centroids.h5
 #                  results/clusters/iterations.jsonl   objective, shift, empty and largest clusters
 
@@ -12,7 +13,7 @@ if CONFIG.cluster.centers is None:
     rule cluster:
         """Find the K centers of all embeddings."""
         input:
-            embeddings=of_chunks(EMBEDDINGS),
+            embeddings=[*of_chunks(EMBEDDINGS), *REGIONS],
         output:
             centroids=f"{RESULTS}/clusters/centroids.h5",
             iterations=f"{RESULTS}/clusters/iterations.jsonl",

@@ -85,6 +85,8 @@ CURATE_TABLES = columns.tables(CONFIG.curate.columns or []) if CONFIG.curate.ena
 #: The option that joins own rows and tables by keys of webdataset tars, which are unique in one set
 #: of tars only.
 TAR_KEYS = "--tar-keys" if len({name.rpartition("-")[0] for name in CHUNKS}) == 1 else ""
+#: The same of regions.column.
+BOX_TABLES = columns.box_tables(CONFIG.regions.tables or [])
 #: The centers, a list of one file, or of none where own labels come without.
 CENTROIDS = [f"{RESULTS}/clusters/centroids.h5"] if CONFIG.cluster.centers or not OWN_LABELS else []
 
@@ -129,7 +131,8 @@ def files_from_outside():
     lists = {planned.list for planned in CHUNKS.values()}
     centers = filter(None, [CONFIG.cluster.initial, CONFIG.cluster.centers])
     names = prompts.check(CONFIG.evaluate)
-    return [*sorted(lists), *centers, *map(str, INITIAL), *names, *OWN_FILES, *CURATE_TABLES]
+    tables = [*CURATE_TABLES, *BOX_TABLES]
+    return [*sorted(lists), *centers, *map(str, INITIAL), *names, *OWN_FILES, *tables]
 
 
 def files_beside_inputs():
@@ -147,15 +150,10 @@ def check_command_length():
     # quarter of these is left for the environment and the other options; each word has a pointer.
     limit = min(os.sysconf("SC_ARG_MAX"), 2 << 20) * 3 // 4
     length = lambda words: sum(len(os.fsencode(word)) + 9 for word in words)
-    paths = [
-        path
-        for pattern in (
-            "labels/{chunk}.h5",
-            EMBEDDINGS,
-            "images/{chunk}/manifest.json",
-        )
-        for path in of_chunks(pattern)
-    ]
+    patterns = ["labels/{chunk}.h5", EMBEDDINGS, "images/{chunk}/manifest.json"]
+    if CONFIG.regions.source:
+        patterns += ["regions/{chunk}.h5", "regions/labels/{chunk}.h5"]
+    paths = [path for pattern in patterns for path in of_chunks(pattern)]
     if (own := length(map(str, OWN_FILES))) > limit:
         snakemake_process.stop(
             f"embed.embeddings, label.labels: the paths of {len(OWN_FILES)} files have {own} "

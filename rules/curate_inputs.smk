@@ -15,8 +15,13 @@ def curate_list_identity(wildcards):
 
 def curate_list_options(wildcards):
     """Return the options that say where the chunk lies in its list, or how tables are joined."""
-    if not curate_list(wildcards):
-        return TAR_KEYS if CURATE_TABLES else ""
+    return columns_options(wildcards, curate_list(wildcards), CURATE_TABLES)
+
+
+def columns_options(wildcards, lists, tables):
+    """Return the same of columns in `lists` (the chunk's, or none), or in `tables`."""
+    if not lists:
+        return TAR_KEYS if tables else ""
     chunk = CHUNKS[wildcards.chunk]
     first = chunk.part * CONFIG.prepare.chunk_rows
     return as_options(

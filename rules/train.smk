@@ -3,7 +3,8 @@
 #
 # REQUIRED INPUTS  results/labels/{chunk}.h5, results/embeddings/{chunk}.h5 (where images lie),
 #                  results/images/{chunk}/manifest.json and tars, results/clusters/centroids.h5,
-#                  and the files of config train.initial
+#                  and the files of config train.initial;
+#                  with train.regions: boxes results/regions/{chunk}.h5 and labels/{chunk}.h5 there
 # OUTPUTS          results/train/encoder.safetensors, encoder.json   the encoder and its description
 #                  results/train/metrics.jsonl                       loss, norms, rates by step
 # where train.regions asks: results/train/regions.safetensors          the region layer
@@ -30,6 +31,9 @@ rule train:
         embeddings=[] if OWN_LABELS else of_chunks(EMBEDDINGS),
         images=of_chunks("images/{chunk}/manifest.json"),
         centroids=CENTROIDS,
+        # With train.regions: boxes.
+        region_embeddings=TRAIN_REGIONS,
+        region_labels=TRAIN_REGION_LABELS,
     output:
         weights=f"{RESULTS}/train/encoder.safetensors",
         description=f"{RESULTS}/train/encoder.json",
@@ -64,7 +68,9 @@ rule train:
         live=lambda wildcards, resources: LIVE_OPTIONS,
         code=code_hash("train"),
         folder=subpath(output.weights, parent=True),
-        sources=lambda wildcards, input: options_of(input, "embeddings", "centroids"),
+        sources=lambda wildcards, input: options_of(
+            input, "embeddings", "centroids", "region_embeddings", "region_labels"
+        ),
     shell:
         """
         mlcd train \

@@ -52,7 +52,7 @@ def file_options(paths: dict[str, Any], output: Path) -> list[str]:
     """Return the file options of `mlcd train`."""
     words = ["--output", str(output)]
     for name, value in paths.items():
-        words += [f"--{name}", *([value] if isinstance(value, str) else value)]
+        words += [f"--{name.replace('_', '-')}", *([value] if isinstance(value, str) else value)]
     return words
 
 

@@ -26,6 +26,7 @@ from mlcd.config.export import Export
 from mlcd.config.label import Label
 from mlcd.config.labeled import TOWER_TASKS
 from mlcd.config.prepare import Prepare
+from mlcd.config.regions import Regions
 from mlcd.config.report import Report
 from mlcd.config.text import Text
 from mlcd.config.train import Train
@@ -33,8 +34,8 @@ from mlcd.utils.errors import UserError
 
 __all__ = [
     "SECTIONS", "Ablate", "Cell", "Cluster", "Config", "Curate", "Download", "Embed", "Evaluate",
-    "Export", "Label", "Prepare", "Report", "Section", "Text", "Train", "check_shape", "load",
-    "parse_section", "validate",
+    "Export", "Label", "Prepare", "Regions", "Report", "Section", "Text", "Train", "check_shape",
+    "load", "parse_section", "validate",
 ]  # fmt: skip
 
 
@@ -65,6 +66,7 @@ class Config(Section):
     download: Download = Download()
     embed: Embed = Embed()
     curate: Curate = Curate()
+    regions: Regions = Regions()
     cluster: Cluster = Cluster()
     label: Label = Label()
     train: Train = Train()
@@ -99,10 +101,15 @@ class Config(Section):
     def to_yaml(self) -> str:
         """Return the resolved config, defaults included, as YAML in the order of the models.
 
-        Without the section curate where it is off: so a run has the config of releases without it.
+        Without the sections curate and regions where they are off: so a run has the config of
+        releases without them.
         """
-        values = self.model_dump(mode="json", exclude=None if self.curate.enabled else {"curate"})
+        values = self.model_dump(mode="json", exclude=self.idle_sections())
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+    def idle_sections(self) -> set[str]:
+        """Return the optional stages before the training that are off: nothing is of them."""
+        return {name for name in ("curate", "regions") if getattr(self, name).sealed() is None}
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
@@ -118,6 +125,7 @@ class Config(Section):
                 "lower it or raise label.top"
             )
         self._own_fits()
+        self._regions_fit()
         if self.ablate.grids and not self.evaluate.datasets:
             raise ValueError("ablate.grids: nothing to compare by; give evaluate.datasets")
         for cell, _ in self.ablate.runs(self.own_cell):
@@ -152,6 +160,38 @@ class Config(Section):
                     f"set it to [{' or '.join(fitting)}]"
                 )
         return self
+
+    def _regions_fit(self) -> None:
+        """Find what does not go with regions: they are embedded as images are."""
+        if self.regions.source is None:
+            if self.train.regions == "boxes":
+                raise ValueError(
+                    "train.regions: boxes are those of the stage regions, which is off; name a "
+                    "regions.source, or set it to mosaic or null"
+                )
+            return
+        if self.label.labels is not None or self.embed.embeddings is not None:
+            own = "label.labels" if self.label.labels is not None else "embed.embeddings"
+            raise ValueError(
+                f"regions.source: the frozen encoder embeds regions as it does images, and with "
+                f"{own} it embeds none; leave {own} out, or set it to null"
+            )
+        if self.embed.features != "image":
+            raise ValueError(
+                "embed.features: a region has no caption, so its feature would not be comparable "
+                "with the images'; set it to image, or regions.source to null"
+            )
+        if self.regions.source == "column" and self.download.image_size is not None:
+            if self.regions.unit == "pixels":
+                raise ValueError(
+                    "regions.unit: pixels are of images as served, and download.image_size stores "
+                    "them at another size; give shares, or set it to null"
+                )
+            if self.download.resize_mode != "keep_ratio":
+                raise ValueError(
+                    f"download.resize_mode: {self.download.resize_mode} moves what boxes are "
+                    "around; set it to keep_ratio, or regions.source to null"
+                )
 
     def _own_fits(self) -> None:
         """Find what does not go with own embeddings, centers or labels."""

@@ -144,11 +144,19 @@ class Train(Section):
         "four times the wanted pixels per side are decoded at half the size.",
     )
     flip: bool = Field(True, description="Mirror images at random.")
-    regions: Literal["mosaic"] | None = Field(
+    regions: Literal["mosaic", "boxes"] | None = Field(
         None,
         description="What is trained beside whole images, by a region layer on the encoder's map. "
         "mosaic: some images of a step are tiles of canvases, each a region with its image's own "
-        "labels (as CLIM, arXiv 2312.11376; not RICE). null: nothing.",
+        "labels (as CLIM, arXiv 2312.11376; not RICE). boxes: regions of the images with labels of "
+        "their own, which the stage regions found (after RICE). null: nothing.",
+    )
+    regions_per_image: int = Field(
+        4,
+        gt=0,
+        le=256,
+        description="With `regions`: boxes, regions of each image that are rows of a step, drawn "
+        "anew each epoch from those that its crop shows; repeated where there are fewer. RICE: 10.",
     )
     mosaic_grid: int = Field(
         2,

@@ -60,7 +60,8 @@ def check(
     looked(lambda: own.check(config, chunks))
     if look:
         looked(lambda: columns.check(config, chunks))
-    found = [*_results(config), *_frozen(config), *_trained(config)]
+        looked(lambda: columns.check_boxes(config, chunks))
+    found = [*_results(config), *_frozen(config), *_regions(config), *_trained(config)]
     found += _exports(config)
     if chunks:
         found += _numbers(config, sum(chunk.rows for chunk in chunks.values()))
@@ -138,6 +139,13 @@ def _known(tags: set[str]) -> str:
     return f" (its tags: {', '.join(sorted(tags))})" if tags else ""
 
 
+def _regions(config: Config) -> Iterator[Problem]:
+    """Look whether what proposes regions is installed."""
+    if config.regions.source == "felzenszwalb" and importlib.util.find_spec("skimage") is None:
+        problem = "felzenszwalb needs scikit-image, which is not installed; "
+        yield ("regions", "source"), problem + "pip install 'mlcd[regions]', or bring boxes"
+
+
 def _trained(config: Config) -> Iterator[Problem]:
     """Look at the trained encoder: its name, its sizes, and whether it has stochastic depth."""
     section = config.train
@@ -189,12 +197,15 @@ def _numbers(config: Config, rows: int) -> Iterator[Problem]:
         del needs["cluster", "k"]
     if config.text.enabled:
         needs["text", "batch_size"] = config.text.batch_size
+    # Regions are clustered beside the images.
+    rows_of = {"curate": rows, "train": rows, "text": rows}
+    more = config.regions.most if config.regions.source else 0
     cells = [cell.k for cell, _ in config.ablate.runs(config.own_cell)]
     needs["ablate", "grids"] = max(cells, default=0)
     if config.curate.enabled:
         needs["curate", "clusters"] = config.curate.clusters
     for key, number in needs.items():
-        if number > rows:
+        if number > rows_of.get(key[0], rows * (1 + more)):
             what = "K = " if key[0] == "ablate" else ""
             yield key, f"{what}{number} is more than the {rows} rows of the lists; lower it"
 

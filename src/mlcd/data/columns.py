@@ -143,6 +143,32 @@ def tables(entries: Sequence[str]) -> list[str]:
         raise UserError(f"curate.columns: {str(error).partition(';')[0]}; give tables") from None
 
 
+def box_tables(entries: Sequence[str]) -> list[str]:
+    """Return the files that `regions.tables` names. Raises :class:`UserError`."""
+    try:
+        return expand_lists(list(entries))
+    except UserError as error:
+        raise UserError(f"regions.tables: {str(error).partition(';')[0]}; give tables") from None
+
+
+def check_boxes(config: Config, chunks: Mapping[str, Chunk]) -> None:
+    """Raise :class:`UserError` if the column that `regions.column` names is not there."""
+    section = config.regions
+    if section.column is None:
+        return
+    if section.tables is not None:
+        for path in box_tables(section.tables):
+            _require(path, [section.key, section.column], "regions.tables")
+        return
+    if any(chunk.identity for chunk in chunks.values()):
+        raise UserError(
+            "regions.column: images on disk have no columns; give it in tables as regions.tables, "
+            "with regions.key"
+        )
+    for path in dict.fromkeys(chunk.list for chunk in chunks.values()):
+        _require(path, [section.column], "regions.column")
+
+
 def check(config: Config, chunks: Mapping[str, Chunk]) -> None:
     """Raise :class:`UserError` if a column that `curate.where` names is not there."""
     section = config.curate

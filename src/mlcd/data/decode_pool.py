@@ -180,19 +180,20 @@ class DecodePool:
 
     A context manager; at its end all workers are gone. `loose`: each image is a file of its own,
     so that one which cannot be read is a failed image (reason `unreadable`) and not a lost tar.
-    `reader` (picklable, place → bytes) reads places of another kind; decoder and reader may say by
-    :class:`BadImage` why there is no image. `ring`: (n, H, W) where all pixels are uint8 [H, W, 3]
-    and a batch has n places at most; they are then handed over in shared memory.
+    `reader` (picklable, place → bytes, or whatever else the decoder takes) reads places of another
+    kind; decoder and reader may say by :class:`BadImage` why there is no image. `ring`: (n, H, W)
+    where all pixels are uint8 [H, W, 3] and a batch has n places at most; they are then handed over
+    in shared memory.
     """
 
     def __init__(
         self,
-        decoder: Callable[[bytes], Any],
+        decoder: Callable[[Any], Any],
         workers: int,
         *,
         timeout: float = TIMEOUT,
         loose: bool = False,
-        reader: Callable[[Any], bytes] | None = None,
+        reader: Callable[[Any], Any] | None = None,
         ring: tuple[int, int, int] | None = None,
     ) -> None:
         self._decoder = decoder
@@ -358,8 +359,8 @@ class DecodePool:
 
 def _work(
     connection: Connection,
-    decoder: Callable[[bytes], Any],
-    reader: Callable[[Any], bytes],
+    decoder: Callable[[Any], Any],
+    reader: Callable[[Any], Any],
     loose: bool,
     ring: SharedArray | None,
 ) -> None:

@@ -48,6 +48,11 @@ class Augment(NamedTuple):
         shrink = self._shrink(box)
         return self._fast(rng, encoded.decode(shrink), _divided(box, shrink))
 
+    def view(self, width: int, height: int, epoch: int, index: int) -> tuple[Box, bool]:
+        """Return what is seen of an image of that size: its crop, and whether that is mirrored."""
+        rng = self._rng(epoch, index)
+        return self._box(rng, width, height), self._flips(rng)
+
     def __call__(self, image: Image.Image, epoch: int, index: int) -> np.ndarray:
         """Return uint8 [3, side, side] of an RGB image, a view."""
         rng = self._rng(epoch, index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ from mlcd.training.memory import usable
 from mlcd.utils.errors import UserError
 from mlcd.utils.logging import LOGGER
 from mlcd.utils.units import decimal_size
+
+if TYPE_CHECKING:
+    from mlcd.models.frozen.base import FrozenEncoder
 
 #: Bytes of a pixel's channel: as it arrives, as a float, and normalized.
 _CHANNEL = 1 + 4 + 4
@@ -49,6 +53,16 @@ def largest(taken: Callable[[int], int], room: int, most: int) -> int:
     while size and taken(size) > room:
         size //= 2
     return size
+
+
+def check_batch(encoder: FrozenEncoder, batch: int, room: int) -> None:
+    """Raise :class:`UserError`, before any work, if a `batch` does not fit `room` bytes.
+
+    It is not chosen here: which images are encoded together moves the last bits of a feature.
+    """
+    halves = encoder.precision != "fp32"
+    taken = bytes_of(encoder.network, encoder.pixels.size, halves=halves)
+    require("embed.batch_size", batch, taken, room)
 
 
 def require(key: str, batch: int, taken: Callable[[int], int], room: int) -> None:

@@ -43,7 +43,7 @@ class Job:
     """What is trained on W `ranks`: `classes` centers of `dim` numbers, `labels` per image,
     `sampled` negatives per step, a global `batch` of images of `side` pixels, under ZeRO `stage`.
     `block`: bytes of a block of logits. `halves`: the classifier's products are in bfloat16.
-    `unit`: images of which every micro-batch is a multiple.
+    `unit`: images of which every micro-batch is a multiple. `rows`: of the classifier, per image.
     """
 
     ranks: int
@@ -57,6 +57,7 @@ class Job:
     block: int = CUDA_BLOCK
     halves: bool = True
     unit: int = 1
+    rows: int = 1
 
     @property
     def share(self) -> int:
@@ -121,13 +122,13 @@ def encoder_state(weights: int, ranks: int, stage: int, *, accumulated: bool, ha
 
 def _loss(job: Job, local: int, micro_batch: int) -> int:
     """Return the classifier's working memory, with the gradient that micro-batches add up."""
-    positives = micro_batch * job.ranks * job.labels
-    touched = touched_rows(job.classes, local, job.sampled, positives)
-    once = step_memory(job.dim, touched, micro_batch, job.ranks, job.labels, job.block)
+    rows = micro_batch * job.rows
+    touched = touched_rows(job.classes, local, job.sampled, rows * job.ranks * job.labels)
+    once = step_memory(job.dim, touched, rows, job.ranks, job.labels, job.block)
     if micro_batch == job.share:
         return once
     # Beside it the sum over the micro-batches before, and that sum anew where rows are added to it.
-    kept = touched_rows(job.classes, local, job.sampled, job.batch * job.labels)
+    kept = touched_rows(job.classes, local, job.sampled, job.batch * job.rows * job.labels)
     return once + 2 * kept * (4 * job.dim + 8)
 
 
@@ -169,7 +170,7 @@ def encoder_bytes(weights: int, stage: int, micro_batches: int, *, halves: bool)
 
 def classifier_bytes(job: Job, *, halves: bool) -> int:
     """Return those of the classifier: a gather of embeddings, a scattered sum of their gradients,
-    the labels, and two sums per image. halves: the products are in bfloat16.
+    the labels, and two sums per row. halves: the products are in bfloat16.
     """
-    per_image = job.dim * (2 if halves else 4) + 4 * job.dim + 8 * job.labels + 2 * 2 * 8
-    return job.batch * per_image
+    per_row = job.dim * (2 if halves else 4) + 4 * job.dim + 8 * job.labels + 2 * 2 * 8
+    return job.batch * job.rows * per_row

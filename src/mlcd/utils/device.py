@@ -42,6 +42,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def decoders(device: str, threads: int) -> int:
+    """Return the number of decoding processes: a GPU leaves all cores but its own to them."""
+    gpu = pick_device(device).type == "cuda"
+    return max(1, threads - 1 if gpu else (threads + 1) // 2)
+
+
 def take_gpu() -> int:
     """Choose this rank's GPU, make it torch's current one, and return its number.
 

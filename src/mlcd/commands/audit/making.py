@@ -42,6 +42,8 @@ def making_of(path: str) -> Making | None:
     first, stem = place.parts[0], place.stem
     if first == "curate":
         return _curated(place)
+    if first == "regions":
+        return Making("labels of regions" if len(place.parts) == 3 else first, stem)
     if first in ("urls", "embeddings"):
         return Making(first, stem)
     if first == "images" and len(place.parts) == 3:
@@ -125,7 +127,8 @@ def _clusters(run: Recorded, name: str, scratch: Path) -> Command:
         centers = run.outside(Path(section["centers"]).name, scratch)
         return _as(run, "cluster", ["--centers", str(centers)], output)
     attributes, _ = hdf5.attributes(run.results / output)
-    made = run.named(run.embeddings, json.loads(str(attributes["embeddings"])))
+    made = run.named(*run.clustered[:1], json.loads(str(attributes["embeddings"])),
+                     *run.clustered[1:])  # fmt: skip
     words = ["--embeddings", *made]
     if section.get("initial"):
         words.append(f"--initial={run.outside(Path(section['initial']).name, scratch)}")
@@ -138,6 +141,31 @@ def _labels(run: Recorded, chunk: str, scratch: Path) -> Command:
     vectors = run.results / run.embeddings / f"{chunk}.h5"
     words = ["--embeddings", str(vectors), *_centroids(run)]
     return _as(run, "label", words, f"labels/{chunk}.h5")
+
+
+def _regions(run: Recorded, chunk: str, scratch: Path) -> Command:
+    section = run.section("regions")
+    words = ["--images", _manifest(run, chunk), "--threads", "1",
+             "--embeddings", str(run.results / run.embeddings / f"{chunk}.h5"),
+             "--embed-config", json.dumps(run.section("embed"))]  # fmt: skip
+    if section.get("tables"):
+        raise Cannot("boxes of tables, which came from outside")
+    if section.get("column"):
+        words += _list_of(run, chunk, scratch)
+    return _as(run, "regions", words, f"regions/{chunk}.h5")
+
+
+def _list_of(run: Recorded, chunk: str, scratch: Path) -> list[str]:
+    """Return the options that say which list a chunk is of, and where it lies in it."""
+    about = read_record(run.results / "urls" / f"{chunk}.json", "prepare")
+    return ["--metadata", str(run.outside(Path(str(about["source"])).name, scratch)),
+            "--list-rows", f"{about['start']}:{about['stop']}",
+            f"--url-column={run.section('prepare')['url_column']}"]  # fmt: skip
+
+
+def _labels_of_regions(run: Recorded, chunk: str, scratch: Path) -> Command:
+    words = ["--embeddings", str(run.results / "regions" / f"{chunk}.h5"), *_centroids(run)]
+    return _as(run, "label", words, f"regions/labels/{chunk}.h5")
 
 
 def _label_summary(run: Recorded, name: str, scratch: Path) -> Command:
@@ -154,6 +182,12 @@ def _train(run: Recorded, name: str, scratch: Path) -> Command:
     if not run.section("label").get("labels"):
         vectors = (str(run.results / run.embeddings / f"{name}.h5") for name in names)
         words += ["--embeddings", *vectors]
+    if run.section("train").get("regions") == "boxes":
+        for option, folder in (
+            ("--region-embeddings", "regions"),
+            ("--region-labels", "regions/labels"),
+        ):
+            words += [option, *(str(run.results / folder / f"{name}.h5") for name in names)]
     return _as(run, "train", [*words, *_centroids(run), *_gang(run, "train")], "train")
 
 
@@ -299,10 +333,7 @@ def _facts(run: Recorded, chunk: str, scratch: Path) -> Command:
     if section.get("columns"):
         raise Cannot("conditions on tables, which came from outside")
     if section.get("where"):
-        about = read_record(run.results / "urls" / f"{chunk}.json", "prepare")
-        words += ["--metadata", str(run.outside(Path(str(about["source"])).name, scratch)),
-                  "--list-rows", f"{about['start']}:{about['stop']}",
-                  f"--url-column={run.section('prepare')['url_column']}"]  # fmt: skip
+        words += _list_of(run, chunk, scratch)
     return _as(run, "curate", words, f"curate/facts/{chunk}.h5")
 
 
@@ -330,6 +361,7 @@ _COMMANDS: dict[str, Callable[[Recorded, str, Path], Command]] = {
     "urls": _urls, "images": _images, "embeddings": _embeddings, "clusters": _clusters,
     "labels": _labels, "summary of labels": _label_summary, "train": _train,
     "text embeddings": _text_embeddings, "text captions": _captions, "text": _text,
+    "regions": _regions, "labels of regions": _labels_of_regions,
     "coarse clusters": _coarse, "curated facts": _facts, "choice": _choice,
     "curated embeddings": _kept("embeddings"), "text curated": _kept("text/embeddings"),
     "texts": _texts, "scores": _metrics, "summary of scores": _score_summary, "export": _export,

@@ -27,8 +27,8 @@ LEFT_OUT = frozenset({"state", "logs", "benchmarks", "tensorboard", "audit", "li
 _SNAKEMAKE_REPORT = "report.html"
 #: Stages in the order of the chain.
 ORDER = (
-    "prepare", "download", "embed", "curate", "cluster", "label", "train", "text", "evaluate",
-    "export", "report",
+    "prepare", "download", "embed", "curate", "regions", "cluster", "label", "train", "text",
+    "evaluate", "export", "report",
 )  # fmt: skip
 #: What a hash is of: the content, as the writer hashed it, or the bytes, hashed then or now.
 CONTENT, BYTES, SEALED = "content", "bytes", "bytes when sealed"
@@ -142,7 +142,10 @@ def _reader(path: str) -> Callable[[Path, str], list[Node]] | None:
 
 def stage_of(path: str) -> str | None:
     """Return the stage that writes a file below the results, or None."""
-    first = PurePosixPath(path).parts[0]
+    first, *more = PurePosixPath(path).parts
+    if first == "regions":
+        # Regions are labeled as images are.
+        return "label" if more[:1] == ["labels"] else "regions"
     stages = {
         "urls": "prepare", "images": "download", "embeddings": "embed", "curate": "curate",
         "clusters": "cluster", "labels": "label", "train": "train", "text": "text",

@@ -27,6 +27,7 @@ _WORDS = {
     "download": ("Images", "tars and the tables of their rows"),
     "embed": ("Embeddings", "vectors of the images by the frozen encoder"),
     "curate": ("Curation", "which images are kept, and their embeddings"),
+    "regions": ("Regions", "boxes in images, embedded as these are"),
     "cluster": ("Centroids", "clusters of the embeddings"),
     "label": ("Labels", "the nearest centroids of each image"),
     "train": ("Encoder", "trained on images and labels"),

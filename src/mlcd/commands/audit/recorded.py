@@ -34,6 +34,8 @@ class Recorded:
         #: Folders of the embeddings that later stages read: of the frozen and the trained encoder.
         self.embeddings = "curate/embeddings" if is_curated else "embeddings"
         self.text_embeddings = "text/curated" if is_curated else "text/embeddings"
+        #: Folders of all embeddings that were clustered: of images, and of regions if there are.
+        self.clustered = (self.embeddings, *(["regions"] if "regions" in self.stages else []))
 
     def _checked(self, path: str) -> tuple[str, Path]:
         digest = locks.hash_of(path)
@@ -75,10 +77,11 @@ class Recorded:
             raise Cannot(f"{there[0]}: not what was sealed; give it by --lists")
         raise Cannot(f"{entry['name']}: not where the run had it; give it by --lists")
 
-    def named(self, folder: str, hashes: Iterable[str]) -> list[str]:
-        """Return the files of a folder that have these hashes, in this order."""
+    def named(self, folder: str, hashes: Iterable[str], *more: str) -> list[str]:
+        """Return the files of a folder, or of `more`, that have these hashes, in this order."""
         paths = [self.by_hash.get(word, "") for word in hashes]
-        if not all(path.startswith(f"{folder}/") for path in paths):
+        here = tuple(f"{name}/" for name in (folder, *more))
+        if not all(path.startswith(here) for path in paths):
             raise Cannot(f"{folder}: not all files that it was made from are of this run")
         return [str(self.results / path) for path in paths]
 

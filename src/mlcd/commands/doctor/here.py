@@ -29,6 +29,8 @@ _SERVED, _AT_384 = 100_000, 30_000
 _ROW = 2_500
 #: And of the copy that stage curate makes of kept embeddings.
 _CURATED = 1_600
+#: And per region, of which an image may have regions.most.
+_REGION = 1_800
 
 
 def environment() -> Iterator[Check]:
@@ -163,6 +165,7 @@ def disk_room(config: Config, chunks: Iterable[Chunk]) -> Check:
     side = config.download.image_size
     image = _SERVED if side is None else _AT_384 * (side / 384) ** 2
     row = _ROW + (_CURATED if config.curate.enabled else 0)
+    row += _REGION * (config.regions.most if config.regions.source else 0)
     needed = rows * row + stored * image
     free = disk.free(folder)
     seen = f"{decimal_size(free)} free under {folder}, some {decimal_size(needed)} needed"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Stages that make labels: their settings are published.
-STAGES = ("prepare", "download", "embed", "curate", "cluster", "label")
+STAGES = ("prepare", "download", "embed", "curate", "regions", "cluster", "label")
 #: What the place of something on this machine begins with.
 _PLACE = r"(?:file:/+|~|[A-Za-z]:[\\/]|\\\\|/(?!/)|\.\.?[\\/])"
 #: A setting that is one, perhaps after its kind (`local-dir:`): names may hold blanks and commas.

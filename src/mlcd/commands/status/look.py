@@ -30,6 +30,7 @@ _LAST = {
     "download": "images/*/manifest.json",
     "embed": "embeddings/*.h5",
     "curate": "curate/summary.json",
+    "regions": "regions/*.h5",
     "cluster": "clusters/centroids.h5",
     "label": "labels/summary.json",
     "train": "train/encoder.json",

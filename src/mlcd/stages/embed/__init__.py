@@ -54,10 +54,11 @@ def run(arguments: argparse.Namespace, section: Embed) -> None:
         take_own(arguments.images, arguments.output, section, how)
         return
     from mlcd.stages.embed.chunk import embed
+    from mlcd.utils.device import decoders
 
     workers = arguments.workers
     if workers is None:
-        workers = _workers(arguments.device, arguments.threads)
+        workers = decoders(arguments.device, arguments.threads)
     embed(
         arguments.images,
         arguments.output,
@@ -67,11 +68,3 @@ def run(arguments: argparse.Namespace, section: Embed) -> None:
         workers=workers,
         threads=arguments.threads,
     )
-
-
-def _workers(device: str, threads: int) -> int:
-    """Return the number of decoding processes: a GPU leaves all cores but its own to them."""
-    from mlcd.utils.device import pick_device
-
-    gpu = pick_device(device).type == "cuda"
-    return max(1, threads - 1 if gpu else (threads + 1) // 2)

@@ -93,7 +93,7 @@ def embed(
     else:
         encoder = frozen.load_trained(encoder_folder, device, section.precision)
     if encoder.device.type == "cuda":
-        check_batch(encoder, section.batch_size, forward.free(encoder.device))
+        forward.check_batch(encoder, section.batch_size, forward.free(encoder.device))
     if with_text:
         encoder.encode_texts(["a model without a text tower is refused here, before any work"])
     model = _model(encoder, section)
@@ -104,16 +104,6 @@ def embed(
         if wanted:
             state = state_dir(output, *identity)
             _embed(images, source, encoder, section, Path(output), state, workers)
-
-
-def check_batch(encoder: FrozenEncoder, batch: int, room: int) -> None:
-    """Raise :class:`UserError`, before any work, if a `batch` does not fit `room` bytes.
-
-    It is not chosen here: which images are encoded together moves the last bits of a feature.
-    """
-    halves = encoder.precision != "fp32"
-    taken = forward.bytes_of(encoder.network, encoder.pixels.size, halves=halves)
-    forward.require("embed.batch_size", batch, taken, room)
 
 
 def _embed(

@@ -219,6 +219,9 @@ def _boxes(
                 "curate", (f"{arrived:,} images", f"→ {labeled['images']:,} kept"),
                 *took.of("curate"), "curate",
             )  # fmt: skip
+        if _of(config, "regions", "source"):
+            most = f"→ {_of(config, 'regions', 'most'):,} regions each at most"
+            yield Box("regions", (images, most), *took.of("regions"), "cluster")
         yield Box(
             "cluster", (f"{int(clusters.sizes.sum()) or arrived:,} vectors",
                         f"→ {len(clusters.sizes):,} clusters"),

@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="manifest.json (or folder) of the same chunks' images")  # fmt: skip
     add("--centroids", metavar="C.h5",
         help="the centers behind the labels; own labels may have none")  # fmt: skip
+    add("--region-embeddings", nargs="+", default=[], metavar="R.h5",
+        help="with train.regions: boxes, regions of the same chunks")  # fmt: skip
+    add("--region-labels", nargs="+", default=[], metavar="L.h5", help="labels of these regions")
     add("--output", metavar="DIR",
         help="folder for encoder.safetensors, encoder.json, metrics.jsonl, tensorboard/ and "
         "state/ (checkpoints)")  # fmt: skip
@@ -153,8 +156,14 @@ def _plan(
     memory_limit = parse_size(arguments.memory_limit) if arguments.memory_limit else None
     start.check_encoder(section)
     first = start.source_of(section)
+    boxes = arguments.region_embeddings, arguments.region_labels
+    if any(boxes) != (section.regions == "boxes"):
+        told = "nothing reads them; set train.regions to boxes, or leave them out"
+        if section.regions == "boxes":
+            told = "needed with train.regions: boxes, with --region-labels; give both"
+        raise UserError(f"--region-embeddings: {told}")
     sources = inputs.check(
-        arguments.labels, arguments.embeddings, arguments.images, arguments.centroids
+        arguments.labels, arguments.embeddings, arguments.images, arguments.centroids, *boxes
     )
     if section.center_init == "centroids" and sources.centroids is None:
         raise UserError(

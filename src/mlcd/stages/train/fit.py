@@ -54,7 +54,13 @@ def job(
         block=memory_limit or CUDA_BLOCK,
         halves=section.precision == "bf16",
         unit=unit(section),
+        rows=1 + per_image(section),
     )
+
+
+def per_image(section: Train) -> int:
+    """Return the regions of each image that are rows of a step."""
+    return section.regions_per_image if section.regions == "boxes" else 0
 
 
 def unit(section: Train) -> int:
@@ -65,21 +71,24 @@ def unit(section: Train) -> int:
 @functools.cache
 def footprint(
     model: str, dim: int, side: int, drop_path: float, bf16: bool, checkpointing: bool,
-    frozen: int = 0, mosaic: Mosaic | None = None,
+    frozen: int = 0, mosaic: Mosaic | None = None, regions: int = 0,
 ) -> Footprint:  # fmt: skip
     """Return the footprint of an encoder by name, with its first `frozen` layers not trained.
 
-    With a `mosaic` per row, of which several share a canvas, region layer included.
+    With a `mosaic` per row, of which several share a canvas, region layer included. With so many
+    `regions` of each image they are part of it.
 
     Raises :class:`UserError`.
     """
     encoder = without_numbers(model, dim, side, drop_path)
     if checkpointing:
         checkpoint_activations(encoder)
-    if mosaic:
+    if mosaic or regions:
         encoder = with_regions(encoder)
     layers.freeze(encoder, frozen)
     try:
+        if regions:
+            return measure(encoder, bf16=bf16, inputs=partial(_with_regions, regions, side))
         if not mosaic:
             return measure(encoder, bf16=bf16)
         found = measure(encoder, bf16=bf16, inputs=partial(_groups, mosaic, side))
@@ -94,6 +103,13 @@ def footprint(
             f"train.model: the memory of {model} cannot be found by shapes ({first}); "
             "set --micro-batch to a number"
         ) from None
+
+
+def _with_regions(regions: int, side: int, count: int) -> tuple[Any, ...]:
+    """Return what an encoder sees of so many images."""
+    images = torch.empty(count, 3, side, side, device="cpu")
+    owner = torch.arange(count, device="cpu").repeat_interleave(regions)
+    return images, torch.empty(len(owner), 4, device="cpu"), owner, count
 
 
 def _groups(mosaic: Mosaic, side: int, count: int) -> tuple[Any, ...]:
@@ -112,6 +128,7 @@ def footprint_of(section: Train, side: int, checkpointing: bool | None = None) -
     return footprint(
         section.model, section.embedding_dim, side, section.drop_path,
         section.precision == "bf16", checkpointing, section.freeze_layers, section.mosaic,
+        per_image(section),
     )  # fmt: skip
 
 

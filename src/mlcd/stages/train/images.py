@@ -15,6 +15,7 @@ from mlcd.data.pointers import advise as advise_indexed
 from mlcd.data.pointers import is_index
 from mlcd.data.tars import OpenTars
 from mlcd.stages.train.inputs import Index
+from mlcd.stages.train.region_rows import RegionRows
 from mlcd.training import mosaics
 from mlcd.training.crops import Augment
 from mlcd.training.read_ahead import Boxes, ImageBatch
@@ -38,6 +39,7 @@ class Steps:
     """Item i is micro-batch i mod m of step i div m, where a step has m micro-batches per rank.
 
     With a `mosaic` some rows of a micro-batch are tiles of canvases (:mod:`mlcd.training.mosaics`).
+    With `regions` its rows are its images, and then so many regions of each.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Steps:
         world_size: int,
         micro_batches: int,
         mosaic: Mosaic | None = None,
+        regions: RegionRows | None = None,
     ) -> None:
         self._index = index
         self._order = order
@@ -61,6 +64,9 @@ class Steps:
         self._advised: tuple[int, int] | None = None
         self._share = order.batch // world_size // micro_batches
         self._layout = mosaics.Layout.of(mosaic, self._share)
+        self._regions = regions
+        #: The last micro-batch whose regions were asked for, and these.
+        self._chosen: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
         self._tile = augment._replace(side=augment.side // self._layout.grid)
         self.images = self._layout.images  #: of an item
         self.shape = (3, augment.side, augment.side)  #: of an image
@@ -73,11 +79,25 @@ class Steps:
 
     def labels(self, item: int) -> torch.Tensor:
         """Return int64 [n, l] of a micro-batch."""
-        return torch.from_numpy(self._index.label[self._rows(item)].astype(np.int64))
+        label = self._index.label[self._rows(item)].astype(np.int64)
+        if self._regions is not None:
+            label = np.concatenate([label, self._of_regions(item, self._regions)[1]])
+        return torch.from_numpy(label)
 
     def boxes(self, item: int) -> Boxes | None:
-        """Return where the tiles of a micro-batch lie, None without a mosaic."""
-        return self._layout.boxes()
+        """Return where the tiles or regions of a micro-batch lie; None where there are none."""
+        if self._regions is None:
+            return self._layout.boxes()
+        owner = torch.arange(self.images).repeat_interleave(self._regions.count)
+        box = torch.from_numpy(self._of_regions(item, self._regions)[0])
+        return Boxes(box, owner, self.images)
+
+    def _of_regions(self, item: int, regions: RegionRows) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes and labels of a micro-batch's regions."""
+        if self._chosen is None or self._chosen[0] != item:
+            epoch = item // self._micro_batches // self._order.steps_per_epoch
+            self._chosen = item, regions.of(self._rows(item), epoch)
+        return self._chosen[1]
 
     def read(self, item: int, part: range, images: np.ndarray) -> None:
         """Write images `part` of a micro-batch to uint8 [len(part), 3, side, side].

@@ -7,6 +7,7 @@ which no rank can hold for itself.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from mlcd.data.centroids import Centroids
 from mlcd.data.embeddings import Embeddings
 from mlcd.data.image_store import ImageStore, indexed
 from mlcd.data.labels import Labels
+from mlcd.stages.train import region_index
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import atomic_path, sha256_file
 from mlcd.utils.records import read_record, write_record
@@ -37,12 +39,15 @@ class Sources:
     places: list[Embeddings | Labels]
     images: list[ImageStore]
     centroids: Centroids | None
+    #: Of each chunk, where regions are trained.
+    regions: list[region_index.ChunkRegions] = dataclasses.field(default_factory=list)
 
     @property
     def identity(self) -> list[str]:
         """Fingerprints of all that the trained weights depend on."""
         centers = [self.centroids.fingerprint] if self.centroids else []
-        return [*(labels.fingerprint for labels in self.labels), *centers]
+        regions = (chunk.labels.fingerprint for chunk in self.regions)
+        return [*(labels.fingerprint for labels in self.labels), *centers, *regions]
 
     @property
     def num_classes(self) -> int:
@@ -52,15 +57,24 @@ class Sources:
     @property
     def made_from(self) -> dict[str, list[str]]:
         """The same by kind of file, and the images that ranks read, for who asks a year later."""
-        return {
+        found = {
             "images": [store.fingerprint for store in self.images],
             "labels": [labels.fingerprint for labels in self.labels],
             "centroids": [self.centroids.fingerprint] if self.centroids else [],
         }
+        if self.regions:
+            found["regions"] = [chunk.store.fingerprint for chunk in self.regions]
+            found["region_labels"] = [chunk.labels.fingerprint for chunk in self.regions]
+        return found
 
 
 def check(
-    labels: Sequence[str], embeddings: Sequence[str], images: Sequence[str], centroids: str | None
+    labels: Sequence[str],
+    embeddings: Sequence[str],
+    images: Sequence[str],
+    centroids: str | None,
+    regions: Sequence[str] = (),
+    region_labels: Sequence[str] = (),
 ) -> Sources:
     """Open all files and check that they belong together.
 
@@ -94,7 +108,12 @@ def check(
         _check_chunk(item, vectors.get(item.chunk), stores[item.chunk])
         _check_classes(item, opened[0], centers)
     places = [vectors.get(item.chunk, item) for item in opened]
-    return Sources(opened, places, [stores[item.chunk] for item in opened], centers)
+    boxes = (
+        region_index.check(regions, region_labels, opened, places)
+        if regions or region_labels
+        else []
+    )
+    return Sources(opened, places, [stores[item.chunk] for item in opened], centers, boxes)
 
 
 def _require_all(opened: list[Labels], group: dict[str, Any], name: str, stage: str) -> None:
@@ -198,20 +217,25 @@ def _write_index(sources: Sources, folder: Path, width: int) -> list[int]:
     """Write the join; return the images of each tar."""
     folder.mkdir(parents=True, exist_ok=True)
     counts: list[int] = []
-    with (
-        atomic_path(folder / _PLACES) as place_path,
-        atomic_path(folder / _LABELS) as label_path,
-        place_path.open("wb") as place_file,
-        label_path.open("wb") as label_file,
-    ):
-        for chunk in zip(sources.labels, sources.places, sources.images, strict=True):
-            place, label, tars = labeled_rows(*chunk, width)
+    record: dict[str, Any] = {"l": width, "counts": counts}
+    names = [_PLACES, _LABELS]
+    with contextlib.ExitStack() as stack:
+        paths = [stack.enter_context(atomic_path(folder / name)) for name in names]
+        place_file, label_file = (stack.enter_context(path.open("wb")) for path in paths)
+        regions = stack.enter_context(region_index.writing(folder)) if sources.regions else None
+        for number, images in enumerate(sources.images):
+            labels = sources.labels[number]
+            place, label, tars, keep = _kept_rows(labels, sources.places[number], images, width)
             counts += np.bincount(place["tar"], minlength=tars).tolist()
             place["tar"] += len(counts) - tars
             place_file.write(place.tobytes())
             label_file.write(label.tobytes())
-    hashes = {name: sha256_file(folder / name) for name in (_PLACES, _LABELS)}
-    write_record(folder / _RECORD, {"l": width, "counts": counts, "sha256": hashes})
+            if regions is not None:
+                regions.add(sources.regions[number], keep, labels.n, width)
+                record["regions"] = regions.total
+    names += region_index.FILES if sources.regions else []
+    record["sha256"] = {name: sha256_file(folder / name) for name in names}
+    write_record(folder / _RECORD, record)
     return counts
 
 
@@ -222,6 +246,13 @@ def labeled_rows(
 
     Raises :class:`UserError` if an image does not lie inside of a tar of the chunk.
     """
+    return _kept_rows(labels, places, images, width)[:3]
+
+
+def _kept_rows(
+    labels: Labels, places: Embeddings | Labels, images: ImageStore, width: int
+) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
+    """Return the same, and the rows of the chunk's labels, int64 [n], that these are."""
     label, found = labels.label()[:, :width], places.places()
     tars = len(images.tars)
     ends = np.array([tar["bytes"] for tar in images.manifest["tars"]], np.int64)
@@ -242,7 +273,7 @@ def labeled_rows(
     keep = np.flatnonzero((label >= 0).any(axis=1))
     # Neighbors in the index are neighbors on disk.
     keep = keep[np.lexsort((place["offset"][keep], place["tar"][keep]))]
-    return place[keep], label[keep], tars
+    return place[keep], label[keep], tars, keep
 
 
 class Index:
@@ -250,6 +281,7 @@ class Index:
 
     `place` (tar, size, offset, digest) [N], `label` int32 [N, l]. `tars`: paths; `place["tar"]`
     counts over the tars of all chunks and never decreases. `counts`: images of each tar, int64.
+    `regions`: those of the images, None where none are trained.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -260,3 +292,8 @@ class Index:
         # An empty file cannot be mapped; build_index has refused it.
         self.place = np.memmap(folder / _PLACES, _PLACE, "r", shape=(n,))
         self.label = np.memmap(folder / _LABELS, np.int32, "r", shape=(n, record["l"]))
+        self.regions = (
+            region_index.RegionIndex(folder, n, record["regions"], record["l"])
+            if "regions" in record
+            else None
+        )

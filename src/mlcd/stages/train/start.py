@@ -25,6 +25,7 @@ def check_encoder(section: Train) -> None:
     encoder = without_numbers(section.model, section.embedding_dim, side, section.drop_path)
     if section.regions:
         encoder = with_regions(encoder)
+    if section.mosaic:
         _check_map(encoder, section)
     layers.lr_scales(encoder, section.layer_decay)
     layers.freeze(encoder, section.freeze_layers)

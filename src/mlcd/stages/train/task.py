@@ -15,7 +15,7 @@ from mlcd.data.checkpoints import Checkpoint, Snapshot, prune
 from mlcd.launch import live
 from mlcd.launch.process_group import RankPlace
 from mlcd.models import initial, layers, trainable
-from mlcd.models.region_encoder import with_regions
+from mlcd.models.region_encoder import map_shape, with_regions
 from mlcd.models.resize_weights import fitted
 from mlcd.stages.train import fit
 from mlcd.stages.train.arguments import TrainArguments
@@ -25,6 +25,7 @@ from mlcd.stages.train.images import Steps
 from mlcd.stages.train.initial_centers import initial_rows
 from mlcd.stages.train.inputs import Index
 from mlcd.stages.train.phases import Phase, phases
+from mlcd.stages.train.region_rows import RegionRows
 from mlcd.training import trainer
 from mlcd.training.collectives import all_sum
 from mlcd.training.crops import Augment
@@ -89,6 +90,8 @@ class EncoderTask:
         self.micro_batch = self._fitting(parts[parts.index(self.phase) :])[0]
         self.micro_batches = section.batch_size // place.world_size // self.micro_batch
         encoder = self._build_encoder(checkpoint)
+        #: Rows and columns of the encoder's map, where regions of images are trained.
+        self.places = map_shape(encoder)[1:] if section.regions == "boxes" else None
         self._build_classifier(checkpoint)
         encoder.train()
         shapes = {name: weight.shape for name, weight in encoder.named_parameters()}
@@ -205,20 +208,22 @@ class EncoderTask:
     def batches(self, first: int, last: int) -> Iterator[ImageBatch]:
         """Iterate over this rank's micro-batches of steps `first` … `last` − 1."""
         section, place = self.section, self.place
+        augment = Augment(
+            self.phase.image_size,
+            section.crop_min_area,
+            section.flip,
+            section.seed,
+            fast=section.crop_pixels == "fast",
+        )
         dataset = Steps(
             self.index,
             self.order,
-            Augment(
-                self.phase.image_size,
-                section.crop_min_area,
-                section.flip,
-                section.seed,
-                fast=section.crop_pixels == "fast",
-            ),
+            augment,
             rank=place.rank,
             world_size=place.world_size,
             micro_batches=self.micro_batches,
             mosaic=section.mosaic,
+            regions=self._regions(augment),
         )
         return batches(
             dataset,
@@ -227,6 +232,14 @@ class EncoderTask:
             workers=self.arguments.workers,
             pin=place.device.type == "cuda",
         )
+
+    def _regions(self, augment: Augment) -> RegionRows | None:
+        """Return what chooses the regions of images; None where none of theirs are trained."""
+        if self.section.regions != "boxes":
+            return None
+        assert self.index.regions is not None and self.places is not None, "the driver has looked"
+        count = self.section.regions_per_image
+        return RegionRows(self.index.regions, self.index.label, augment, count, self.places)
 
     def train_step(self, step: int, batches: Iterator[ImageBatch], logged: bool) -> Record:
         """Take one step of both optimizers over the micro-batches of step `step`.
