@@ -220,7 +220,7 @@ def sealed_stages():
     for stage in SECTIONS:
         if stage == "ablate":  # of its cells, and not of this run
             continue
-        if stage == "curate" and not CONFIG.curate.enabled:
+        if stage in ("curate", "ocr") and not getattr(CONFIG, stage).enabled:
             # So that a run without it is sealed as by releases that lack it.
             continue
         stages[stage] = {

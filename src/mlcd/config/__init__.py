@@ -25,6 +25,7 @@ from mlcd.config.evaluate import Evaluate
 from mlcd.config.export import Export
 from mlcd.config.label import Label
 from mlcd.config.labeled import TOWER_TASKS
+from mlcd.config.ocr import Ocr
 from mlcd.config.prepare import Prepare
 from mlcd.config.report import Report
 from mlcd.config.text import Text
@@ -33,8 +34,8 @@ from mlcd.utils.errors import UserError
 
 __all__ = [
     "SECTIONS", "Ablate", "Cell", "Cluster", "Config", "Curate", "Download", "Embed", "Evaluate",
-    "Export", "Label", "Prepare", "Report", "Section", "Text", "Train", "check_shape", "load",
-    "parse_section", "validate",
+    "Export", "Label", "Ocr", "Prepare", "Report", "Section", "Text", "Train", "check_shape",
+    "load", "parse_section", "validate",
 ]  # fmt: skip
 
 
@@ -67,6 +68,7 @@ class Config(Section):
     curate: Curate = Curate()
     cluster: Cluster = Cluster()
     label: Label = Label()
+    ocr: Ocr = Ocr()
     train: Train = Train()
     text: Text = Text()
     evaluate: Evaluate = Evaluate()
@@ -99,9 +101,11 @@ class Config(Section):
     def to_yaml(self) -> str:
         """Return the resolved config, defaults included, as YAML in the order of the models.
 
-        Without the section curate where it is off: so a run has the config of releases without it.
+        Without the sections curate and ocr where they are off: so a run has the config of releases
+        without them.
         """
-        values = self.model_dump(mode="json", exclude=None if self.curate.enabled else {"curate"})
+        off = {name for name in ("curate", "ocr") if not getattr(self, name).enabled}
+        values = self.model_dump(mode="json", exclude=off)
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     @model_validator(mode="after")
@@ -116,6 +120,11 @@ class Config(Section):
             raise ValueError(
                 f"train.positives: {self.train.positives} of {self.label.top} labels per image; "
                 "lower it or raise label.top"
+            )
+        if self.train.ocr_weight and not self.ocr.enabled:
+            raise ValueError(
+                "train.ocr_weight: no words are read without ocr.enabled; set that to true, or "
+                "this to 0"
             )
         self._own_fits()
         if self.ablate.grids and not self.evaluate.datasets:

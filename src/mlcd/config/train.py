@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from mlcd.config.base import MOST_RATE, MOST_SEED, MOST_SIDE, Section, as_json
 
@@ -81,6 +81,13 @@ class Train(Section):
         gt=0,
         le=1,
         description="Share r of all classes drawn as negatives at each step. The paper: 0.1.",
+    )
+    ocr_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of a second loss: the words read in an image (section ocr) against the "
+        "others, by Eq. 5 on the same embedding, with centers of their own. 0: none; over 0 needs "
+        "ocr.enabled.",
     )
     center_init: Literal["centroids", "random"] = Field(
         "centroids",
@@ -186,6 +193,14 @@ class Train(Section):
     seed: int = Field(
         0, ge=0, le=MOST_SEED, description="Seed of weights, data order, crops and negatives."
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out ocr_weight where it is 0, so that runs are known as by releases without it."""
+        values: dict[str, Any] = handler(self)
+        if not self.ocr_weight:
+            values.pop("ocr_weight", None)
+        return values
 
     def for_encoder(self) -> str:
         """Return the keys that decide the encoder, as one line of JSON.

@@ -29,6 +29,7 @@ _WORDS = {
     "curate": ("Curation", "which images are kept, and their embeddings"),
     "cluster": ("Centroids", "clusters of the embeddings"),
     "label": ("Labels", "the nearest centroids of each image"),
+    "ocr": ("Words", "text in the images, and its words as labels"),
     "train": ("Encoder", "trained on images and labels"),
     "text": ("Text tower", "trained against the encoder"),
     "evaluate": ("Features and scores", "of all models on all data sets"),
