@@ -61,6 +61,7 @@ use rule train as ablate_train with:
         centroids=lambda wildcards: (
             ablate_centroids(Cell.parse(wildcards.cell).k) if CENTROIDS else []
         ),
+        ocr_labels=OCR_LABELS,
     output:
         weights=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.safetensors",
         description=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.json",

@@ -3,6 +3,7 @@
 #
 # REQUIRED INPUTS  results/labels/{chunk}.h5, results/embeddings/{chunk}.h5 (where images lie),
 #                  results/images/{chunk}/manifest.json and tars, results/clusters/centroids.h5,
+#                  results/ocr/labels/{chunk}.h5 where config train.ocr_weight is over 0,
 #                  and the files of config train.initial
 # OUTPUTS          results/train/encoder.safetensors, encoder.json   the encoder and its description
 #                  results/train/metrics.jsonl                       loss, norms, rates by step
@@ -22,6 +23,7 @@ rule train:
         embeddings=[] if OWN_LABELS else of_chunks(EMBEDDINGS),
         images=of_chunks("images/{chunk}/manifest.json"),
         centroids=CENTROIDS,
+        ocr_labels=OCR_LABELS,
     output:
         weights=f"{RESULTS}/train/encoder.safetensors",
         description=f"{RESULTS}/train/encoder.json",
@@ -55,7 +57,7 @@ rule train:
         live=lambda wildcards, resources: LIVE_OPTIONS,
         code=code_hash("train"),
         folder=subpath(output.weights, parent=True),
-        sources=lambda wildcards, input: options_of(input, "embeddings", "centroids"),
+        sources=lambda wildcards, input: options_of(input, "embeddings", "centroids", "ocr_labels"),
     shell:
         """
         mlcd train \

@@ -65,7 +65,8 @@ class ShardedClassifier(nn.Module):
     CUDA device has it, else float32. encoder_gradients: `averaged` where the encoder's gradients
     are averaged over ranks after the backward pass, as DeepSpeed and DDP do: the gradient that is
     handed to the encoder is then multiplied by W, so that the average is the gradient of the loss.
-    `summed` leaves it as it is.
+    `summed` leaves it as it is. skip_unlabeled: a sample without a label has the loss 0 and no
+    gradient, and still counts in the mean; else it is pushed from the negatives under `mlcd`.
 
     The gradient of the centers goes to `gradient` (a :class:`RowGradient` of local rows, or None),
     not to `weight.grad`, which would be dense; it grows over backward passes until
@@ -89,6 +90,7 @@ class ShardedClassifier(nn.Module):
         memory_limit: int | None = None,
         compute_dtype: torch.dtype | None = None,
         encoder_gradients: Literal["averaged", "summed"] = "averaged",
+        skip_unlabeled: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -105,7 +107,7 @@ class ShardedClassifier(nn.Module):
         self.objective = Objective(kind, scale, margin, margin_type)
         self.num_classes, self.dim, self.seed = num_classes, dim, seed
         self.memory_limit, self.compute_dtype = memory_limit, compute_dtype
-        self.encoder_gradients = encoder_gradients
+        self.encoder_gradients, self.skip_unlabeled = encoder_gradients, skip_unlabeled
         self.exchange = Exchange(group)
         self.start, self.stop = shard_bounds(num_classes, self.exchange.world, self.exchange.rank)
         self.sampler = NegativeSampler(num_classes, round(negative_ratio * num_classes), seed)
@@ -255,6 +257,7 @@ class _ShardedLoss(torch.autograd.Function):
             classifier.sampled_rows(step),
             (positives - classifier.start).where(mine, -1),
             classifier.block_size(len(everyone)),
+            skip_unlabeled=classifier.skip_unlabeled,
         )
         loss = sharded.evaluate(
             want_embedding_gradient=ctx.needs_input_grad[0],

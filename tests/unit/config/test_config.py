@@ -123,10 +123,10 @@ def test_section_survives_json():
 def test_a_second_head_needs_the_words_that_it_is_of():
     assert "ocr" not in yaml.safe_load(Config().to_yaml())
     with pytest.raises(UserError, match=r"train.ocr_weight: no words are read without ocr.enabled"):
-        validate(Config, {"train": {"ocr_weight": 0.5}})
-    config = validate(Config, {"train": {"ocr_weight": 0.5}, "ocr": {"enabled": True}})
+        validate(Config, {"train": {"ocr_weight": 0.5}}, "my.yaml")
+    config = validate(Config, {"train": {"ocr_weight": 0.5}, "ocr": {"enabled": True}}, "my")
     assert json.loads(config.train.for_encoder())["ocr_weight"] == 0.5
-    again = validate(Config, yaml.safe_load(config.to_yaml()))
+    again = validate(Config, yaml.safe_load(config.to_yaml()), "again")
     assert again == config and again.ocr.enabled
 
 

@@ -156,6 +156,9 @@ def _train(run: Recorded, name: str, scratch: Path) -> Command:
     if not run.section("label").get("labels"):
         vectors = (str(run.results / run.embeddings / f"{name}.h5") for name in names)
         words += ["--embeddings", *vectors]
+    if run.section("train").get("ocr_weight"):
+        read = (str(run.results / "ocr" / "labels" / f"{name}.h5") for name in names)
+        words += ["--ocr-labels", *read]
     return _as(run, "train", [*words, *_centroids(run), *_gang(run, "train")], "train")
 
 

@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="manifest.json (or folder) of the same chunks' images")  # fmt: skip
     add("--centroids", metavar="C.h5",
         help="the centers behind the labels; own labels may have none")  # fmt: skip
+    add("--ocr-labels", nargs="+", default=[], metavar="W.h5",
+        help="words of the same images, of mlcd ocr, for train.ocr_weight")  # fmt: skip
     add("--output", metavar="DIR",
         help="folder for encoder.safetensors, encoder.json, metrics.jsonl, tensorboard/ and "
         "state/ (checkpoints)")  # fmt: skip
@@ -157,8 +159,9 @@ def _plan(
     start.check_encoder(section)
     first = start.source_of(section)
     sources = inputs.check(
-        arguments.labels, arguments.embeddings, arguments.images, arguments.centroids
-    )
+        arguments.labels, arguments.embeddings, arguments.images, arguments.centroids,
+        _words(arguments, section),
+    )  # fmt: skip
     if section.center_init == "centroids" and sources.centroids is None:
         raise UserError(
             "train.center_init: own labels come without centers; set it to random, or give "
@@ -174,6 +177,7 @@ def _plan(
         identity=sha256_json(identity),
         centroids=Path(arguments.centroids).resolve() if arguments.centroids else None,
         num_classes=sources.num_classes,
+        num_words=sources.words[0].num_classes if sources.words else 0,
         state=state.resolve(),
         output=output.resolve(),
         device="cuda" if resources.gpus else "cpu",
@@ -187,6 +191,17 @@ def _plan(
         live=live.planned(arguments),
     )
     return planned, sources, first
+
+
+def _words(arguments: argparse.Namespace, section: Train) -> list[str]:
+    """Return the files of words that are trained on. Raises :class:`UserError`."""
+    if section.ocr_weight and not arguments.ocr_labels:
+        raise UserError(
+            "--ocr-labels: train.ocr_weight needs the words of the images; give those of mlcd ocr, "
+            "or set it to 0"
+        )
+    found: list[str] = arguments.ocr_labels if section.ocr_weight else []
+    return found
 
 
 def _workers(asked: int | None, resources: options.Resources) -> int:
