@@ -209,6 +209,7 @@ class ShardedClassifier(nn.Module):
         Sets `statistics`: positive_term and negative_term, the two terms of Eq. 5 averaged over
         samples, and positive_similarity and negative_similarity, mean cosines (NaN where there
         are none), float64 tensors over the global batch, computed without waiting for the device.
+        With skip_unlabeled also labeled, the share of samples that have a label.
         """
         if embedding.ndim != 2 or embedding.shape[1] != self.dim or len(embedding) == 0:
             raise ValueError(f"embedding {tuple(embedding.shape)}: expected [B, {self.dim}]")
@@ -271,6 +272,8 @@ class _ShardedLoss(torch.autograd.Function):
             negative / negatives_seen,
         )
         classifier.statistics = dict(zip(STATISTICS, values, strict=True))
+        if classifier.skip_unlabeled:
+            classifier.statistics["labeled"] = sharded.labeled
         ctx.sharded, ctx.classifier = sharded, classifier
         # Kept by autograd so that a center changed in between is noticed.
         ctx.save_for_backward(weight)

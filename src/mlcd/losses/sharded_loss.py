@@ -65,7 +65,8 @@ class ShardedLoss:
 
     Attributes after :meth:`evaluate`: `embedding_gradient` [N, d] (this shard's part, or None)
     and `statistics`, a float64 [4] of sums over the shard: positive cosines and their number,
-    negative cosines and their number; `positive_term` and `negative_term`, means over samples.
+    negative cosines and their number; `positive_term` and `negative_term`, means over samples;
+    `labeled`, the share of samples with a positive on any rank.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class ShardedLoss:
             loss = self._counted(self.objective.loss(*leaves), positive).mean()
             by_positive, by_negative = torch.autograd.grad(loss, leaves)
         first, second = self.objective.terms(positive, negative)
+        self.labeled = (positive > -math.inf).double().mean()
         self.positive_term = first.mean()
         self.negative_term = self._counted(second, positive).mean()
 

@@ -59,7 +59,7 @@ class OcrHead:
             weight_decay=section.classifier_weight_decay,
         )
         self._clip = section.clip_norm
-        self._loss = 0.0
+        self._loss, self._labeled = 0.0, torch.zeros((), dtype=torch.float64, device=place.device)
         if checkpoint:
             rows = checkpoint.rows(self.classifier.start, self.classifier.stop, NAME)
             with torch.no_grad():
@@ -81,6 +81,7 @@ class OcrHead:
         """Return `loss` plus the weighed loss of the words, of which `share` goes to the record."""
         own: torch.Tensor = self.classifier(embedding, words, step)
         self._loss += share * own.item()
+        self._labeled += share * self.classifier.statistics["labeled"]
         return loss + self._weight * own
 
     @property
@@ -93,8 +94,13 @@ class OcrHead:
         norm = self.optimizer.clip(self._clip) if self._clip else self.optimizer.grad_norm()
         self.optimizer.step(lr)
         self.optimizer.zero_grad()
-        found = {"ocr_loss": self._loss, "ocr_grad_norm": float(norm)}
+        found = {
+            "ocr_loss": self._loss,
+            "ocr_share": float(self._labeled),
+            "ocr_grad_norm": float(norm),
+        }
         self._loss = 0.0
+        self._labeled.zero_()
         return found
 
     def rows(self) -> HeadRows:

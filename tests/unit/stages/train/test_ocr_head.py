@@ -98,6 +98,7 @@ def test_the_loss_is_that_of_two_classifiers_of_their_own():
     before = second.classifier.weight.clone()
     told = second.step(0.01)
     assert told["ocr_loss"] == pytest.approx(float(read), rel=1e-6) and told["ocr_grad_norm"] > 0
+    assert told["ocr_share"] == pytest.approx(4 / 12)
     assert not torch.equal(before, second.classifier.weight) and second.loss == 0
 
 
@@ -115,6 +116,26 @@ def test_its_negatives_and_centers_are_none_of_the_first_heads():
     other = OcrHead(given(seed=5), TOP, place, None).classifier
     assert mine != [other.sampled_rows(step).tolist() for step in steps]
     assert len(NegativeSampler(WORDS, 4, 1 << 33).draw(0, 0, WORDS)) == 4
+
+
+def test_embeddings_come_to_their_words_and_others_stay():
+    place = SimpleNamespace(device=torch.device("cpu"))
+    head = OcrHead(given(), TOP, place, None)
+    embedding = torch.randn(12, 16, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    before = embedding.detach().clone()
+    words = torch.full((12, TOP), -1)
+    words[:6, 0] = torch.arange(6)
+    found = []
+    optimizer = torch.optim.SGD([embedding], lr=1.0)
+    for step in range(40):
+        head.add(torch.zeros(()), embedding, words, step, 1.0).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(head.step(0.02)["ocr_loss"])
+    assert found[-1] < 0.4 * found[0]
+    assert torch.equal(embedding.detach()[6:], before[6:])
+    nearest = torch.nn.functional.normalize(embedding.detach()[:6]) @ head.classifier.weight.T
+    assert nearest.argmax(1).tolist() == list(range(6))
 
 
 def check(paths, **more):
@@ -187,7 +208,15 @@ def test_the_second_loss_stands_in_the_records(runs):
     assert not [name for name in lines(runs["off"])[0] if name.startswith("ocr")]
     assert of(runs["off"], "loss")[0] == of(runs["whole"], "loss")[0]
     assert of(runs["off"], "loss")[-1] != of(runs["whole"], "loss")[-1]
-    assert of(runs["heavy"], "ocr_loss")[-1] < of(runs["heavy"], "ocr_loss")[0]
+    # What it weighs is no part of the number, and moves the encoder another way.
+    assert of(runs["heavy"], "ocr_loss")[0] == of(runs["whole"], "ocr_loss")[0]
+    assert of(runs["heavy"], "loss")[-1] != of(runs["whole"], "loss")[-1]
+    shares = of(runs["whole"], "ocr_share")
+    assert shares == pytest.approx(of(runs["micro"], "ocr_share"))
+    # Whole images of a batch of twelve, of which a third have words.
+    images = [12 * share for share in shares]
+    assert images == pytest.approx([round(number) for number in images])
+    assert 10 < sum(images) < 30
 
 
 def test_the_description_names_the_head_and_its_words(runs, paths):
@@ -208,7 +237,7 @@ def test_on_three_ranks_it_resumes_what_two_have_saved(tmp_path, paths, runs):
     three = Resources(ranks_per_node=3)
     run = continued(runs["whole"], planned(paths, tmp_path / "out", three, **SECOND), 2)
     run_gang(train_many, {"runs": [run]}, tmp_path, three)
-    for name in ("loss", "ocr_loss"):
+    for name in ("loss", "ocr_loss", "ocr_share"):
         assert of(run, name) == pytest.approx(of(runs["whole"], name)[2:], rel=1e-5)
 
 
