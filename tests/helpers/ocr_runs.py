@@ -38,7 +38,7 @@ def text_file(path: Path, images: list[list[tuple[str, float]]], embeddings: str
         (row, [Line(text, confidence, BOX) for text, confidence in lines])
         for row, lines in enumerate(images)
     ]
-    attributes = {"chunk": path.stem, "images": len(images), "failed": 0, "manifest": "m",
+    attributes = {"chunk": path.stem, "images": len(images), "failed": 0, "manifest": "",
                   "embeddings": embeddings, "engine": "{}", "section": "{}"}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     hdf5.write(path, KIND, columns(found), attributes)
