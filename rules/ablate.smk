@@ -85,6 +85,7 @@ use rule train as ablate_train with:
         region_labels=lambda wildcards: (
             ablate_region_labels(Cell.parse(wildcards.cell)) if TRAIN_REGIONS else []
         ),
+        ocr_labels=OCR_LABELS,
     output:
         weights=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.safetensors",
         description=f"{ABLATE}/{{cell}}/seed-{{seed}}/train/encoder.json",

@@ -278,6 +278,7 @@ onstart:
     snakemake_process.require_results(RESULTS)
     warn_of_little_room()
     check_initial()
+    snakemake_process.check_reader(job.rule.name for job in workflow.dag.needrun_jobs())
     list_counts.keep(Path(RESULTS, "state", "lists.json"))
     snakemake_process.announce(
         Path.cwd(), CONFIG.model_dump(mode="json"), files_beside_inputs()

@@ -93,6 +93,8 @@ if CONFIG.curate.enabled:
     REPORT_PARTS["provenance"][2]["files"].append(f"{RESULTS}/curate/summary.json")
 else:
     del REPORT_PARTS["curate"]
+if CONFIG.ocr.enabled:
+    REPORT_PARTS["provenance"][2]["files"].append(f"{RESULTS}/ocr/vocabulary.json")
 if not CENTROIDS:
     del REPORT_PARTS["cluster"]
 if CONFIG.cluster.centers and not KEEPS_CENTERS:

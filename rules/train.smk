@@ -3,6 +3,7 @@
 #
 # REQUIRED INPUTS  results/labels/{chunk}.h5, results/embeddings/{chunk}.h5 (where images lie),
 #                  results/images/{chunk}/manifest.json and tars, results/clusters/centroids.h5,
+#                  results/ocr/labels/{chunk}.h5 where config train.ocr_weight is over 0,
 #                  and the files of config train.initial;
 #                  with train.regions: boxes results/regions/{chunk}.h5 and labels/{chunk}.h5 there
 # OUTPUTS          results/train/encoder.safetensors, encoder.json   the encoder and its description
@@ -34,6 +35,7 @@ rule train:
         # With train.regions: boxes.
         region_embeddings=TRAIN_REGIONS,
         region_labels=TRAIN_REGION_LABELS,
+        ocr_labels=OCR_LABELS,
     output:
         weights=f"{RESULTS}/train/encoder.safetensors",
         description=f"{RESULTS}/train/encoder.json",
@@ -69,7 +71,7 @@ rule train:
         code=code_hash("train"),
         folder=subpath(output.weights, parent=True),
         sources=lambda wildcards, input: options_of(
-            input, "embeddings", "centroids", "region_embeddings", "region_labels"
+            input, "embeddings", "centroids", "region_embeddings", "region_labels", "ocr_labels"
         ),
     shell:
         """

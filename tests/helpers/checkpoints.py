@@ -37,13 +37,29 @@ def write(folder, saved, world_size=3, *, keep=9, resumed=0):
         for rank in range(world_size)
     ]
     for step in saved:
-        threads = [
-            threading.Thread(target=writer.save, args=(snapshot(step, world_size, rank),))
-            for rank, writer in enumerate(writers)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for writer in writers:
-            writer.wait()
+        _save(writers, [snapshot(step, world_size, rank) for rank in range(world_size)])
+
+
+def save_all(folder, snapshots):
+    """Write one checkpoint of the run: a snapshot for each rank."""
+    ranks = len(snapshots)
+    _save(
+        [
+            CheckpointWriter(folder, "run", {"seed": 5}, rank=rank, world_size=ranks)
+            for rank in range(ranks)
+        ],
+        snapshots,
+    )
+
+
+def _save(writers, snapshots):
+    threads = [
+        threading.Thread(target=writer.save, args=(one,))
+        for writer, one in zip(writers, snapshots, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for writer in writers:
+        writer.wait()

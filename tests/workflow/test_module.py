@@ -43,6 +43,8 @@ CONFIG = {
     "results": "run",
     "text": {"enabled": True},
     "curate": {"enabled": True},
+    "ocr": {"enabled": True},
+    "train": {"ocr_weight": 0.5},
     "evaluate": {
         "datasets": [
             {

@@ -65,7 +65,8 @@ class ShardedClassifier(nn.Module):
     CUDA device has it, else float32. encoder_gradients: `averaged` where the encoder's gradients
     are averaged over ranks after the backward pass, as DeepSpeed and DDP do: the gradient that is
     handed to the encoder is then multiplied by W, so that the average is the gradient of the loss.
-    `summed` leaves it as it is.
+    `summed` leaves it as it is. skip_unlabeled: a sample without a label has the loss 0 and no
+    gradient, and still counts in the mean; else it is pushed from the negatives under `mlcd`.
 
     The gradient of the centers goes to `gradient` (a :class:`RowGradient` of local rows, or None),
     not to `weight.grad`, which would be dense; it grows over backward passes until
@@ -89,6 +90,7 @@ class ShardedClassifier(nn.Module):
         memory_limit: int | None = None,
         compute_dtype: torch.dtype | None = None,
         encoder_gradients: Literal["averaged", "summed"] = "averaged",
+        skip_unlabeled: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -105,7 +107,7 @@ class ShardedClassifier(nn.Module):
         self.objective = Objective(kind, scale, margin, margin_type)
         self.num_classes, self.dim, self.seed = num_classes, dim, seed
         self.memory_limit, self.compute_dtype = memory_limit, compute_dtype
-        self.encoder_gradients = encoder_gradients
+        self.encoder_gradients, self.skip_unlabeled = encoder_gradients, skip_unlabeled
         self.exchange = Exchange(group)
         self.start, self.stop = shard_bounds(num_classes, self.exchange.world, self.exchange.rank)
         self.sampler = NegativeSampler(num_classes, round(negative_ratio * num_classes), seed)
@@ -207,6 +209,7 @@ class ShardedClassifier(nn.Module):
         Sets `statistics`: positive_term and negative_term, the two terms of Eq. 5 averaged over
         samples, and positive_similarity and negative_similarity, mean cosines (NaN where there
         are none), float64 tensors over the global batch, computed without waiting for the device.
+        With skip_unlabeled also labeled, the share of samples that have a label.
         """
         if embedding.ndim != 2 or embedding.shape[1] != self.dim or len(embedding) == 0:
             raise ValueError(f"embedding {tuple(embedding.shape)}: expected [B, {self.dim}]")
@@ -255,6 +258,7 @@ class _ShardedLoss(torch.autograd.Function):
             classifier.sampled_rows(step),
             (positives - classifier.start).where(mine, -1),
             classifier.block_size(len(everyone)),
+            skip_unlabeled=classifier.skip_unlabeled,
         )
         loss = sharded.evaluate(
             want_embedding_gradient=ctx.needs_input_grad[0],
@@ -268,6 +272,8 @@ class _ShardedLoss(torch.autograd.Function):
             negative / negatives_seen,
         )
         classifier.statistics = dict(zip(STATISTICS, values, strict=True))
+        if classifier.skip_unlabeled:
+            classifier.statistics["labeled"] = sharded.labeled
         ctx.sharded, ctx.classifier = sharded, classifier
         # Kept by autograd so that a center changed in between is noticed.
         ctx.save_for_backward(weight)

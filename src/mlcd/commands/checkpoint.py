@@ -59,6 +59,11 @@ def inspect_checkpoint(checkpoint: Any) -> dict[str, Any]:
     """Return step, image size, identity, classes, ranks, and shape and dtype of each tensor."""
     rows = checkpoint.rows(0, checkpoint.num_classes)
     tensors = {**checkpoint.encoder(), **{f"rows/{name}": rows[name] for name in sorted(rows)}}
+    more: dict[str, Any] = {}
+    for name, classes in checkpoint.heads.items():
+        mine = checkpoint.rows(0, classes, name)
+        more[name] = {"num_classes": classes, "rows_touched": int((mine["row_step"] > 0).sum())}
+        tensors |= {f"heads/{name}/{key}": mine[key] for key in sorted(mine)}
     return {
         "checkpoint": checkpoint.path.name,
         "step": checkpoint.step,
@@ -70,6 +75,7 @@ def inspect_checkpoint(checkpoint: Any) -> dict[str, Any]:
         "rows_by_rank": [[piece["start"], piece["stop"]] for piece in checkpoint.pieces],
         "bytes": sum(path.stat().st_size for path in checkpoint.path.iterdir()),
         "rows_touched": int((rows["row_step"] > 0).sum()),
+        **({"heads": more} if more else {}),
         "tensors": {
             name: f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
             for name, tensor in tensors.items()
@@ -80,7 +86,7 @@ def inspect_checkpoint(checkpoint: Any) -> dict[str, Any]:
 def reshard_checkpoint(checkpoint: Any, output: Path, ranks: int) -> None:
     """Write `checkpoint` into the folder `output` in `ranks` pieces."""
     from mlcd.classifier import shard_bounds
-    from mlcd.data.checkpoints import CheckpointWriter, Snapshot
+    from mlcd.data.checkpoints import CheckpointWriter, HeadRows, Snapshot
 
     checked_folder(output)
     if (output / checkpoint.path.name).exists():
@@ -92,6 +98,10 @@ def reshard_checkpoint(checkpoint: Any, output: Path, ranks: int) -> None:
             output, checkpoint.identity, checkpoint.section, rank=rank, world_size=ranks,
             provenance=checkpoint.provenance,
         )  # fmt: skip
+        heads = {}
+        for name, classes in checkpoint.heads.items():
+            ends = shard_bounds(classes, ranks, rank)
+            heads[name] = HeadRows(*ends, checkpoint.rows(*ends, name))
         snapshot = Snapshot(
             checkpoint.step,
             start,
@@ -99,6 +109,7 @@ def reshard_checkpoint(checkpoint: Any, output: Path, ranks: int) -> None:
             checkpoint.buffers(rank, ranks),
             checkpoint.encoder() if rank == 0 else None,
             checkpoint.image_size,
+            heads,
         )
         writer.save(snapshot)
         writers.append(writer)

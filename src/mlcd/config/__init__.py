@@ -25,6 +25,7 @@ from mlcd.config.evaluate import Evaluate
 from mlcd.config.export import Export
 from mlcd.config.label import Label
 from mlcd.config.labeled import TOWER_TASKS
+from mlcd.config.ocr import Ocr
 from mlcd.config.prepare import Prepare
 from mlcd.config.regions import Regions
 from mlcd.config.report import Report
@@ -34,8 +35,8 @@ from mlcd.utils.errors import UserError
 
 __all__ = [
     "SECTIONS", "Ablate", "Cell", "Cluster", "Config", "Curate", "Download", "Embed", "Evaluate",
-    "Export", "Label", "Prepare", "Regions", "Report", "Section", "Text", "Train", "check_shape",
-    "load", "parse_section", "validate",
+    "Export", "Label", "Ocr", "Prepare", "Regions", "Report", "Section", "Text", "Train",
+    "check_shape", "load", "parse_section", "validate",
 ]  # fmt: skip
 
 
@@ -69,6 +70,7 @@ class Config(Section):
     regions: Regions = Regions()
     cluster: Cluster = Cluster()
     label: Label = Label()
+    ocr: Ocr = Ocr()
     train: Train = Train()
     text: Text = Text()
     evaluate: Evaluate = Evaluate()
@@ -101,7 +103,7 @@ class Config(Section):
     def to_yaml(self) -> str:
         """Return the resolved config, defaults included, as YAML in the order of the models.
 
-        Without the sections curate and regions where they are off: so a run has the config of
+        Without the sections curate, regions and ocr where they are off: so a run has the config of
         releases without them.
         """
         values = self.model_dump(mode="json", exclude=self.idle_sections())
@@ -109,7 +111,8 @@ class Config(Section):
 
     def idle_sections(self) -> set[str]:
         """Return the optional stages before the training that are off: nothing is of them."""
-        return {name for name in ("curate", "regions") if getattr(self, name).sealed() is None}
+        optional = ("curate", "regions", "ocr")
+        return {name for name in optional if getattr(self, name).sealed() is None}
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
@@ -123,6 +126,11 @@ class Config(Section):
             raise ValueError(
                 f"train.positives: {self.train.positives} of {self.label.top} labels per image; "
                 "lower it or raise label.top"
+            )
+        if self.train.ocr_weight and not self.ocr.enabled:
+            raise ValueError(
+                "train.ocr_weight: no words are read without ocr.enabled; set that to true, or "
+                "this to 0"
             )
         self._own_fits()
         self._regions_fit()

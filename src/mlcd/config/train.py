@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from mlcd.config.base import MOST_RATE, MOST_SEED, MOST_SIDE, Section, as_json
 from mlcd.config.mosaic import Mosaic, mosaic_of
+
+_OF_REGIONS = ["regions", "regions_per_image", "mosaic_grid", "mosaic_share"]
 
 
 class Train(Section):
@@ -82,6 +84,13 @@ class Train(Section):
         gt=0,
         le=1,
         description="Share r of all classes drawn as negatives at each step. The paper: 0.1.",
+    )
+    ocr_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of a second loss: the words read in an image (section ocr) against the "
+        "others, by Eq. 5 on the same embedding, with centers of their own. 0: none; over 0 needs "
+        "ocr.enabled.",
     )
     center_init: Literal["centroids", "random"] = Field(
         "centroids",
@@ -215,6 +224,19 @@ class Train(Section):
     seed: int = Field(
         0, ge=0, le=MOST_SEED, description="Seed of weights, data order, crops and negatives."
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out keys of words and regions where they are off.
+
+        So a run without them is known as by releases that lack them.
+        """
+        values: dict[str, Any] = handler(self)
+        off = [] if self.ocr_weight else ["ocr_weight"]
+        off += [] if self.regions else _OF_REGIONS
+        for key in off:
+            values.pop(key, None)
+        return values
 
     def for_encoder(self) -> str:
         """Return the keys that decide the encoder, as one line of JSON.

@@ -3,7 +3,8 @@ of ranks.
 
     step_00000100/
       encoder.safetensors       weights and moments of the encoder, whole, float32 (rank 0)
-      rank_00000.safetensors    a rank's rows of the centers and of their moments, and its buffers
+      rank_00000.safetensors    a rank's rows of the centers and of their moments, and its buffers;
+                                of further heads as well, if the run has any
       complete.json             step, config section and identity of the run, image size, rows of
                                 each piece, SHA-256 of each file; last
 
@@ -57,13 +58,26 @@ def step_name(step: int) -> str:
 
 
 @dataclasses.dataclass
+class HeadRows:
+    """Rows of a further head on one rank: its classes `start` … `stop` − 1.
+
+    `rows`: tensors whose first axis is these classes.
+    """
+
+    start: int
+    stop: int
+    rows: dict[str, torch.Tensor]
+
+
+@dataclasses.dataclass
 class Snapshot:
     """What one rank puts into a checkpoint: CPU tensors that training no longer touches.
 
     `rows`: tensors whose first axis is the classes `start` … of this rank (none in a run without a
     classifier). `buffers`: the encoder's running statistics on this rank. `encoder`: weights and
     moments, on rank 0 only. `image_size`: pixels of the images that the encoder's weights fit, 0
-    for a tower of text.
+    for a tower of text. `heads`: further classifiers by name, each divided over the same ranks;
+    where there are none, a checkpoint has the bytes that it had before there could be any.
     """
 
     step: int
@@ -72,6 +86,23 @@ class Snapshot:
     buffers: dict[str, torch.Tensor]
     encoder: dict[str, torch.Tensor] | None
     image_size: int
+    heads: dict[str, HeadRows] = dataclasses.field(default_factory=dict)
+
+    def piece(self) -> dict[str, Any]:
+        """Return which classes this rank holds, as complete.json has it."""
+        stop = self.start + len(next(iter(self.rows.values()), ()))
+        piece: dict[str, Any] = {"start": self.start, "stop": stop}
+        if self.heads:
+            piece["heads"] = {name: [one.start, one.stop] for name, one in self.heads.items()}
+        return piece
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of this rank's piece by their names in it."""
+        named = {f"rows/{key}": value for key, value in self.rows.items()}
+        named |= {f"buffers/{key}": value for key, value in self.buffers.items()}
+        for name, head in self.heads.items():
+            named |= {f"heads/{name}/{key}": value for key, value in head.rows.items()}
+        return named
 
 
 class CheckpointWriter:
@@ -145,24 +176,22 @@ class CheckpointWriter:
         name = step_name(snapshot.step)
         temporary, final = self.folder / f".{name}", self.folder / name
         temporary.mkdir(exist_ok=True)
-        tensors = {f"rows/{key}": value for key, value in snapshot.rows.items()}
-        tensors |= {f"buffers/{key}": value for key, value in snapshot.buffers.items()}
-        stop = snapshot.start + len(next(iter(snapshot.rows.values()), ()))
-        files = {piece_name(self._rank): _save(tensors, temporary / piece_name(self._rank))}
+        path = temporary / piece_name(self._rank)
+        files = {path.name: _save(snapshot.tensors(), path)}
         sums = temporary / f"{self._rank}.json"
         if self._rank:
             said = temporary / f".{self._rank}.json"
-            said.write_text(json.dumps({"start": snapshot.start, "stop": stop, "files": files}))
+            said.write_text(json.dumps({**snapshot.piece(), "files": files}))
             # The last touch: once rank 0 sees the name, it renames the folder.
             said.rename(sums)
             return
         assert snapshot.encoder is not None
         files[ENCODER] = _save(snapshot.encoder, temporary / ENCODER)
-        pieces = [{"start": snapshot.start, "stop": stop}]
+        pieces = [snapshot.piece()]
         for rank in range(1, self._world_size):
             said = self._said(temporary / f"{rank}.json")
-            files |= said["files"]
-            pieces.append({"start": said["start"], "stop": said["stop"]})
+            files |= said.pop("files")
+            pieces.append(said)
         for rank in range(1, self._world_size):
             (temporary / f"{rank}.json").unlink()
         record = {
@@ -259,8 +288,9 @@ class Checkpoint:
 
     Attributes: `path`, `step` (finished steps), `image_size`, `section` (the run's config),
     `provenance` (what is known of its first weights), `identity`, `pieces` (a dict with the class
-    range `start`, `stop` for each rank that wrote it). Raises :class:`UserError` if a file is
-    missing or damaged, or if it belongs to a run of another `identity`.
+    range `start`, `stop` for each rank that wrote it, and `heads`: name → its range, if there are
+    any). Raises :class:`UserError` if a file is missing or damaged, or if it belongs to a run of
+    another `identity`.
     """
 
     def __init__(self, path: Path, identity: str | None = None, *, verify: bool = True) -> None:
@@ -271,7 +301,7 @@ class Checkpoint:
                 raise UserError(f"{path}: a checkpoint of another version; remove it")
             self.step: int = record["step"]
             self.image_size: int = record["image_size"]
-            self.pieces: list[dict[str, int]] = record["pieces"]
+            self.pieces: list[dict[str, Any]] = record["pieces"]
             self.identity: str = record["identity"]
             self.section: dict[str, Any] = record["section"]
             self.provenance: dict[str, Any] = record.get("provenance", {})
@@ -295,28 +325,40 @@ class Checkpoint:
     @property
     def num_classes(self) -> int:
         """Number of classes K."""
-        return self.pieces[-1]["stop"]
+        return int(self.pieces[-1]["stop"])
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Further heads: name → number of classes."""
+        return {name: int(ends[1]) for name, ends in self.pieces[-1].get("heads", {}).items()}
 
     def encoder(self, prefix: str = "") -> dict[str, torch.Tensor]:
         """Return the encoder's tensors whose names begin with `prefix` (``weight/`` and so on)."""
         with safe_open(self.path / ENCODER, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
 
-    def rows(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        """Return every row tensor for classes `start` … `stop` − 1, whichever pieces hold them."""
+    def rows(self, start: int, stop: int, head: str | None = None) -> dict[str, torch.Tensor]:
+        """Return every row tensor for classes `start` … `stop` − 1, whichever pieces hold them.
+
+        Of the further head called so, if one is named. Raises :class:`UserError` if there is none.
+        """
+        if head is not None and head not in self.heads:
+            raise UserError(f"{self.path}: has no head {head!r}; remove it")
+        prefix = "rows/" if head is None else f"heads/{head}/"
         parts: dict[str, list[torch.Tensor]] = {}
         for rank, piece in enumerate(self.pieces):
-            first, last = max(start, piece["start"]), min(stop, piece["stop"])
+            begin, end = (piece["start"], piece["stop"]) if head is None else piece["heads"][head]
+            first, last = max(start, begin), min(stop, end)
             # The first piece gives names and shapes even to a rank without any class.
             if first >= last and not (start >= stop and rank == 0):
                 continue
-            inside = slice(first - piece["start"], max(first, last) - piece["start"])
+            inside = slice(first - begin, max(first, last) - begin)
             try:
                 with safe_open(self.path / piece_name(rank), "pt") as file:
                     for name in file.keys():  # noqa: SIM118
-                        if name.startswith("rows/"):
+                        if name.startswith(prefix):
                             part = file.get_slice(name)[inside]
-                            parts.setdefault(name.removeprefix("rows/"), []).append(part)
+                            parts.setdefault(name.removeprefix(prefix), []).append(part)
             except SafetensorError as error:
                 raise UserError(f"{self.path / piece_name(rank)}: {error}; remove it") from None
         return {

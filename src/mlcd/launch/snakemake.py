@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,6 +105,17 @@ def check_train(section: Train) -> None:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["mlcd train --check ended without a word"]
         stop(lines[-1].partition(" ERROR ")[2] or lines[-1])
+
+
+def check_reader(rules: Iterable[str]) -> None:
+    """Stop if one of the `rules` that are to run reads text, and nothing is installed that does.
+
+    Now, and not after all images have been fetched and embedded.
+    """
+    missing = [name for name in ("rapidocr", "onnxruntime") if not importlib.util.find_spec(name)]
+    # A workflow that imports ours may have renamed the rule.
+    if missing and any(name.endswith("ocr_text") for name in rules):
+        stop(f"ocr.enabled: {missing[0]} is not installed; pip install 'mlcd[ocr]'")
 
 
 def check_results(folder: str) -> None:

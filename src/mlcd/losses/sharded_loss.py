@@ -60,10 +60,13 @@ class ShardedLoss:
     rows of `weight` that are negatives, int64 [m], sorted, distinct. positives: int64 [N, l], the
     row of `weight` that a positive lies in, −1 where there is none or another rank owns it; a row
     at most once per sample. block: number of centers whose logits are held at a time.
+    skip_unlabeled: a sample without a positive on any rank has the loss 0 and no gradient, whatever
+    the kind; the means stay those over all N samples.
 
     Attributes after :meth:`evaluate`: `embedding_gradient` [N, d] (this shard's part, or None)
     and `statistics`, a float64 [4] of sums over the shard: positive cosines and their number,
-    negative cosines and their number; `positive_term` and `negative_term`, means over samples.
+    negative cosines and their number; `positive_term` and `negative_term`, means over samples;
+    `labeled`, the share of samples with a positive on any rank.
     """
 
     def __init__(
@@ -74,8 +77,11 @@ class ShardedLoss:
         sampled: Tensor,
         positives: Tensor,
         block: int,
+        *,
+        skip_unlabeled: bool = False,
     ) -> None:
         self.objective, self.unit, self.weight = objective, unit, weight
+        self.skip_unlabeled = skip_unlabeled
         self.sampled, self.block = sampled, block
         self.samples, self.slots = positives.shape
         self.embedding_gradient: Tensor | None = None
@@ -140,10 +146,12 @@ class ShardedLoss:
 
         with torch.enable_grad():
             leaves = positive.detach().requires_grad_(), negative.detach().requires_grad_()
-            loss = self.objective.loss(*leaves).mean()
+            loss = self._counted(self.objective.loss(*leaves), positive).mean()
             by_positive, by_negative = torch.autograd.grad(loss, leaves)
         first, second = self.objective.terms(positive, negative)
-        self.positive_term, self.negative_term = first.mean(), second.mean()
+        self.labeled = (positive > -math.inf).double().mean()
+        self.positive_term = first.mean()
+        self.negative_term = self._counted(second, positive).mean()
 
         # Derivative of the loss by each positive's cosine.
         share = (-logit - positive[self.pair_sample]).exp()
@@ -160,6 +168,10 @@ class ShardedLoss:
                 mean.index_add_(0, self.pair_sample[part], center.mul_(factor))
             self.embedding_gradient = mean
         return loss.detach()
+
+    def _counted(self, values: Tensor, positive: Tensor) -> Tensor:
+        """Return what the samples [N] add, 0 of those that are skipped for having no positive."""
+        return values.where(positive > -math.inf, 0.0) if self.skip_unlabeled else values
 
     @_without_autocast
     def row_gradient(self, upstream: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:

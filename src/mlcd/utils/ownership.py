@@ -50,6 +50,7 @@ _FIELDS = tuple(
         "images texts scores",  # scores of image-text retrieval
         "images num_classes labels_per_image",  # the summary of labels
         "images kept left_out",  # the summary of a curation
+        "words images_with_words distinct_words",  # the vocabulary of read words
         "format encoder_sha256 largest_difference",  # an export
         "mlcd",  # numbers of the report, a listing of images on disk
     )

@@ -1,14 +1,15 @@
 """`mlcd checkpoint`: inspect, reshard, export."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
-from helpers.checkpoints import ROWS, bounds, write
+from helpers.checkpoints import ROWS, bounds, save_all, snapshot, write
 from mlcd.cli import main
 from mlcd.config.train import Train
-from mlcd.data.checkpoints import Checkpoint, CheckpointWriter, Snapshot, newest
+from mlcd.data.checkpoints import Checkpoint, CheckpointWriter, HeadRows, Snapshot, newest
 from mlcd.models import trainable
 
 
@@ -53,6 +54,21 @@ def test_command_reshard_equals_what_those_ranks_write(tmp_path, capsys, before,
     if before == after:
         for path in (tmp_path / "old" / "step_00000010").iterdir():
             assert path.read_bytes() == (made.path / path.name).read_bytes()
+
+
+def test_further_heads_are_told_and_resharded(tmp_path, capsys):
+    rows = {"weight": torch.arange(6.0).view(3, 2), "row_step": torch.tensor([0, 2, 1])}
+    one = dataclasses.replace(snapshot(10, 1, 0), heads={"ocr": HeadRows(0, 3, rows)})
+    save_all(tmp_path / "old", [one])
+    assert command("inspect", tmp_path / "old") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["heads"] == {"ocr": {"num_classes": 3, "rows_touched": 2}}
+    assert told["tensors"]["heads/ocr/weight"] == "float32 [3, 2]"
+    words = ("--ranks", 2, "--output", tmp_path / "new")
+    assert command("reshard", tmp_path / "old", *words) == 0
+    made = newest(tmp_path / "new", "run")
+    assert [piece["heads"] for piece in made.pieces] == [{"ocr": [0, 1]}, {"ocr": [1, 3]}]
+    assert torch.equal(made.rows(0, 3, "ocr")["weight"], rows["weight"])
 
 
 @pytest.mark.parametrize("image_size", [32, 48])

@@ -1,5 +1,6 @@
 """The store of checkpoints: atomic, verified, and readable at any number of ranks."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -13,11 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 import mlcd.utils.files
-from helpers.checkpoints import ROWS, bounds, snapshot, write
+from helpers.checkpoints import ROWS, bounds, save_all, snapshot, write
 from mlcd.data import checkpoints
 from mlcd.data.checkpoints import (
     Checkpoint,
     CheckpointWriter,
+    HeadRows,
     Snapshot,
     newest,
     step_name,
@@ -37,6 +39,45 @@ def test_rows_come_back_at_any_number_of_ranks(tmp_path, written, read):
         parts = [checkpoint.rows(*bounds(read, rank))[name] for rank in range(read)]
         assert torch.equal(torch.cat(parts), expected + 10)
         assert {part.dtype for part in parts} == {expected.dtype}
+
+
+def with_head(step, classes, world_size, rank):
+    """A snapshot with a further head of few `classes`."""
+    start, stop = classes * rank // world_size, classes * (rank + 1) // world_size
+    rows = {
+        "weight": torch.arange(8.0).view(4, 2)[start:stop],
+        "row_step": ROWS["row_step"][start:stop],
+    }
+    plain = snapshot(step, world_size, rank)
+    return dataclasses.replace(plain, heads={"words": HeadRows(start, stop, rows)})
+
+
+@pytest.mark.parametrize("written", [1, 3, 5])
+@pytest.mark.parametrize("read", [1, 2, 5])
+def test_further_heads_come_back_at_any_number_of_ranks(tmp_path, written, read):
+    """Also where a head has fewer classes than there are ranks."""
+    save_all(tmp_path, [with_head(10, 4, written, rank) for rank in range(written)])
+    checkpoint = Checkpoint(tmp_path / "step_00000010", "run")
+    assert checkpoint.heads == {"words": 4} and checkpoint.num_classes == 50
+    parts = [
+        checkpoint.rows(4 * rank // read, 4 * (rank + 1) // read, "words") for rank in range(read)
+    ]
+    assert torch.equal(torch.cat([p["weight"] for p in parts]), torch.arange(8.0).view(4, 2))
+    assert {part["row_step"].dtype for part in parts} == {torch.int64}
+    # The first head's are as ever.
+    assert torch.equal(checkpoint.rows(0, 50)["weight"], ROWS["weight"] + 10)
+    with pytest.raises(UserError, match="has no head 'tokens'"):
+        checkpoint.rows(0, 4, "tokens")
+
+
+def test_without_further_heads_files_name_none(tmp_path):
+    write(tmp_path, [10], 2)
+    record = json.loads((tmp_path / "step_00000010" / "complete.json").read_text())
+    assert record["format"] == 2
+    assert record["pieces"] == [{"start": 0, "stop": 25}, {"start": 25, "stop": 50}]
+    with safe_open(tmp_path / "step_00000010" / "rank_00001.safetensors", "pt") as file:
+        assert set(file.keys()) == {"rows/weight", "rows/row_step", "buffers/mean", "buffers/count"}
+    assert Checkpoint(tmp_path / "step_00000010").heads == {}
 
 
 def test_buffers_are_each_ranks_own_or_the_mean(tmp_path):

@@ -44,6 +44,8 @@ def making_of(path: str) -> Making | None:
         return _curated(place)
     if first == "regions":
         return Making("labels of regions" if len(place.parts) == 3 else first, stem)
+    if first == "ocr":
+        return Making(f"ocr {place.parts[1]}" if len(place.parts) == 3 else "ocr words", stem)
     if first in ("urls", "embeddings"):
         return Making(first, stem)
     if first == "images" and len(place.parts) == 3:
@@ -188,6 +190,9 @@ def _train(run: Recorded, name: str, scratch: Path) -> Command:
             ("--region-labels", "regions/labels"),
         ):
             words += [option, *(str(run.results / folder / f"{name}.h5") for name in names)]
+    if run.section("train").get("ocr_weight"):
+        read = (str(run.results / "ocr" / "labels" / f"{name}.h5") for name in names)
+        words += ["--ocr-labels", *read]
     return _as(run, "train", [*words, *_centroids(run), *_gang(run, "train")], "train")
 
 
@@ -357,6 +362,28 @@ def _kept(folder: str) -> Callable[[Recorded, str, Path], Command]:
     return command
 
 
+def _ocr_text(run: Recorded, chunk: str, scratch: Path) -> Command:
+    # The rows that were read: own labels, or embeddings.
+    attributes, _ = hdf5.attributes(run.results / "ocr" / "text" / f"{chunk}.h5")
+    own = run.section("label").get("labels")
+    (rows,) = run.named("labels" if own else run.embeddings, [str(attributes["embeddings"])])
+    words = ["--part", "text", "--rows", rows, "--images", _manifest(run, chunk), "--threads", "1"]
+    return _as(run, "ocr", words, f"ocr/text/{chunk}.h5")
+
+
+def _ocr_words(run: Recorded, name: str, scratch: Path) -> Command:
+    made = read_record(run.results / "ocr" / "vocabulary.json", "ocr")["made_from"]["text"]
+    words = ["--part", "vocabulary", "--text", *run.named("ocr/text", made)]
+    return _as(run, "ocr", words, "ocr/vocabulary.json")
+
+
+def _ocr_labels(run: Recorded, chunk: str, scratch: Path) -> Command:
+    folder = run.results / "ocr"
+    words = ["--part", "labels", "--text", str(folder / "text" / f"{chunk}.h5"),
+             "--vocabulary", str(folder / "vocabulary.json")]  # fmt: skip
+    return _as(run, "ocr", words, f"ocr/labels/{chunk}.h5")
+
+
 _COMMANDS: dict[str, Callable[[Recorded, str, Path], Command]] = {
     "urls": _urls, "images": _images, "embeddings": _embeddings, "clusters": _clusters,
     "labels": _labels, "summary of labels": _label_summary, "train": _train,
@@ -364,5 +391,6 @@ _COMMANDS: dict[str, Callable[[Recorded, str, Path], Command]] = {
     "regions": _regions, "labels of regions": _labels_of_regions,
     "coarse clusters": _coarse, "curated facts": _facts, "choice": _choice,
     "curated embeddings": _kept("embeddings"), "text curated": _kept("text/embeddings"),
+    "ocr text": _ocr_text, "ocr words": _ocr_words, "ocr labels": _ocr_labels,
     "texts": _texts, "scores": _metrics, "summary of scores": _score_summary, "export": _export,
 }  # fmt: skip

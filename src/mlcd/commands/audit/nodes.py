@@ -27,7 +27,7 @@ LEFT_OUT = frozenset({"state", "logs", "benchmarks", "tensorboard", "audit", "li
 _SNAKEMAKE_REPORT = "report.html"
 #: Stages in the order of the chain.
 ORDER = (
-    "prepare", "download", "embed", "curate", "regions", "cluster", "label", "train", "text",
+    "prepare", "download", "embed", "curate", "regions", "cluster", "label", "ocr", "train", "text",
     "evaluate", "export", "report",
 )  # fmt: skip
 #: What a hash is of: the content, as the writer hashed it, or the bytes, hashed then or now.
@@ -148,7 +148,7 @@ def stage_of(path: str) -> str | None:
         return "label" if more[:1] == ["labels"] else "regions"
     stages = {
         "urls": "prepare", "images": "download", "embeddings": "embed", "curate": "curate",
-        "clusters": "cluster", "labels": "label", "train": "train", "text": "text",
+        "clusters": "cluster", "labels": "label", "ocr": "ocr", "train": "train", "text": "text",
         "evaluate": "evaluate", "export": "export", "report": "report",
     }  # fmt: skip
     return stages.get(first)
@@ -224,6 +224,7 @@ def _hdf5(results: Path, path: str) -> list[Node]:
         str(attributes[name])
         for name in (
             "manifest", "centroids", "encoder_sha256", "images", "text_sha256", "facts", "curation",
+            "text", "vocabulary",
         )
         if isinstance(attributes.get(name), str)
     ]  # fmt: skip

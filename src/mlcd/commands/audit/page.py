@@ -30,6 +30,7 @@ _WORDS = {
     "regions": ("Regions", "boxes in images, embedded as these are"),
     "cluster": ("Centroids", "clusters of the embeddings"),
     "label": ("Labels", "the nearest centroids of each image"),
+    "ocr": ("Words", "text in the images, and its words as labels"),
     "train": ("Encoder", "trained on images and labels"),
     "text": ("Text tower", "trained against the encoder"),
     "evaluate": ("Features and scores", "of all models on all data sets"),

@@ -33,6 +33,7 @@ _LAST = {
     "regions": "regions/*.h5",
     "cluster": "clusters/centroids.h5",
     "label": "labels/summary.json",
+    "ocr": "ocr/vocabulary.json",
     "train": "train/encoder.json",
     "text": "text/text.json",
     "evaluate": "evaluate/summary.csv",

@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--region-embeddings", nargs="+", default=[], metavar="R.h5",
         help="with train.regions: boxes, regions of the same chunks")  # fmt: skip
     add("--region-labels", nargs="+", default=[], metavar="L.h5", help="labels of these regions")
+    add("--ocr-labels", nargs="+", default=[], metavar="W.h5",
+        help="words of the same images, of mlcd ocr, for train.ocr_weight")  # fmt: skip
     add("--output", metavar="DIR",
         help="folder for encoder.safetensors, encoder.json, metrics.jsonl, tensorboard/ and "
         "state/ (checkpoints)")  # fmt: skip
@@ -163,8 +165,9 @@ def _plan(
             told = "needed with train.regions: boxes, with --region-labels; give both"
         raise UserError(f"--region-embeddings: {told}")
     sources = inputs.check(
-        arguments.labels, arguments.embeddings, arguments.images, arguments.centroids, *boxes
-    )
+        arguments.labels, arguments.embeddings, arguments.images, arguments.centroids, *boxes,
+        words=_words(arguments, section),
+    )  # fmt: skip
     if section.center_init == "centroids" and sources.centroids is None:
         raise UserError(
             "train.center_init: own labels come without centers; set it to random, or give "
@@ -180,6 +183,7 @@ def _plan(
         identity=sha256_json(identity),
         centroids=Path(arguments.centroids).resolve() if arguments.centroids else None,
         num_classes=sources.num_classes,
+        num_words=sources.words[0].num_classes if sources.words else 0,
         state=state.resolve(),
         output=output.resolve(),
         device="cuda" if resources.gpus else "cpu",
@@ -193,6 +197,17 @@ def _plan(
         live=live.planned(arguments),
     )
     return planned, sources, first
+
+
+def _words(arguments: argparse.Namespace, section: Train) -> list[str]:
+    """Return the files of words that are trained on. Raises :class:`UserError`."""
+    if section.ocr_weight and not arguments.ocr_labels:
+        raise UserError(
+            "--ocr-labels: train.ocr_weight needs the words of the images; give those of mlcd ocr, "
+            "or set it to 0"
+        )
+    found: list[str] = arguments.ocr_labels if section.ocr_weight else []
+    return found
 
 
 def _workers(asked: int | None, resources: options.Resources) -> int:

@@ -15,11 +15,12 @@ class TrainArguments(RankArguments):
     """One rank's arguments.
 
     `centroids`: file of the centers behind the labels, None where own labels came without.
-    `num_classes`: K. `micro_batch`: images that a rank takes at
-    once, 0 for its whole share of the batch, ``auto`` for what fits; `high_res_micro_batch`: the
-    same in the high-resolution phase. `memory_limit`: bytes that a block of the classifier's logits
-    may take, None for its default. `workers`: processes that read images, 0 for the rank itself.
-    `live`: how scores are taken meanwhile, None where none are.
+    `num_classes`: K; `num_words`: classes of the second head, 0 where there is none.
+    `micro_batch`: images that a rank takes at once, 0 for its whole share of the batch, ``auto``
+    for what fits; `high_res_micro_batch`: the same in the high-resolution phase. `memory_limit`:
+    bytes that a block of the classifier's logits may take, None for its default. `workers`:
+    processes that read images, 0 for the rank itself. `live`: how scores are taken meanwhile, None
+    where none are.
     """
 
     stage: ClassVar[str] = "train"
@@ -27,6 +28,7 @@ class TrainArguments(RankArguments):
     section: Train
     centroids: Path | None
     num_classes: int
+    num_words: int = 0
     micro_batch: int | Literal["auto"]
     high_res_micro_batch: int | Literal["auto"]
     memory_limit: int | None

@@ -49,6 +49,8 @@ def write_encoder(
         "ranks": ranks,
         "section": section.model_dump(mode="json"),
     }
+    if checkpoint.heads:
+        extra["heads"] = checkpoint.heads
     if made_from:
         extra["made_from"] = made_from
     if about:

@@ -41,13 +41,20 @@ class Sources:
     centroids: Centroids | None
     #: Of each chunk, where regions are trained.
     regions: list[region_index.ChunkRegions] = dataclasses.field(default_factory=list)
+    #: The words of the same images, where the run has a head for them.
+    words: list[Labels] = dataclasses.field(default_factory=list)
 
     @property
     def identity(self) -> list[str]:
         """Fingerprints of all that the trained weights depend on."""
         centers = [self.centroids.fingerprint] if self.centroids else []
         regions = (chunk.labels.fingerprint for chunk in self.regions)
-        return [*(labels.fingerprint for labels in self.labels), *centers, *regions]
+        labels = (file.fingerprint for file in self.labels)
+        return [*labels, *centers, *regions, *self._words]
+
+    @property
+    def _words(self) -> list[str]:
+        return [file.fingerprint for file in self.words]
 
     @property
     def num_classes(self) -> int:
@@ -61,6 +68,7 @@ class Sources:
             "images": [store.fingerprint for store in self.images],
             "labels": [labels.fingerprint for labels in self.labels],
             "centroids": [self.centroids.fingerprint] if self.centroids else [],
+            **({"ocr_labels": self._words} if self.words else {}),
         }
         if self.regions:
             found["regions"] = [chunk.store.fingerprint for chunk in self.regions]
@@ -75,12 +83,14 @@ def check(
     centroids: str | None,
     regions: Sequence[str] = (),
     region_labels: Sequence[str] = (),
+    words: Sequence[str] = (),
 ) -> Sources:
     """Open all files and check that they belong together.
 
     Each labels file names the fingerprint of the embeddings and of the centroids that it was made
     from, and each embeddings file that of the images' manifest. Own labels name that themselves:
-    they come without embeddings, and may come without `centroids`. Raises :class:`UserError` with
+    they come without embeddings, and may come without `centroids`. `words`: labels of stage ocr for
+    the same rows. Raises :class:`UserError` with
     the name of the first file that was made from something else, and with the stage to rerun.
     """
     centers = Centroids(centroids) if centroids else None
@@ -113,7 +123,33 @@ def check(
         if regions or region_labels
         else []
     )
-    return Sources(opened, places, [stores[item.chunk] for item in opened], centers, boxes)
+    return Sources(
+        opened, places, [stores[item.chunk] for item in opened], centers, boxes,
+        _words_of(opened, places, words),
+    )  # fmt: skip
+
+
+def _words_of(
+    opened: list[Labels], places: Sequence[Embeddings | Labels], paths: Sequence[str]
+) -> list[Labels]:
+    """Open the words of the same rows as the labels, in their order."""
+    if not paths:
+        return []
+    words = _by_chunk([Labels(path) for path in paths], "ocr-labels")
+    _require_all(opened, words, "ocr-labels", "ocr")
+    found: list[Labels] = [words[item.chunk] for item in opened]
+    for item, place in zip(found, places, strict=True):
+        if item.embeddings != place.fingerprint or item.n != place.n:
+            raise UserError(
+                f"{item.path}: made from other rows than {place.path}; rerun ocr for chunk "
+                f"{item.chunk}"
+            )
+        if (item.num_classes, item.l) != (found[0].num_classes, found[0].l):
+            raise UserError(
+                f"{item.path}: {item.l} of {item.num_classes} words, but {found[0].path} has "
+                f"{found[0].l} of {found[0].num_classes}; rerun ocr for chunk {item.chunk}"
+            )
+    return found
 
 
 def _require_all(opened: list[Labels], group: dict[str, Any], name: str, stage: str) -> None:
@@ -218,14 +254,17 @@ def _write_index(sources: Sources, folder: Path, width: int) -> list[int]:
     folder.mkdir(parents=True, exist_ok=True)
     counts: list[int] = []
     record: dict[str, Any] = {"l": width, "counts": counts}
+    if sources.words:
+        record["words"] = sources.words[0].l
     names = [_PLACES, _LABELS]
     with contextlib.ExitStack() as stack:
         paths = [stack.enter_context(atomic_path(folder / name)) for name in names]
         place_file, label_file = (stack.enter_context(path.open("wb")) for path in paths)
         regions = stack.enter_context(region_index.writing(folder)) if sources.regions else None
-        for number, images in enumerate(sources.images):
-            labels = sources.labels[number]
-            place, label, tars, keep = _kept_rows(labels, sources.places[number], images, width)
+        words: Sequence[Labels | None] = sources.words or [None] * len(sources.labels)
+        chunks = zip(sources.labels, sources.places, sources.images, words, strict=True)
+        for number, (labels, places, images, read) in enumerate(chunks):
+            place, label, tars, keep = _kept_rows(labels, places, images, width, read)
             counts += np.bincount(place["tar"], minlength=tars).tolist()
             place["tar"] += len(counts) - tars
             place_file.write(place.tobytes())
@@ -240,17 +279,27 @@ def _write_index(sources: Sources, folder: Path, width: int) -> list[int]:
 
 
 def labeled_rows(
-    labels: Labels, places: Embeddings | Labels, images: ImageStore, width: int
+    labels: Labels,
+    places: Embeddings | Labels,
+    images: ImageStore,
+    width: int,
+    words: Labels | None = None,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Return place [n] and label int32 [n, width] of a chunk's labeled images, and its tars.
 
+    With `words` their columns follow those of the labels.
+
     Raises :class:`UserError` if an image does not lie inside of a tar of the chunk.
     """
-    return _kept_rows(labels, places, images, width)[:3]
+    return _kept_rows(labels, places, images, width, words)[:3]
 
 
 def _kept_rows(
-    labels: Labels, places: Embeddings | Labels, images: ImageStore, width: int
+    labels: Labels,
+    places: Embeddings | Labels,
+    images: ImageStore,
+    width: int,
+    words: Labels | None,
 ) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
     """Return the same, and the rows of the chunk's labels, int64 [n], that these are."""
     label, found = labels.label()[:, :width], places.places()
@@ -273,13 +322,16 @@ def _kept_rows(
     keep = np.flatnonzero((label >= 0).any(axis=1))
     # Neighbors in the index are neighbors on disk.
     keep = keep[np.lexsort((place["offset"][keep], place["tar"][keep]))]
+    if words is not None:
+        label = np.hstack([label, words.label()])
     return place[keep], label[keep], tars, keep
 
 
 class Index:
     """The join as ranks see it, mapped.
 
-    `place` (tar, size, offset, digest) [N], `label` int32 [N, l]. `tars`: paths; `place["tar"]`
+    `place` (tar, size, offset, digest) [N], `label` int32 [N, l + M], of which the last `words` (M)
+    columns are of the second head; 0 in a run without it. `tars`: paths; `place["tar"]`
     counts over the tars of all chunks and never decreases. `counts`: images of each tar, int64.
     `regions`: those of the images, None where none are trained.
     """
@@ -291,7 +343,9 @@ class Index:
         n = int(self.counts.sum())
         # An empty file cannot be mapped; build_index has refused it.
         self.place = np.memmap(folder / _PLACES, _PLACE, "r", shape=(n,))
-        self.label = np.memmap(folder / _LABELS, np.int32, "r", shape=(n, record["l"]))
+        self.words = int(record.get("words", 0))
+        shape = (n, record["l"] + self.words)
+        self.label = np.memmap(folder / _LABELS, np.int32, "r", shape=shape)
         self.regions = (
             region_index.RegionIndex(folder, n, record["regions"], record["l"])
             if "regions" in record

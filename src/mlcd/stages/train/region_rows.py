@@ -16,8 +16,8 @@ _WHOLE = np.array([0, 0, 1, 1], np.float32)
 class RegionRows:
     """Chooses `count` regions of each image, by (seed, epoch, image) alone.
 
-    `label` int32 [N, l]: those of the images. `places`: rows and columns of the encoder's map. Of
-    the regions that the image's crop shows, `count` are drawn without repetition. Where it shows
+    `label` int32 [N, l] of the images, or [N, l + M] with words. `places`: rows and columns of the
+    encoder's map. Of the regions that the image's crop shows, `count` are drawn without repetition. Where it shows
     fewer, they are repeated; where it shows none, the whole crop stands in, with the image's
     labels. So each image has as many rows at each step, on each rank.
     """
@@ -35,14 +35,16 @@ class RegionRows:
         self.count = count
 
     def of(self, images: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return boxes float32 [b · count, 4] and labels int64 [b · count, l] of images [b].
+        """Return boxes float32 [b · count, 4] and labels int64 [b · count, l + M] of images [b].
 
-        Boxes are shares of the crop that the image has in this epoch.
+        The M words of a region are −1, none. Boxes are shares of the crop that the image has in this epoch.
         """
         box = np.empty((len(images), self.count, 4), np.float32)
-        label = np.empty((len(images), self.count, self._label.shape[1]), np.int64)
+        # Words are those of whole images: regions have none.
+        label = np.full((len(images), self.count, self._label.shape[1]), -1, np.int64)
+        width = self._regions.label.shape[1]
         for place, image in enumerate(images.tolist()):
-            box[place], label[place] = self._of(image, epoch)
+            box[place], label[place, :, :width] = self._of(image, epoch)
         return box.reshape(-1, 4), label.reshape(len(images) * self.count, -1)
 
     def _of(self, image: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,4 +64,4 @@ class RegionRows:
             if len(order):
                 chosen = np.resize(order, self.count)
                 return box[chosen], regions.label[start:stop][chosen]
-        return _WHOLE, self._label[image]
+        return _WHOLE, self._label[image, : regions.label.shape[1]]

@@ -24,6 +24,8 @@ from mlcd.stages.train.final import running_statistics, set_weights, write_encod
 from mlcd.stages.train.images import Steps
 from mlcd.stages.train.initial_centers import initial_rows
 from mlcd.stages.train.inputs import Index
+from mlcd.stages.train.ocr_head import NAME as OCR
+from mlcd.stages.train.ocr_head import OcrHead
 from mlcd.stages.train.phases import Phase, phases
 from mlcd.stages.train.region_rows import RegionRows
 from mlcd.training import trainer
@@ -93,6 +95,10 @@ class EncoderTask:
         #: Rows and columns of the encoder's map, where regions of images are trained.
         self.places = map_shape(encoder)[1:] if section.regions == "boxes" else None
         self._build_classifier(checkpoint)
+        #: The second head, where the run has one.
+        self.ocr = (
+            OcrHead(arguments, self.index.words, place, checkpoint) if self.index.words else None
+        )
         encoder.train()
         shapes = {name: weight.shape for name, weight in encoder.named_parameters()}
         self.engine = EncoderEngine(encoder, section, place, self.micro_batch)
@@ -141,7 +147,8 @@ class EncoderTask:
             self.section,
             ranks=self.place.world_size,
             side=side,
-            classes=self.arguments.num_classes,
+            # Both heads as one: their rows lie side by side.
+            classes=self.arguments.num_classes + self.arguments.num_words,
             labels=labels,
             memory_limit=self.arguments.memory_limit,
         )
@@ -251,7 +258,8 @@ class EncoderTask:
         lr, classifier_lr = self.phase.lr * rate, self.phase.classifier_lr * rate
         loss, norm, sums = self._accumulate(step, batches, lr, logged)
         classifier_norm = self._classifier_step(classifier_lr)
-        require_finite("a gradient", norm, classifier_norm)
+        second = self.ocr.step(classifier_lr) if self.ocr else {}
+        require_finite("a gradient", norm, classifier_norm, *second.values())
         if logged:
             (cosine,) = all_sum([sums["feature_cosine"]], self.place.device)
             sums["feature_cosine"] = cosine / self.place.world_size
@@ -267,6 +275,7 @@ class EncoderTask:
             "positive_similarity": sums["positive_similarity"],
             "negative_similarity": sums["negative_similarity"],
             "feature_cosine": sums["feature_cosine"],
+            **second,
         }
 
     def _accumulate(
@@ -286,9 +295,12 @@ class EncoderTask:
             torch.manual_seed(draw(self.section.seed, _STEP, step, part, self.place.rank))
             embedding = self.engine.forward(batch.images, batch.boxes)
             # Labels are checked where they are: on a GPU it would wait for that.
-            value = self.classifier(embedding, batch.labels, step)
+            labels, words = self.ocr.split(batch.labels) if self.ocr else (batch.labels, None)
+            value = self.classifier(embedding, labels, step)
             loss += value.item() / self.micro_batches
-            require_finite("the loss", loss)
+            if self.ocr and words is not None:
+                value = self.ocr.add(value, embedding, words, step, 1 / self.micro_batches)
+            require_finite("the loss", loss, self.ocr.loss if self.ocr else 0.0)
             if logged:
                 for name, statistic in self.classifier.statistics.items():
                     sums[name] += float(statistic) / self.micro_batches
@@ -317,6 +329,7 @@ class EncoderTask:
             buffers={name: cpu_copy(tensor) for name, tensor in buffers.items()},
             encoder=self.engine.copy_state(),
             image_size=self.phase.image_size,
+            heads={OCR: self.ocr.rows()} if self.ocr else {},
         )
 
     def finish(self, checkpoint: Checkpoint) -> None:

@@ -41,7 +41,7 @@ def part_of(path: str) -> str:
         return parts[1] if len(parts) > 2 else ""
     if first in ("urls", "embeddings", "labels", "report"):
         return stem
-    if first in ("curate", "regions"):
+    if first in ("curate", "ocr", "regions"):
         return "/".join((*parts[1:-1], stem))
     if first == "evaluate":
         return "/".join((*parts[1:-1], stem))
