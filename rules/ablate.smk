@@ -66,7 +66,7 @@ if TRAIN_REGIONS:
             embeddings=f"{RESULTS}/regions/{{chunk}}.h5",
             centroids=lambda wildcards: ablate_centroids(wildcards.k),
         output:
-            labels=f"{ABLATE}/labels-k{{k}}-l{{l}}/regions/{{chunk}}.h5",
+            labels=f"{ABLATE}/region-labels-k{{k}}-l{{l}}/{{chunk}}.h5",
         log:
             f"{RESULTS}/logs/ablate/labels-k{{k}}-l{{l}}/regions-{{chunk}}.log",
         benchmark:

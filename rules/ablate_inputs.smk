@@ -14,17 +14,17 @@ def ablate_centroids(k):
     return f"{RESULTS}/clusters/centroids.h5" if own else f"{ABLATE}/clusters-k{k}/centroids.h5"
 
 
-def ablate_labels(cell, own="labels", below=""):
+def ablate_labels(cell, own="labels", kind="labels"):
     """Return the labels of a cell: the run's own if K is, and if they are as many as the cell's l."""
     width = max(cell.l, CONFIG.label.top)
     if (cell.k, width) == (CONFIG.cluster.k, CONFIG.label.top):
         return of_chunks(f"{own}/{{chunk}}.h5")
-    return of_chunks(f"ablate/labels-k{cell.k}-l{width}{below}/{{chunk}}.h5")
+    return of_chunks(f"ablate/{kind}-k{cell.k}-l{width}/{{chunk}}.h5")
 
 
 def ablate_region_labels(cell):
     """Return the labels of regions of a cell, found as those of images."""
-    return ablate_labels(cell, "regions/labels", "/regions")
+    return ablate_labels(cell, "regions/labels", "region-labels")
 
 
 def ablate_train_section(wildcards):

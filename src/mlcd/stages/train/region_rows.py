@@ -17,9 +17,9 @@ class RegionRows:
     """Chooses `count` regions of each image, by (seed, epoch, image) alone.
 
     `label` int32 [N, l] of the images, or [N, l + M] with words. `places`: rows and columns of the
-    encoder's map. Of the regions that the image's crop shows, `count` are drawn without repetition. Where it shows
-    fewer, they are repeated; where it shows none, the whole crop stands in, with the image's
-    labels. So each image has as many rows at each step, on each rank.
+    encoder's map. Of the regions that the image's crop shows, `count` are drawn without repetition.
+    Where it shows fewer, they are repeated; where it shows none, the whole crop stands in, with the
+    image's labels. So each image has as many rows at each step, on each rank.
     """
 
     def __init__(
@@ -37,7 +37,8 @@ class RegionRows:
     def of(self, images: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return boxes float32 [b · count, 4] and labels int64 [b · count, l + M] of images [b].
 
-        The M words of a region are −1, none. Boxes are shares of the crop that the image has in this epoch.
+        The M words of a region are −1, none. Boxes are shares of the crop that the image has in
+        this epoch.
         """
         box = np.empty((len(images), self.count, 4), np.float32)
         # Words are those of whole images: regions have none.

@@ -95,6 +95,17 @@ def steps(folder, *, count=3, rank=0, world_size=1, micro_batches=1, min_area=0.
     )  # fmt: skip
 
 
+def test_regions_have_no_words_of_their_images(index):
+    found = inputs.Index(index)
+    words = np.arange(2 * len(found.label), dtype=np.int32).reshape(-1, 2)
+    augment, images = Augment(24, 0.4, True, 0), np.arange(len(found.label))
+    plain = RegionRows(found.regions, found.label, augment, 3, (3, 3)).of(images, 0)
+    both = np.hstack([found.label, words])
+    boxes, labels = RegionRows(found.regions, both, augment, 3, (3, 3)).of(images, 0)
+    assert np.array_equal(boxes, plain[0]) and np.array_equal(labels[:, :3], plain[1])
+    assert labels.shape[1] == 5 and (labels[:, 3:] == -1).all()
+
+
 def test_rows_are_the_images_and_then_regions_that_their_crops_show(index):
     found = inputs.Index(index)
     order = Order(found.counts, batch=8, block=4, window=16, seed=0)

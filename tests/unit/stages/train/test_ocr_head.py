@@ -140,7 +140,8 @@ def test_embeddings_come_to_their_words_and_others_stay():
 
 def check(paths, **more):
     names = ("labels", "embeddings", "images", "centroids")
-    return inputs.check(*(paths[name] for name in names), more.get("words", paths["ocr-labels"]))
+    words = more.get("words", paths["ocr-labels"])
+    return inputs.check(*(paths[name] for name in names), words=words)
 
 
 def test_words_stand_behind_the_labels_of_their_image(paths, tmp_path):
