@@ -199,28 +199,6 @@ def test_images_on_disk_are_named_below_their_folder(tmp_path):
     assert labels_by_hash(second) == labels_by_hash(run)
 
 
-def test_labels_of_a_chunk_that_the_run_no_longer_has_are_not_published(tmp_path):
-    """A list that was taken out of the config leaves files of its chunks behind."""
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for row in range(7):
-        (photos / f"{row}.jpg").write_bytes(jpeg(row))
-    sections = {**SECTIONS, "prepare": {"chunk_rows": 4}, "cluster": {"k": 3, "iterations": 2}}
-    run = Run(tmp_path / "run", [str(photos)], **sections)
-    run.fetch()
-    run.label()
-    first, _ = run.chunks
-    centers = run.results / "clusters" / "centroids.h5"
-    words = ["label", "--summarize", str(run.labels(first)), "--centroids", str(centers)]
-    assert cli.main([*words, "--output", str(run.results / "labels" / "summary.json")]) == 0
-    run.seal()
-    output = tmp_path / "published"
-    assert publish(run, output) == 0
-    listed = pd.read_parquet(run.results / "images" / first / "rows.parquet")["sha256"]
-    assert 0 < len(listed) < 7
-    assert sorted(rows(output)["sha256"]) == sorted(listed)
-
-
 def test_resized_images_keep_the_hash_of_what_is_served(server, tmp_path):
     urls = [server.url(f"ok/{row}.jpg") for row in range(8)]
     served = [hashlib.sha256(jpeg(number_of(url))).hexdigest() for url in urls]

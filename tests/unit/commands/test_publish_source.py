@@ -69,3 +69,32 @@ def test_settings_keep_no_place_of_this_machine():
     ):  # fmt: skip
         found = without_places(text)
         assert "x.pt" in found and "lice" not in found, found
+
+
+def test_labels_of_a_chunk_that_the_run_no_longer_has_are_not_published(tmp_path):
+    """A list that was taken out of the config leaves files of its chunks behind."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for row in range(7):
+        (photos / f"{row}.jpg").write_bytes(jpeg(row))
+    sections = {
+        "prepare": {"chunk_rows": 4, "hash_column": None},
+        "cluster": {"k": 3, "iterations": 2},
+        "label": {"top": 2},
+    }
+    run = Run(tmp_path / "run", [str(photos)], **sections)
+    run.fetch()
+    run.label()
+    first, _ = run.chunks
+    centers = run.results / "clusters" / "centroids.h5"
+    words = ["label", "--summarize", str(run.labels(first)), "--centroids", str(centers)]
+    assert cli.main([*words, "--output", str(run.results / "labels" / "summary.json")]) == 0
+    run.seal()
+    output = tmp_path / "published"
+    words = ["publish", str(run.results), "--output", str(output), "--license", "cc-by-4.0"]
+    assert cli.main(words) == 0
+    listed = pd.read_parquet(run.results / "images" / first / "rows.parquet")["sha256"]
+    assert 0 < len(listed) < 7
+    files = sorted((output / "data").glob("train-*.parquet"))
+    found = pd.concat([pd.read_parquet(path) for path in files])
+    assert sorted(found["sha256"]) == sorted(listed)

@@ -115,9 +115,12 @@ def test_section_survives_json():
     for name in SECTIONS:
         section = getattr(Config(), name)
         assert parse_section(name, section.to_json(), {}) == section
-        # A weight of 0 is left out, so that runs are known as by releases without the key.
-        keys = type(section).model_fields.keys() - ({"ocr_weight"} if name == "train" else set())
+        # What is off is left out, so that runs are known as by releases without these keys.
+        off = {"ocr_weight", "regions", "regions_per_image", "mosaic_grid", "mosaic_share"}
+        keys = type(section).model_fields.keys() - (off if name == "train" else set())
         assert json.loads(section.to_json()).keys() == keys
+    on = Config().train.changed(regions="mosaic", ocr_weight=0.5)
+    assert json.loads(on.to_json()).keys() == type(on).model_fields.keys()
 
 
 def test_a_second_head_needs_the_words_that_it_is_of():

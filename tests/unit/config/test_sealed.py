@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mlcd.config import SECTIONS, Ablate, Config, Curate, Evaluate
+from mlcd.config import SECTIONS, Ablate, Config, Curate, Evaluate, Ocr, Regions
 
 SCENES = {"name": "scenes", "path": "scenes", "tasks": ["regions"]}
 
@@ -17,7 +17,7 @@ def test_a_section_is_sealed_as_a_whole_but_for_what_decides_nothing():
         section = getattr(config, name)
         whole = section.model_dump(mode="json")
         kept = {key: value for key, value in whole.items() if not key.startswith("live_")}
-        expected = None if name in ("ablate", "curate") else kept
+        expected = None if name in ("ablate", "curate", "ocr", "regions") else kept
         assert section.sealed() == expected, name
 
 
@@ -25,6 +25,11 @@ def test_a_stage_that_is_no_part_of_the_run_is_not_sealed():
     asked = Curate(enabled=True, cluster_cap=3)
     assert asked.sealed() == asked.model_dump(mode="json")
     assert Curate(cluster_cap=3).sealed() is None
+    assert Ocr(enabled=True).sealed() == Ocr(enabled=True).model_dump(mode="json")
+    assert Ocr(top=3).sealed() is None
+    found = Regions(source="felzenszwalb")
+    assert found.sealed() == found.model_dump(mode="json")
+    assert Regions(max_failed=0).sealed() is None
     assert Ablate(grids=[{"loss": ["mlc"]}]).sealed() is None
 
 
