@@ -54,7 +54,8 @@ class Regions(Section):
         gt=0,
         le=1000,
         description="Regions kept of an image at most: the first of the `column`; of felzenszwalb "
-        "those found at most scales, of these the largest.",
+        "those that touch fewest edges of the image, of these the ones found at most scales, then "
+        "the largest.",
     )
     least_side: float = Field(
         0.2,

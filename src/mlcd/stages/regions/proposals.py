@@ -5,7 +5,8 @@ Worker processes run this, so no torch.
 Segments are those of Felzenszwalb and Huttenlocher (Efficient Graph-Based Image Segmentation, IJCV
 2004): pixels grow together while the difference between two groups is small beside that within
 them, and a larger scale lets groups grow larger. The box of each segment is a candidate. A thing
-that stands out is a segment at several scales, so boxes found at more of them come first.
+that stands out is a segment at several scales, and ground reaches the edges of the image: so boxes
+come first that touch fewest edges, of these those found at most scales, then the larger ones.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ def regions_of(image: Image.Image, section: Regions, given: np.ndarray | None) -
     owner = boxes.distinct(candidates, section.max_overlap, apart=whole)
     kept = np.flatnonzero(owner == np.arange(len(owner)))
     if given is None:
-        scales = [len(np.unique(scale[owner == number])) for number in kept]
-        kept = kept[np.argsort(-np.array(scales, np.int64), kind="stable")]
+        scales = np.array([len(np.unique(scale[owner == number])) for number in kept], np.int64)
+        edges = (candidates[kept] == whole[0]).sum(axis=1)
+        kept = kept[np.lexsort((-scales, edges))]
     chosen: np.ndarray = candidates[kept[: section.most]]
     return chosen
 
