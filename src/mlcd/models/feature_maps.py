@@ -68,7 +68,7 @@ def pooled_and_map(trunk: Any, images: Tensor) -> tuple[Tensor, Tensor]:
         patch = trunk.size.patch
         folded = _folded(tokens[:, 1:], images.shape[2] // patch, images.shape[3] // patch)
         return tokens[:, 0], folded
-    inner = trunk_of(trunk)
+    inner: Any = trunk_of(trunk)
     if hasattr(inner, "forward_features") and hasattr(inner, "forward_head"):  # timm
         features = inner.forward_features(images)
         pooled: Tensor = inner.forward_head(features)
