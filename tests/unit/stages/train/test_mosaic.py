@@ -25,8 +25,9 @@ from helpers.train_runs import (
     train,
     without_timing,
 )
-from helpers.train_stores import CLASSES, stores
+from helpers.train_stores import CLASSES, mlcd_train, stores
 from mlcd.cli import main
+from mlcd.commands.audit.nodes import collect
 from mlcd.commands.checkpoint import export_encoder
 from mlcd.config.mosaic import mosaic_of
 from mlcd.config.train import Train
@@ -170,6 +171,32 @@ def test_layers_that_stand_still_do_so_and_the_region_layer_does_not(runs):
     for name in ("weight/trunk.blocks.0.qkv.weight", "weight/regions.query.weight"):
         assert not torch.equal(first[name], last[name])
     assert read_json(Path(run["output"], "encoder.json"))["image_size"] == 48
+
+
+def test_what_is_lost_or_not_ours_is_seen(paths, tmp_path):
+    words = ["--model", "test_vit", "--image-size", "32", "--embedding-dim", "16", "--epochs", "1",
+             "--regions", "mosaic", "--batch-size", "32", "--ranks-per-node", "1"]  # fmt: skip
+    output, log = tmp_path / "train", tmp_path / "log"
+    output.mkdir()
+    layer = output / "regions.safetensors"
+    layer.write_bytes(b"somebody's")
+    assert mlcd_train(paths, output, *words, log=log).wait(100) == 2
+    assert "regions.safetensors: is there and was not written by mlcd" in log.read_text()
+    layer.unlink()
+    assert mlcd_train(paths, output, *words, log=log).wait(200) == 0, log.read_text()
+    whole = [(output / name).read_bytes() for name in FILES]
+    for damage in (layer.unlink, lambda: layer.write_bytes(whole[1][:-1] + b"?")):
+        damage()
+        assert mlcd_train(paths, output, *words, log=log).wait(200) == 0, log.read_text()
+        assert [(output / name).read_bytes() for name in FILES] == whole
+    nodes, problems, others = collect(tmp_path)
+    assert not problems and not [name for name in others if "regions" in name]
+    assert nodes["train/regions.safetensors"].hash == sha256_file(layer)
+    assert sha256_file(layer) in nodes["train/encoder.json"].inputs
+    # A later run without regions leaves none behind.
+    plain = [word for word in words if word not in ("--regions", "mosaic")]
+    assert mlcd_train(paths, output, *plain, log=log).wait(200) == 0, log.read_text()
+    assert not layer.exists() and region_layer.load(output) is None
 
 
 # ------------------------------------------------------------------------------- batches
