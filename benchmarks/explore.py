@@ -69,11 +69,11 @@ def write_run(results: Path, k: int, n: int) -> int:
     (first / "00000.tar").write_bytes(b"".join(images))
     size = (first / "00000.tar").stat().st_size
     tar = {"name": "00000.tar", "sha256": "", "bytes": size, "images": len(images)}
-    manifest = {"format": 1, "chunk": "part", "rows": len(images), "table": "", "tars": [tar],
+    manifest = {"format": 1, "chunk": "part-00000", "rows": len(images), "table": "", "tars": [tar],
                 "counts": {"success": len(images)}}  # fmt: skip
     write_record(first / MANIFEST, {**manifest, "fingerprint": fingerprint(manifest)})
     embeddings = results / "embeddings" / "part-00000.h5"
-    about = {"chunk": "part", "model": "{}", "manifest": fingerprint(manifest)}
+    about = {"chunk": "part-00000", "model": "{}", "manifest": fingerprint(manifest)}
     with hdf5.writing(embeddings, "embeddings", about) as writer:
         for start in range(0, rows, 1 << 16):
             block = rng.standard_normal((min(1 << 16, rows - start), _D), np.float32)
@@ -87,7 +87,7 @@ def write_run(results: Path, k: int, n: int) -> int:
         labels, "labels",
         {"label": rng.integers(0, k, (rows, _L), np.int32), "similarity": similarity,
          "gap": np.zeros(rows, np.float16)},
-        {"chunk": "part", "num_classes": k, "embeddings": hdf5.fingerprint(embeddings),
+        {"chunk": "part-00000", "num_classes": k, "embeddings": hdf5.fingerprint(embeddings),
          "centroids": hdf5.fingerprint(centroids), "section": "{}"},
     )  # fmt: skip
     for number in range(1, chunks):

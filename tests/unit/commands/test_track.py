@@ -223,9 +223,15 @@ def test_a_torn_line_waits_and_a_damaged_one_is_named(results, capsys):
 def test_a_damaged_cursor_is_named(results, capsys):
     track(results)
     cursor = next((results.path.parent / "track").rglob("shipped/*.json"))
-    cursor.write_text('{"shipped": []}')
-    assert track(results) == REFUSED
-    refused(capsys, str(cursor), "damaged; remove it to ship the training again")
+    whole = json.loads(cursor.read_text())
+    for text in ('{"shipped": []}', '{"memory": {}}', '{"shipped": {}}'):
+        cursor.write_text(text)
+        assert track(results) == REFUSED
+        refused(capsys, str(cursor), "damaged; remove it to ship the training again")
+    # As it was before live scores of lower steps were shipped.
+    del whole["scores"]
+    cursor.write_text(json.dumps(whole))
+    assert track(results) == 0
 
 
 def test_two_processes_do_not_ship_one_training(results, capsys):

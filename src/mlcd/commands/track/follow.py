@@ -41,9 +41,10 @@ class Cursor:
         try:
             found = read_json(self.path)
             self.shipped = {str(name): int(step) for name, step in found["shipped"].items()}
-            self.scores = set(map(int, found["scores"]))
+            # An older cursor has none.
+            self.scores = set(map(int, found.get("scores", [])))
             self.memory = dict(found["memory"])
-        except (UserError, AttributeError, TypeError, ValueError):
+        except (UserError, AttributeError, KeyError, TypeError, ValueError):
             self.release()
             raise UserError(
                 f"{self.path}: damaged; remove it to ship the training again from its first step"
