@@ -26,7 +26,7 @@ rule ocr_text:
         f"{RESULTS}/benchmarks/ocr/text-{{chunk}}.tsv"
     threads: 2
     resources:
-        mem_mb=memory(2000, row_bytes=1000, thread_mb=1000),
+        mem_mb=memory(2000, row_bytes=1000, thread_mb=1500),
         # It resumes after its last whole part, in the next attempt too.
         runtime=minutes(30, rows_per_second=1, by_threads=True),
     params:

@@ -23,6 +23,9 @@ _WEIGHTS = {
     "Rec": "PP-OCRv6_rec_small.onnx",
 }
 
+#: How many times its shorter side an image may be long.
+_LONGEST = 8
+
 
 def _weights() -> dict[str, Path]:
     """Return part → file of the weights. Raises :class:`UserError` without the extra `ocr`."""
@@ -66,6 +69,20 @@ def _engine(side: int) -> Any:
     return RapidOCR(params=parameters)
 
 
+def _no_strip(image: np.ndarray) -> np.ndarray:
+    """Return the image [H, W, 3], a strip with white at its right or lower side.
+
+    The shorter side is enlarged to what the detector sees: of a strip the longer one, and with it
+    the memory, would grow without bound.
+    """
+    height, width = image.shape[:2]
+    least = -(-max(height, width) // _LONGEST)
+    missing = (max(0, least - height), max(0, least - width))
+    if not any(missing):
+        return image
+    return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), constant_values=255)
+
+
 @dataclass(frozen=True)
 class ReadLines:
     """Bytes of an image to its lines of text, as a worker does it. Raises :class:`BadImage`."""
@@ -77,7 +94,7 @@ class ReadLines:
         try:
             image = np.asarray(decode(data, max_pixels=self.max_pixels))
             # It takes arrays for those of OpenCV, whose channels are blue, green, red.
-            found = _engine(self.side)(np.ascontiguousarray(image[:, :, ::-1]))
+            found = _engine(self.side)(np.ascontiguousarray(_no_strip(image)[:, :, ::-1]))
         except MemoryError:
             raise BadImage("out_of_memory", "too large for this machine") from None
         texts, scores, boxes = (getattr(found, name, None) for name in ("txts", "scores", "boxes"))

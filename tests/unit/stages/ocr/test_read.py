@@ -60,6 +60,21 @@ def test_words_that_are_drawn_are_read(tmp_path):
 
 
 @needs_reader
+@pytest.mark.parametrize("side", [(120, 3000), (3000, 60), (2, 4000)])
+def test_strips_are_read_without_being_blown_up(side):
+    from mlcd.stages.ocr.engine import ReadLines
+
+    found = ReadLines(224, 10**6)(drawn("one", side=side))
+    assert [line.text for line in found] == ([] if side[0] == 2 else ["one"])
+    for line in found:
+        left, top, right, bottom = (
+            share * length for share, length in zip(line.box, side * 2, strict=True)
+        )
+        # Where it was drawn, in pixels of the image, and not of what was padded.
+        assert 0 <= left < 20 < right < 90 and 0 <= top < 40 < bottom < 70
+
+
+@needs_reader
 def test_a_job_that_is_cut_off_ends_with_the_same_bytes(tmp_path, monkeypatch):
     from mlcd.stages.ocr import read
 
