@@ -283,7 +283,7 @@ def _export(run: Recorded, form: str, scratch: Path) -> Command:
     records = (run.results / "urls" / f"{Path(path).stem}.json" for path in labels)
     # The name alone is used; and a stranger's record gives no options to the command.
     sources = (Path(str(read_record(path, "prepare")["source"])).name for path in records)
-    lists = dict.fromkeys(f"./{name}" for name in sources)
+    lists = dict.fromkeys(f"./{name}" for name in run.lists() or sources)
     words = [*_encoder(run), *_centroids(run), "--lists", *lists]
     words += ["--labels", *labels[:1]] if labels else []
     words += ["--summary", str(summary)] if summary.is_file() else []

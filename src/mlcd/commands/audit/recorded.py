@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mlcd.commands.audit import lock as locks
 from mlcd.utils.device import has_gpu
 from mlcd.utils.errors import UserError
@@ -50,6 +52,20 @@ class Recorded:
         if found is None:
             raise Cannot(f"the lock has no section of stage {stage}")
         return found
+
+    def lists(self) -> list[str] | None:
+        """Return the names of the lists and folders of the run's config; None without its copy.
+
+        A folder's chunks name its listing, which is called otherwise.
+        """
+        path = self.results / "report" / "config.yaml"
+        if "report/config.yaml" not in self.by_hash.values() or not path.is_file():
+            return None
+        try:
+            named = yaml.safe_load(path.read_text(encoding="utf-8"))["metadata"]
+            return [Path(str(name)).name for name in named]
+        except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+            raise UserError(f"{path}: is no config of a run; rerun report") from None
 
     def outside(self, name: str, scratch: Path) -> Path:
         """Return a file from outside, called as it was, with the content that was sealed."""

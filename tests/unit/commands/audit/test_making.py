@@ -14,6 +14,7 @@ from mlcd.commands.audit.recorded import Cannot, Recorded
 from mlcd.data import hdf5
 from mlcd.data.labels import Labels
 from mlcd.models import trainable
+from mlcd.utils.errors import UserError
 from mlcd.utils.records import read_with_checksum, write_record
 
 
@@ -74,6 +75,22 @@ def test_nor_is_its_list_named_by_an_export(results, tmp_path):
     words = command(recorded(results), Making("export", "timm"), tmp_path).words
     assert files_of(words, "labels", results) == ["labels/photos-00001.h5"]
     assert files_of(words, "lists", results) == ["./kept.parquet"]
+
+
+def test_an_export_names_folders_as_the_config_does(results, tmp_path):
+    """Chunks of a folder name its listing: photos.parquet where the config says photos."""
+    config = results / "report" / "config.yaml"
+    config.parent.mkdir()
+    config.write_text("metadata: [in/photos, lists/kept.parquet]\n")
+    try:
+        words = command(recorded(results), Making("export", "timm"), tmp_path).words
+        assert files_of(words, "lists", results) == ["./photos", "./kept.parquet"]
+        config.write_text("metadata: 3\n")
+        with pytest.raises(UserError, match=r"report/config.yaml: is no config of a run"):
+            command(recorded(results), Making("export", "timm"), tmp_path)
+    finally:
+        config.unlink()
+        config.parent.rmdir()
 
 
 def test_nor_are_results_of_a_task_that_is_no_longer_asked_for(results, tmp_path):
