@@ -29,6 +29,7 @@ rule ocr_text:
         mem_mb=memory(2000, row_bytes=1000, thread_mb=1500),
         # It resumes after its last whole part, in the next attempt too.
         runtime=minutes(30, rows_per_second=1, by_threads=True),
+        max_failed=str(CONFIG.ocr.max_failed),
     params:
         cfg=CONFIG.ocr.for_text(),
         code=code_hash("ocr"),
@@ -39,7 +40,7 @@ rule ocr_text:
             --images {input.manifest:q} \
             --output {output.text:q} \
             --threads {threads} \
-            --config {params.cfg:q} \
+            --config {params.cfg:q} --max-failed {resources.max_failed} \
             --log {log:q}
         """
 

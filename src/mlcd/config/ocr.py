@@ -51,6 +51,13 @@ class Ocr(Section):
         description="Words of an image that are its positives at most: those read with the most "
         "confidence. RICE: 10.",
     )
+    max_failed: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Largest share, 0 to 1, of a chunk's images that may fail to be read; above it "
+        "the stage stops, because something else is wrong.",
+    )
 
     def sealed(self) -> dict[str, Any] | None:
         """As :meth:`Section.sealed`: none where no text is read, as in releases that lack it."""

@@ -46,8 +46,9 @@ class Labels:
     where their images lie (`manifest`, the fingerprint of the chunk's images, is then not ''),
     and not how near their centers are (`has_similarity`). Attributes: `path`, `chunk` (name), `n`
     (rows), `l` (labels per row), `num_classes` (K), `embeddings` and `centroids` (fingerprints of
-    the files they came from), `section` (JSON), `fingerprint` (hex); `agreement` (share of exact
-    labels found) on `agreement_rows` rows, 1 on 0 rows where the search was exact.
+    the files they came from), `vocabulary` (checksum of the words that stage ocr labeled by, else
+    ''), `section` (JSON), `fingerprint` (hex); `agreement` (share of exact labels found) on
+    `agreement_rows` rows, 1 on 0 rows where the search was exact.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -69,6 +70,7 @@ class Labels:
             self.chunk = str(file.attrs.get("chunk", ""))
             self.embeddings = str(file.attrs.get("embeddings", ""))
             self.centroids = str(file.attrs.get("centroids", ""))
+            self.vocabulary = str(file.attrs.get("vocabulary", ""))
             self.section = str(file.attrs.get("section", "{}"))
             self.agreement = float(file.attrs.get("agreement", 1.0))
             self.agreement_rows = int(file.attrs.get("agreement_rows", 0))

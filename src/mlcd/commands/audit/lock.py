@@ -7,6 +7,7 @@ went in, and of section and code of each stage; not of times, machines and pages
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -171,7 +172,8 @@ def labels_of(results: Path, lock: dict[str, Any]) -> list[str]:
     or is damaged, which the chain says.
     """
     places = {path: node["hash"] for path, node in lock["files"].items()}
-    files = sorted(path for path in places if PurePosixPath(path).match("labels/*.h5"))
+    # A pattern would match at the end, where labels of regions and of words lie in such a folder.
+    files = sorted(path for path in places if re.fullmatch(r"labels/[^/]+\.h5", path))
     try:
         about = read_record(results / "labels" / "summary.json", "label")
     except UserError:

@@ -46,7 +46,8 @@ def read_text(
 
     `rows`: the chunk's embeddings, or own labels, whose rows the images are. An image that cannot
     be read has no lines, and is counted. Cut off at any moment, the same call continues and ends
-    with the same bytes, for any number of `workers`. Raises :class:`UserError`.
+    with the same bytes, for any number of `workers`. Raises :class:`UserError`, also if more than
+    `section.max_failed` of the images cannot be read.
     """
     if workers < 1:
         raise UserError("--threads: expected at least 1")
@@ -100,7 +101,9 @@ def _read(
         for first in range(start, min(start + _PART, source.n), _BATCH)
     ]
     count, began = sum(map(len, batches)), time.monotonic()
-    reasons: Counter[str] = Counter()
+    failures = _Failures(store.chunk, source.n, section.max_failed)
+    failures.before = sum(Text(path).failed for path in parts.values() if path.exists())
+    failures.check()
     with DecodePool(engine.ReadLines(section.side, section.max_pixels), workers) as pool:
         read = zip(batches, pool.batches(_locations(source, store, batches)), strict=True)
         shown = progress(
@@ -108,12 +111,11 @@ def _read(
             size=lambda item: len(item[0]),
         )  # fmt: skip
         for number, items in itertools.groupby(shown, key=lambda item: item[0].start // _PART):
-            _write_part(parts[number * _PART], items, attributes, reasons)
+            _write_part(parts[number * _PART], items, attributes, failures)
     lines, failed = _assemble(output, list(parts.values()), attributes)
     shutil.rmtree(state)
     if failed:
-        told = ", ".join(f"{word} {number}" for word, number in reasons.most_common())
-        LOGGER.warning("ocr: %s: %d images could not be read (%s)", store.chunk, failed, told)
+        LOGGER.warning("ocr: %s: %d images could not be read%s", store.chunk, failed, failures)
     LOGGER.info(
         "ocr: %s: %d lines of text in %d images; %.1f images/s",
         store.chunk, lines, source.n, count / max(1e-9, time.monotonic() - began),
@@ -136,20 +138,49 @@ def _write_part(
     path: Path,
     items: Iterable[tuple[range, DecodedBatch]],
     attributes: dict[str, str | int],
-    reasons: Counter[str],
+    failures: _Failures,
 ) -> None:
-    """Write the lines of one part's batches, and count why images have none in `reasons`."""
+    """Write the lines of one part's batches, and count why images have none.
+
+    Nothing is written where too many fail: whoever mends it reads them again.
+    """
     part: list[tuple[int, list[Line]]] = []
-    failed = 0
+    before = failures.total
     for batch, decoded in items:
         # Of this decoder it is lines in the place of pixels.
         for row, found in zip(batch, cast("list[list[Line] | str]", decoded.found), strict=True):
             if isinstance(found, str):
-                reasons[found] += 1
-                failed += 1
+                failures.reasons[found] += 1
             else:
                 part.append((row, found))
-    hdf5.write(path, KIND, columns(part), {**attributes, "failed": failed})
+        failures.check()
+    hdf5.write(path, KIND, columns(part), {**attributes, "failed": failures.total - before})
+
+
+class _Failures:
+    """Images that could not be read: `before` in finished parts, `reasons` in this call."""
+
+    def __init__(self, chunk: str, images: int, most: float) -> None:
+        self._chunk, self._images, self._most = chunk, images, most
+        self.before = 0
+        self.reasons: Counter[str] = Counter()
+
+    def __str__(self) -> str:
+        words = ", ".join(f"{word} {count}" for word, count in self.reasons.most_common())
+        return f" ({words})" if words else ""
+
+    @property
+    def total(self) -> int:
+        return self.before + self.reasons.total()
+
+    def check(self) -> None:
+        """Raise :class:`UserError` if they are too many."""
+        if self.total > self._most * self._images:
+            raise UserError(
+                f"ocr.max_failed: {self.total} of the {self._images} images of chunk {self._chunk} "
+                f"could not be read{self}, more than {self._most:g} of them; see the messages "
+                "above, or raise it to go on without them"
+            )
 
 
 def _assemble(output: Path, parts: list[Path], attributes: dict[str, str | int]) -> tuple[int, int]:

@@ -139,9 +139,17 @@ def _words_of(
     _require_all(opened, words, "ocr-labels", "ocr")
     found: list[Labels] = [words[item.chunk] for item in opened]
     for item, place in zip(found, places, strict=True):
+        # Labels of clusters may be of the same rows, and vocabularies as long as ocr.most_words.
+        if not item.vocabulary:
+            raise UserError(f"{item.path}: holds no words of images; give files of ocr/labels")
         if item.embeddings != place.fingerprint or item.n != place.n:
             raise UserError(
                 f"{item.path}: made from other rows than {place.path}; rerun ocr for chunk "
+                f"{item.chunk}"
+            )
+        if item.vocabulary != found[0].vocabulary:
+            raise UserError(
+                f"{item.path}: of another vocabulary than {found[0].path}; rerun ocr for chunk "
                 f"{item.chunk}"
             )
         if (item.num_classes, item.l) != (found[0].num_classes, found[0].l):

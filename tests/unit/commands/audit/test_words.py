@@ -12,6 +12,7 @@ from helpers.builders import change_record, image_store, unit_vectors
 from helpers.builders import embeddings_file as write_embeddings
 from helpers.ocr_runs import ocr, text_file
 from mlcd import cli
+from mlcd.commands.audit import lock
 from mlcd.config import Ocr
 from mlcd.data.embeddings import Embeddings
 from mlcd.data.ocr import Text
@@ -73,3 +74,8 @@ def test_a_word_that_was_slipped_in_is_found(sealed: Path) -> None:
     finally:
         path.write_bytes(before)
     assert Text(sealed / "ocr" / "text" / "a-00000.h5").lines == 4
+
+
+def test_words_are_none_of_the_labels_that_are_published(sealed: Path) -> None:
+    found = lock.read(sealed)
+    assert "ocr/labels/a-00000.h5" in found["files"] and lock.labels_of(sealed, found) == []

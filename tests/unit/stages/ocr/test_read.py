@@ -46,8 +46,8 @@ def test_words_that_are_drawn_are_read(tmp_path):
     outputs = []
     for workers in (1, 2):
         outputs.append(tmp_path / f"t{workers}.h5")
-        words = ["--rows", rows, "--images", manifest, "--output", outputs[-1]]
-        assert ocr("text", *words, "--threads", workers, *FAST) == 0
+        words = ["--rows", rows, "--images", manifest, "--output", outputs[-1], *FAST]
+        assert ocr("text", *words, "--threads", workers, "--max-failed", 0.2) == 0
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
     text = Text(outputs[0])
     assert (text.n, text.failed) == (5, 1)
@@ -105,6 +105,28 @@ def test_a_job_that_is_cut_off_ends_with_the_same_bytes(tmp_path, monkeypatch):
     assert len(read_again) == 1 and read_again[0] != written[0] and kept
     assert (tmp_path / "cut" / "t.h5").read_bytes() == (tmp_path / "whole" / "t.h5").read_bytes()
     assert not list((tmp_path / "cut").glob("state/*"))
+
+
+@needs_reader
+def test_too_many_images_that_cannot_be_read_end_it(tmp_path, monkeypatch, capsys):
+    """Else a broken reader would leave a chunk without any word, and nobody would know."""
+    from mlcd.stages.ocr import read
+
+    monkeypatch.setattr(read, "_PART", 2)
+    images = [drawn("one"), b"none", drawn("two"), b"nor this"]
+    manifest, rows = chunk_of(tmp_path, images)
+    output = tmp_path / "t.h5"
+    words = ["--rows", rows, "--images", manifest, "--output", output, "--threads", 1, *FAST]
+    assert ocr("text", *words, "--max-failed", 0.25) == 2
+    said = capsys.readouterr().err
+    assert "ocr.max_failed: 2 of the 4 images of chunk a-00000 could not be read" in said
+    assert "(not_an_image 2), more than 0.25 of them" in said and not output.exists()
+    # The first part is kept, with its failure; the second is read again.
+    assert len(list(tmp_path.glob("state/*/*.h5"))) == 1
+    assert ocr("text", *words, "--max-failed", 0.25) == 2
+    assert "2 of the 4 images" in capsys.readouterr().err
+    assert ocr("text", *words, "--max-failed", 0.5) == 0
+    assert Text(output).failed == 2
 
 
 @needs_reader

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.builders import labels_file
+from helpers.builders import labels_file, set_attributes
 from helpers.train_runs import (
     CHECKED,
     TWO,
@@ -41,6 +41,15 @@ WORDS, TOP = 7, 4
 SECOND = {"ocr_weight": 0.5}
 
 
+def words_file(
+    path: Path, words: np.ndarray, classes: int, rows: str, vocabulary: str = "v"
+) -> str:
+    """Write `words` [n, M] as stage ocr does, of the rows of the embeddings in `rows`."""
+    labels_file(path, words, classes, Path(rows))
+    set_attributes(path, vocabulary=vocabulary)
+    return str(path)
+
+
 def add_words(paths: dict) -> dict:
     """Give the images of `paths` words: most have none."""
     found = []
@@ -51,7 +60,7 @@ def add_words(paths: dict) -> dict:
         words[np.arange(len(words)) % 3 > 0] = -1
         output = Path(path).parents[1] / "words" / Path(path).name
         output.parent.mkdir(exist_ok=True)
-        found.append(str(labels_file(output, words, WORDS, Path(path))))
+        found.append(words_file(output, words, WORDS, path))
     return {**paths, "ocr-labels": found}
 
 
@@ -165,12 +174,17 @@ def test_words_of_other_rows_are_refused(paths, tmp_path):
     with pytest.raises(UserError, match=r"no --ocr-labels given for its chunk c-00001"):
         check(paths, words=paths["ocr-labels"][:1])
     other = tmp_path / "c-00001.h5"
-    labels_file(other, np.zeros((24, TOP)), WORDS, Path(paths["embeddings"][0]))
+    words_file(other, np.zeros((24, TOP)), WORDS, paths["embeddings"][0])
     with pytest.raises(UserError, match=r"c-00001.h5: made from other rows than .*rerun ocr"):
         check(paths, words=[paths["ocr-labels"][0], str(other)])
-    labels_file(other, np.zeros((24, TOP)), WORDS + 1, Path(paths["embeddings"][1]))
+    words_file(other, np.zeros((24, TOP)), WORDS + 1, paths["embeddings"][1])
     with pytest.raises(UserError, match=f"{TOP} of {WORDS + 1} words, but .* has {TOP} of {WORDS}"):
         check(paths, words=[paths["ocr-labels"][0], str(other)])
+    words_file(other, np.zeros((24, TOP)), WORDS, paths["embeddings"][1], "w")
+    with pytest.raises(UserError, match=r"c-00001.h5: of another vocabulary than .*c-00000.h5"):
+        check(paths, words=[paths["ocr-labels"][0], str(other)])
+    with pytest.raises(UserError, match=r"labels.*: holds no words of images"):
+        check(paths, words=paths["labels"])
     plain = {name: value for name, value in paths.items() if name != "ocr-labels"}
     with pytest.raises(UserError, match=r"--ocr-labels: train.ocr_weight needs the words"):
         planned(plain, tmp_path / "out", **SECOND)
