@@ -156,6 +156,8 @@ class _Work:
         for path in paths:
             if path.exists():
                 counts.add(path)
+        # Else what was refused at its end would be taken as it is by the next attempt.
+        self._refuse(counts, n, state)
         done = counts.images
         if done:
             LOGGER.info("regions: %d of %d images are done", done, n)

@@ -218,10 +218,12 @@ def test_images_that_fail_are_counted_and_too_many_refused(
     """Images that were decoded for embed, and are not here: too many pixels for the section."""
     output = tmp_path / "r.h5"
     smaller = EMBED.model_copy(update={"max_pixels": 96 * 64 - 1}).to_json()
-    assert made.run("--embed-config", smaller, output=output) == 2
-    assert "of 5 images 5 failed (too_large 5), more than regions.max_failed = 0.01" in (
-        capsys.readouterr().err
-    )
+    for _ in range(2):  # the next attempt, of which all parts are there, is as strict
+        assert made.run("--embed-config", smaller, output=output) == 2
+        assert "of 5 images 5 failed (too_large 5), more than regions.max_failed = 0.01" in (
+            capsys.readouterr().err
+        )
+    assert not output.exists()
     assert made.run("--embed-config", smaller, output=output, max_failed=1) == 0
     keys, reasons = RegionStore(output).failed()
     assert keys.tolist() == [b"%09d" % row for row in range(5)]
