@@ -108,7 +108,7 @@ def write_regions(
     read = [[file_identity(part.path), part.start, part.stop] for part in parts]
     identity = [
         code_hash("regions"), section.for_regions(), embed.for_encoder(), embeddings.fingerprint,
-        model, read,
+        model, read, arguments.tar_keys,
     ]  # fmt: skip
     with lease.writing(arguments.output, *identity) as wanted:
         if not wanted:
