@@ -153,6 +153,8 @@ def check_command_length():
     patterns = ["labels/{chunk}.h5", EMBEDDINGS, "images/{chunk}/manifest.json"]
     if CONFIG.regions.source:
         patterns += ["regions/{chunk}.h5", "regions/labels/{chunk}.h5"]
+    if CONFIG.train.ocr_weight:
+        patterns += ["ocr/labels/{chunk}.h5"]
     paths = [path for pattern in patterns for path in of_chunks(pattern)]
     if (own := length(map(str, OWN_FILES))) > limit:
         snakemake_process.stop(
