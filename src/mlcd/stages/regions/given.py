@@ -77,8 +77,7 @@ def boxes_of(
     name, urls = section.column, images["url"].tolist()
 
     def boxes(rows: np.ndarray) -> list[np.ndarray]:
-        # One at a time: as Python's numbers, those of a chunk take ten times the memory.
-        values = (value.as_py() for value in table.take(name, rows))
+        values = table.take(name, rows)
         return [
             read_boxes(value, f"{table.path_of(row) if row >= 0 else ''}: {name} of {image}")
             for value, image, row in zip(values, urls, rows.tolist(), strict=True)
@@ -113,12 +112,17 @@ def _look_at_unit(section: Regions, found: list[np.ndarray], path: str) -> None:
 def read_boxes(value: Any, where: str) -> np.ndarray:
     """Return boxes float64 [n, 4] of a value of a column. Raises :class:`UserError` for another.
 
-    `where` begins the message. A list of four numbers is one box; null, '' and [] are none.
+    `where` begins the message. `value`: of Python's or of pyarrow's, which are made the former one
+    at a time: those of a chunk take ten times the memory. A list of four numbers is one box; null,
+    '' and [] are none.
     """
     try:
+        value = value.as_py() if hasattr(value, "as_py") else value
         if isinstance(value, (bytes, str)):
             value = json.loads(value) if value.strip() else None
         found = np.array([] if value is None else value, np.float64)
+    except UnicodeDecodeError:  # in a list; nor can it be shown
+        raise _none(where, "bytes") from None
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise _none(where, value) from None
     if not found.size:

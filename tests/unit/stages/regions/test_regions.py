@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
@@ -141,6 +142,18 @@ def test_boxes_may_be_text_shares_and_of_a_list(made: Chunk, tmp_path: Path) -> 
 def test_what_is_no_box_is_refused_by_image(value: str) -> None:
     with pytest.raises(UserError, match=r"^t: boxes of u: .* is no list of boxes"):
         read_boxes(value, "t: boxes of u")
+
+
+def test_a_list_of_texts_that_are_none_is_refused() -> None:
+    """As a parquet file may hold them: nothing checks that its strings are UTF-8."""
+    texts = pa.StringArray.from_buffers(
+        1, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff")
+    )
+    (value,) = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), texts)
+    with pytest.raises(UserError, match="'bytes' is no list of boxes"):
+        read_boxes(value, "t: boxes of u")
+    (good,) = pa.array([[[1.0, 2.0, 3.0, 4.0]]])
+    assert read_boxes(good, "").tolist() == [[1, 2, 3, 4]]
 
 
 def test_rows_of_one_image_that_say_different_things_are_refused(made, tmp_path, capsys) -> None:
