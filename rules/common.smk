@@ -154,7 +154,7 @@ def check_command_length():
     if CONFIG.regions.source:
         patterns += ["regions/{chunk}.h5", "regions/labels/{chunk}.h5"]
     if CONFIG.train.ocr_weight:
-        patterns.append("ocr/labels/{chunk}.h5")
+        patterns += ["ocr/labels/{chunk}.h5"]
     paths = [path for pattern in patterns for path in of_chunks(pattern)]
     if (own := length(map(str, OWN_FILES))) > limit:
         snakemake_process.stop(

@@ -21,8 +21,7 @@ if not OWN_LABELS:
         threads: 1
         resources:
             mem_mb=memory_for_centers(4000, 8),
-            # Exact search on a CPU: 2 · 1,024 · K operations per row, at a slow 10 GFLOP/s per thread.
-            runtime=minutes(15, rows_per_second=1e10 / (2048 * CONFIG.cluster.k), by_threads=True),
+            runtime=label_minutes,
             min_agreement=str(CONFIG.label.min_agreement),
         params:
             cfg=CONFIG.label.for_labels(),

@@ -37,7 +37,8 @@ if CONFIG.regions.source is not None:
             cfg=CONFIG.regions.for_regions(),
             embed=CONFIG.embed.for_encoder(),
             code=code_hash("regions"),
-            tables=[file_identity(path) for path in BOX_TABLES],
+            # A function: each job reads this file, and none but this one needs them.
+            tables=lambda wildcards: [file_identity(path) for path in BOX_TABLES],
             identity=regions_list_identity,
             options=regions_list_options,
             sources=lambda wildcards, input: options_of(input, "metadata", "tables", "urls"),

@@ -47,6 +47,16 @@ def minutes(fixed, rows_per_second, by_threads=False):
     return needed
 
 
+def label_minutes(wildcards, input, attempt, threads):
+    """Return runtime of a chunk's labels: of regions there are up to `regions.most` per image.
+
+    Exact search on a CPU: 2 · 1,024 · K operations per row, at a slow 10 GFLOP/s per thread.
+    """
+    rows = CONFIG.regions.most if input.embeddings in REGIONS else 1
+    rate = 1e10 / (2048 * CONFIG.cluster.k * rows)
+    return minutes(15, rows_per_second=rate, by_threads=True)(wildcards, attempt, threads)
+
+
 def images_known(dataset, *sides):
     """Return the images of a data set on these sides; 0 if the registry does not know it."""
     return sum(registry.registry().get(dataset, {}).get(side, 0) for side in sides)

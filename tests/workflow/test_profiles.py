@@ -81,6 +81,12 @@ def test_memory_and_time_grow_with_rows_threads_and_attempt():
     assert wide(large, 1, 8) == 15 + 42
     centers = names["memory_for_centers"](6000, 16)
     assert (centers(None, 1), centers(None, 2)) == (22000, 33000)
+    names["CONFIG"].regions, names["REGIONS"] = SimpleNamespace(most=10), ["regions/large.h5"]
+    of_images, of_regions = (SimpleNamespace(embeddings=f"{of}/large.h5")
+                             for of in ("embeddings", "regions"))  # fmt: skip
+    # 4.9 rows a second and thread at a million centers.
+    assert names["label_minutes"](large, of_images, 1, 8) == 15 + 854
+    assert names["label_minutes"](large, of_regions, 2, 8) == 2 * (15 + 8534)
     names |= {"registry": registry, "DATASETS": {"mine": None}}
     assert (names["scores_memory"](None, 1), names["scores_minutes"](None, 2)) == (8000, 480)
     names["DATASETS"] = {"mine": None, "imagenet": None, "dtd": None}

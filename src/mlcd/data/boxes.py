@@ -32,23 +32,28 @@ def overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return share
 
 
-def distinct(boxes: np.ndarray, max_overlap: float, *, apart: np.ndarray) -> np.ndarray:
+def distinct(
+    boxes: np.ndarray, max_overlap: float, *, apart: np.ndarray, most: int | None = None
+) -> np.ndarray:
     """Return for each of `boxes` [n, 4] the number of the box that stands for it, int64 [n].
 
     The first of several near-equal ones stands for them: those that overlap it by `max_overlap` at
-    least. −1 for a box that is near-equal to one of `apart` [m, 4].
+    least. −1 for a box that is near-equal to one of `apart` [m, 4], and for all that come after
+    `most` boxes that stand for themselves.
     """
     owner = np.full(len(boxes), -1, np.int64)
-    kept = [np.asarray(box) for box in apart]
-    numbers = [-1] * len(kept)
+    kept, numbers = np.empty((len(apart) + len(boxes), 4)), np.empty(len(apart) + len(boxes), int)
+    kept[: len(apart)], numbers[: len(apart)] = apart, -1
+    count = len(apart)
     for number, box in enumerate(boxes):
-        if kept:
-            share = overlaps(box, np.stack(kept))
+        if count:
+            share = overlaps(box, kept[:count])
             nearest = int(np.argmax(share))
             if share[nearest] >= max_overlap:
                 owner[number] = numbers[nearest]
                 continue
-        kept.append(box)
-        numbers.append(number)
-        owner[number] = number
+        if count - len(apart) == most:
+            break
+        kept[count], numbers[count], owner[number] = box, number, number
+        count += 1
     return owner

@@ -47,16 +47,33 @@ class Table:
         self._key = key
 
     def names(self, key: str) -> Iterator[tuple[int, pa.Array]]:
-        """Iterate over first row and names (binaries, no blanks around them), in order."""
+        """Iterate over first row and names (binaries, no blanks around them), in order.
+
+        Raises :class:`UserError` for a column of anything but texts.
+        """
         import pyarrow as pa
         import pyarrow.compute as pc
 
         first = 0
         for part in self._parts:
             for column in _read(part, key):
-                text = column.cast(pa.large_binary()).cast(pa.large_string(), safe=False)
+                try:
+                    text = column.cast(pa.large_binary()).cast(pa.large_string(), safe=False)
+                except pa.ArrowNotImplementedError:
+                    raise UserError(
+                        f"{part.path}: column {key!r} holds {column.type}, but names of images are "
+                        "texts; give a column of texts as the key"
+                    ) from None
                 yield first, pc.ascii_trim_whitespace(text).cast(pa.large_binary())
                 first += len(column)
+
+    def path_of(self, row: int) -> str:
+        """Return the file that holds a row."""
+        for part in self._parts:
+            row -= part.stop - part.start
+            if row < 0:
+                return part.path
+        raise IndexError(row)
 
     def take(self, name: str, ids: np.ndarray) -> pa.Array:
         """Return the values of rows `ids` (int64 [m], −1 for none) of a column; null for none."""

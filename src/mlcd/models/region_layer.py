@@ -180,10 +180,15 @@ def load(folder: str | os.PathLike[str]) -> RegionLayer | None:
         raise UserError(f"{path}: no such file; rerun train")
     if sha256_file(path) != about["sha256"]:
         raise UserError(f"{path}: not the region layer that is described beside it; rerun train")
-    layer = RegionLayer(about["width"], about["embedding_dim"])
     try:
-        layer.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
+        weights = load_file(path)
+        # Before a layer is built: a description from elsewhere may name any size.
+        found = tuple(weights["projection.weight"].shape)
+        if found != (about["embedding_dim"], about["width"]):
+            raise RuntimeError(f"its projection has the shape {found}")
+        layer = RegionLayer(about["width"], about["embedding_dim"])
+        layer.load_state_dict(weights)
+    except (SafetensorError, RuntimeError, KeyError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: is no region layer ({first}); rerun train") from None
     return layer.eval()

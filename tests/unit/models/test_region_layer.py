@@ -170,6 +170,12 @@ def test_files_are_read_back_and_damage_is_told(tmp_path):
     save_file(weights, path)
     with pytest.raises(UserError, match=r"regions.safetensors: not the region layer that is desc"):
         region_layer.load(tmp_path)
+    # No layer of such a size is built only to find that the weights are others.
+    about = {**region_layer.save(layer, tmp_path), "width": 10**12}
+    trainable.save(encoder, tmp_path, {"regions": about})
+    with pytest.raises(UserError, match=r"is no region layer \(its projection has the shape"):
+        region_layer.load(tmp_path)
+    trainable.save(encoder, tmp_path, {"regions": region_layer.save(layer, tmp_path)})
     path.unlink()
     with pytest.raises(UserError, match=r"regions.safetensors: no such file; rerun train"):
         region_layer.load(tmp_path)

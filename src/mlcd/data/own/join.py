@@ -70,6 +70,16 @@ def by_key(
     `tar_keys` by its key in a webdataset tar. The first of these that is found counts. Raises
     :class:`UserError` for a tar's key that two rows, or two images, have.
     """
+    return rows_by_key(own, key, images, urls, tar_keys=tar_keys)[0]
+
+
+def rows_by_key(
+    own: OwnRows, key: str, images: pd.DataFrame, urls: str | None, *, tar_keys: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same, and the last row of those that have the name too, −1 where none has.
+
+    Raises :class:`UserError` as :func:`by_key`.
+    """
     names, owner, way = _names(images, urls, tar_keys)
     unique = pc.unique(names)
     place = pc.index_in(names, unique).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -87,7 +97,7 @@ def by_key(
         row_of[at[new][::-1]] = rows[new][::-1]
         more = rows != row_of[at]
         again[at[more]] = rows[more]
-    ids = np.full(len(images), -1, np.int64)
+    ids, others = np.full((2, len(images)), -1, np.int64)
     for name in dict.fromkeys(way):
         mine = np.flatnonzero(np.array([word == name for word in way]))
         part = place[mine[0] * len(images) : (mine[-1] + 1) * len(images)]
@@ -95,8 +105,8 @@ def by_key(
         fresh = (ids[who] < 0) & (row_of[part] >= 0)
         if name == _TAR_KEY:
             _refuse_doubles(key, part[fresh], who[fresh], row_of, again, unique)
-        ids[who[fresh]] = row_of[part[fresh]]
-    return ids
+        ids[who[fresh]], others[who[fresh]] = row_of[part[fresh]], again[part[fresh]]
+    return ids, others
 
 
 def _names(

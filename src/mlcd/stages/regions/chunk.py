@@ -108,7 +108,7 @@ def write_regions(
     read = [[file_identity(part.path), part.start, part.stop] for part in parts]
     identity = [
         code_hash("regions"), section.for_regions(), embed.for_encoder(), embeddings.fingerprint,
-        model, read,
+        model, read, arguments.tar_keys,
     ]  # fmt: skip
     with lease.writing(arguments.output, *identity) as wanted:
         if not wanted:
@@ -156,6 +156,8 @@ class _Work:
         for path in paths:
             if path.exists():
                 counts.add(path)
+        # Else what was refused at its end would be taken as it is by the next attempt.
+        self._refuse(counts, n, state)
         done = counts.images
         if done:
             LOGGER.info("regions: %d of %d images are done", done, n)

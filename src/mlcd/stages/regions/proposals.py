@@ -96,7 +96,9 @@ def regions_of(image: Image.Image, section: Regions, given: np.ndarray | None) -
         order = np.lexsort((scale, *candidates.T[::-1], -boxes.areas(candidates)))
         candidates, scale = candidates[order], scale[order]
     whole = np.array([[0, 0, image.width, image.height]], np.int64)
-    owner = boxes.distinct(candidates, section.max_overlap, apart=whole)
+    # People's boxes stand in their order: those after the last that is wanted do not matter.
+    most = None if given is None else section.most
+    owner = boxes.distinct(candidates, section.max_overlap, apart=whole, most=most)
     kept = np.flatnonzero(owner == np.arange(len(owner)))
     if given is None:
         scales = np.array([len(np.unique(scale[owner == number])) for number in kept], np.int64)

@@ -78,10 +78,9 @@ def check(
                 "rerun label for both"
             )
         chunks.append(ChunkRegions(store, own))
-    if stores:
-        raise UserError(
-            f"--region-embeddings: chunk {min(stores)} has no labels; name them, or run label"
-        )
+    for option, left in (("region-embeddings", set(stores)), ("region-labels", set(found))):
+        if extra := sorted(left - {item.chunk for item in labels}):
+            raise UserError(f"--{option}: chunk {extra[0]} has no labels; name them, or run label")
     return chunks
 
 

@@ -294,17 +294,20 @@ class EncoderTask:
             batch = next(batches)
             torch.manual_seed(draw(self.section.seed, _STEP, step, part, self.place.rank))
             embedding = self.engine.forward(batch.images, batch.boxes)
+            # Regions of an image have no words, and are none of its different images.
+            images = slice(len(batch.images) if self.section.regions == "boxes" else None)
             # Labels are checked where they are: on a GPU it would wait for that.
             labels, words = self.ocr.split(batch.labels) if self.ocr else (batch.labels, None)
             value = self.classifier(embedding, labels, step)
             loss += value.item() / self.micro_batches
             if self.ocr and words is not None:
-                value = self.ocr.add(value, embedding, words, step, 1 / self.micro_batches)
+                share = 1 / self.micro_batches
+                value = self.ocr.add(value, embedding[images], words[images], step, share)
             require_finite("the loss", loss, self.ocr.loss if self.ocr else 0.0)
             if logged:
                 for name, statistic in self.classifier.statistics.items():
                     sums[name] += float(statistic) / self.micro_batches
-                sums["feature_cosine"] += feature_cosine(embedding) / self.micro_batches
+                sums["feature_cosine"] += feature_cosine(embedding[images]) / self.micro_batches
             self.engine.backward(value)
             norm = self.engine.step(lr)
         assert norm is not None

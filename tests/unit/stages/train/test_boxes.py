@@ -10,10 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from helpers.builders import labels_file
 from helpers.region_stores import with_regions
 from helpers.train_runs import TWO, checkpoint_of, lines, losses, planned, train, without_timing
-from helpers.train_stores import arguments, stores
+from helpers.train_stores import CLASSES, arguments, stores
 from mlcd.config.train import Train
+from mlcd.data import hdf5
+from mlcd.data.embeddings import KIND
 from mlcd.data.labels import Labels
 from mlcd.data.region_store import RegionStore
 from mlcd.launch.api import run_gang
@@ -177,6 +180,13 @@ def test_files_that_do_not_belong_together_are_refused(paths, plain, tmp_path):
     refused("chunk 'c-00000' is given twice", region_embeddings=[first, first])
     refused("made from other regions than", region_labels=paths["region_labels"][:1] * 1 + [
         str(shutil.copy(paths["labels"][1], tmp_path / "c-00001.h5"))])  # fmt: skip
+    foreign = tmp_path / "f.h5"
+    embeddings = inputs.Embeddings(paths["region_embeddings"][0])
+    rows = {"embedding": embeddings.read().astype(np.float16)}
+    hdf5.write(foreign, KIND, rows, {"chunk": "c-00009"})
+    labels_file(tmp_path / "l.h5", np.zeros((embeddings.n, 3)), CLASSES, foreign)
+    refused("--region-labels: chunk l has no labels",
+            region_labels=[*paths["region_labels"], str(tmp_path / "l.h5")])  # fmt: skip
     other = with_regions(stores(tmp_path / "s", sizes=(12, 9)), tmp_path / "r")
     refused("made from other embeddings than", region_embeddings=other["region_embeddings"])
     with pytest.raises(UserError, match=r"--region-embeddings: needed with train\.regions: boxes"):
@@ -227,16 +237,41 @@ def runs(tmp_path_factory, paths, plain):
         return planned(given, root / name, options=options, **{**BOXES, **section})
 
     checked = {"checkpoint_every": 2}
+    words = [with_words(path, root / "words" / Path(path).name) for path in plain["embeddings"]]
     made = {
         "whole": one("whole", options=checked),
         "accumulated": one("acc", options={"micro_batch": 4}),
         "workers": one("workers", options={"workers": 1}),
         "without": one("without", plain, regions=None),
-    }
+        "words": one("words", {**paths, "ocr-labels": words}, ocr_weight=0.5),
+        "words, micro": one("wordsm", {**paths, "ocr-labels": words}, {"micro_batch": 4},
+                            ocr_weight=0.5),
+        "words, without": one("wordsw", {**plain, "ocr-labels": words}, regions=None,
+                              ocr_weight=0.5),
+    }  # fmt: skip
     again = one("again", options=checked)
     arguments = {"runs": list(made.values()), "whole": made["whole"], "again": again}
     run_gang(train_and_resume, arguments, root, TWO)
     return {**made, "again": again}
+
+
+def with_words(embeddings, output):
+    """Give every second image of a chunk one of five words; return the file of labels."""
+    row = np.arange(inputs.Embeddings(embeddings).n)[:, None]
+    output.parent.mkdir(exist_ok=True)
+    return str(labels_file(output, np.where(row % 2, row % 5, -1), 5, Path(embeddings)))
+
+
+def test_words_are_a_mean_over_images_whatever_regions_are_beside_them(runs):
+    first, alone = lines(runs["words"])[0], lines(runs["words, without"])[0]
+    assert first["loss"] != alone["loss"]
+    assert 0 < first["ocr_share"] == alone["ocr_share"] < 1
+    # The region layer is nothing to whole images: the same encoder sees them.
+    for name in ("ocr_loss", "feature_cosine"):
+        assert first[name] == pytest.approx(alone[name], rel=1e-5) != 0
+    for name in ("ocr_loss", "ocr_share"):
+        found = [[line[name] for line in lines(runs[run])] for run in ("words", "words, micro")]
+        assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_regions_are_trained_and_the_layer_is_written(runs):
