@@ -142,7 +142,7 @@ def _write_part(
 ) -> None:
     """Write the lines of one part's batches, and count why images have none.
 
-    Nothing is written where too many fail: whoever mends it reads them again.
+    Nothing is written where too many fail: whoever fixes it reads them again.
     """
     part: list[tuple[int, list[Line]]] = []
     before = failures.total
@@ -179,7 +179,7 @@ class _Failures:
             raise UserError(
                 f"ocr.max_failed: {self.total} of the {self._images} images of chunk {self._chunk} "
                 f"could not be read{self}, more than {self._most:g} of them; see the messages "
-                "above, or raise it to go on without them"
+                "above, or raise it to continue without them"
             )
 
 
