@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from helpers.builders import centroids_file, embeddings_file, image_store, labels_file, unit_vectors
+from helpers.builders import (
+    centroids_file,
+    embeddings_file,
+    image_store,
+    labels_file,
+    set_attributes,
+    unit_vectors,
+)
 
 CLASSES = 12
 
@@ -64,3 +71,12 @@ def mlcd_train(
     command = [sys.executable, "-m", "mlcd", "train", *file_options(paths, output), *options]
     with (log or Path(os.devnull)).open("wb") as stderr:
         return subprocess.Popen(command, env=environment, stderr=stderr)
+
+
+def words_file(
+    path: Path, words: np.ndarray, classes: int, rows: str, vocabulary: str = "v"
+) -> str:
+    """Write `words` [n, M] as stage ocr does, of the rows of the embeddings in `rows`."""
+    labels_file(path, words, classes, Path(rows))
+    set_attributes(path, vocabulary=vocabulary)
+    return str(path)

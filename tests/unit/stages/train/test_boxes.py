@@ -13,7 +13,7 @@ import torch.distributed as dist
 from helpers.builders import labels_file
 from helpers.region_stores import with_regions
 from helpers.train_runs import TWO, checkpoint_of, lines, losses, planned, train, without_timing
-from helpers.train_stores import CLASSES, arguments, stores
+from helpers.train_stores import CLASSES, arguments, stores, words_file
 from mlcd.config.train import Train
 from mlcd.data import hdf5
 from mlcd.data.embeddings import KIND
@@ -259,7 +259,7 @@ def with_words(embeddings, output):
     """Give every second image of a chunk one of five words; return the file of labels."""
     row = np.arange(inputs.Embeddings(embeddings).n)[:, None]
     output.parent.mkdir(exist_ok=True)
-    return str(labels_file(output, np.where(row % 2, row % 5, -1), 5, Path(embeddings)))
+    return words_file(output, np.where(row % 2, row % 5, -1), 5, embeddings)
 
 
 def test_words_are_a_mean_over_images_whatever_regions_are_beside_them(runs):

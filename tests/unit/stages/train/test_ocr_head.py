@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.builders import labels_file, set_attributes
 from helpers.train_runs import (
     CHECKED,
     TWO,
@@ -24,7 +23,7 @@ from helpers.train_runs import (
     train_many,
     without_timing,
 )
-from helpers.train_stores import CLASSES, mlcd_train, stores
+from helpers.train_stores import CLASSES, mlcd_train, stores, words_file
 from mlcd.classifier import NegativeSampler, ShardedClassifier
 from mlcd.config.train import Train
 from mlcd.data.checkpoints import Checkpoint
@@ -39,15 +38,6 @@ from mlcd.utils.errors import UserError
 #: Words that are classes, and positives per image. Two of three images have none.
 WORDS, TOP = 7, 4
 SECOND = {"ocr_weight": 0.5}
-
-
-def words_file(
-    path: Path, words: np.ndarray, classes: int, rows: str, vocabulary: str = "v"
-) -> str:
-    """Write `words` [n, M] as stage ocr does, of the rows of the embeddings in `rows`."""
-    labels_file(path, words, classes, Path(rows))
-    set_attributes(path, vocabulary=vocabulary)
-    return str(path)
 
 
 def add_words(paths: dict) -> dict:
