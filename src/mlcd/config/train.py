@@ -9,7 +9,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from mlcd.config.base import MOST_RATE, MOST_SEED, MOST_SIDE, Section, as_json
 from mlcd.config.mosaic import Mosaic, mosaic_of
 
-_OF_REGIONS = ["regions", "regions_per_image", "mosaic_grid", "mosaic_share"]
+#: Value of `regions` → keys that only this value reads.
+_OF_REGIONS = {"boxes": {"regions_per_image"}, "mosaic": {"mosaic_grid", "mosaic_share"}}
 
 
 class Train(Section):
@@ -232,8 +233,9 @@ class Train(Section):
         So a run without them is known as by releases that lack them.
         """
         values: dict[str, Any] = handler(self)
-        off = [] if self.ocr_weight else ["ocr_weight"]
-        off += [] if self.regions else _OF_REGIONS
+        off = set() if self.ocr_weight else {"ocr_weight"}
+        off |= set() if self.regions else {"regions"}
+        off.update(*(keys for value, keys in _OF_REGIONS.items() if value != self.regions))
         for key in off:
             values.pop(key, None)
         return values

@@ -119,8 +119,12 @@ def test_section_survives_json():
         off = {"ocr_weight", "regions", "regions_per_image", "mosaic_grid", "mosaic_share"}
         keys = type(section).model_fields.keys() - (off if name == "train" else set())
         assert json.loads(section.to_json()).keys() == keys
-    on = Config().train.changed(regions="mosaic", ocr_weight=0.5)
-    assert json.loads(on.to_json()).keys() == type(on).model_fields.keys()
+    for regions, idle in (
+        ("mosaic", {"regions_per_image"}),
+        ("boxes", {"mosaic_grid", "mosaic_share"}),
+    ):
+        on = Config().train.changed(regions=regions, ocr_weight=0.5)
+        assert json.loads(on.to_json()).keys() == type(on).model_fields.keys() - idle
 
 
 def test_a_second_head_needs_the_words_that_it_is_of():
