@@ -34,7 +34,7 @@ def test_a_run_without_regions_has_the_config_of_releases_without_them() -> None
     assert "\nregions:" not in Config().to_yaml()
     assert "regions" in Config().idle_sections()
     on = Config.model_validate({"regions": COLUMN})
-    assert "\nregions:" in on.to_yaml() and on.idle_sections() == {"curate"}
+    assert "\nregions:" in on.to_yaml() and on.idle_sections() == {"curate", "ocr"}
 
 
 @pytest.mark.parametrize(
