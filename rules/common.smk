@@ -87,6 +87,8 @@ CURATE_TABLES = columns.tables(CONFIG.curate.columns or []) if CONFIG.curate.ena
 TAR_KEYS = "--tar-keys" if len({name.rpartition("-")[0] for name in CHUNKS}) == 1 else ""
 #: The same of regions.column.
 BOX_TABLES = columns.box_tables(CONFIG.regions.tables or [])
+#: The region layer, where one is trained.
+REGION_LAYER = [f"{RESULTS}/train/regions.safetensors"] if CONFIG.train.regions else []
 #: The centers, a list of one file, or of none where own labels come without.
 CENTROIDS = [f"{RESULTS}/clusters/centroids.h5"] if CONFIG.cluster.centers or not OWN_LABELS else []
 

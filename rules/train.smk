@@ -15,8 +15,7 @@
 LIVE_OPTIONS = (
     as_options({"live": CONFIG.evaluate.for_live()}) if CONFIG.evaluate.live_every else ""
 )
-#: The region layer, where one is trained; and all that the trained encoder is read from.
-REGION_LAYER = [f"{RESULTS}/train/regions.safetensors"] if CONFIG.train.regions else []
+#: All that the trained encoder is read from.
 ENCODER_FILES = [
     f"{RESULTS}/train/encoder.safetensors",
     f"{RESULTS}/train/encoder.json",

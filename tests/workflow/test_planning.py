@@ -62,11 +62,11 @@ def test_presets_of_the_paper_are_planned(preset, tmp_path):
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize(("regions", "asked"), [("mosaic", True), ("null", False)])
-def test_a_region_layer_is_asked_for_where_one_is_trained(tmp_path, regions, asked):
+@pytest.mark.parametrize(("train", "asked"), [("regions: mosaic", True), ("epochs: 2", False)])
+def test_a_region_layer_is_asked_for_where_one_is_trained(tmp_path, train, asked):
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--dry-run", "--config",
-         f"train={{regions: {regions}}}", "ablate={grids: [{seeds: [3]}]}",
+         f"train={{{train}}}", "ablate={grids: [{seeds: [3]}]}",
          f"results={tmp_path / 'results'}", "--", "all", "ablate"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},

@@ -9,24 +9,28 @@ from typing import Any
 import jinja2
 
 
-def html(package: str) -> jinja2.Environment:
-    """Return the templates of a package for HTML: values that are no Markup are escaped."""
-    return _environment(package, autoescape=True)
+def html(package: str, folder: str) -> jinja2.Environment:
+    """Return the templates in a folder of a package for HTML: what is no Markup is escaped.
+
+    The caller names the folder: so its templates count as files that its own code reads
+    (:mod:`mlcd.utils.fingerprint`).
+    """
+    return _environment(package, folder, autoescape=True)
 
 
-def markdown(package: str) -> jinja2.Environment:
-    """Return the templates of a package for Markdown, with :func:`table` as a function of theirs.
+def markdown(package: str, folder: str) -> jinja2.Environment:
+    """Return the same for Markdown, with :func:`table` as a function of the templates.
 
     Nothing is escaped: what strangers named stands as :func:`code`.
     """
-    environment = _environment(package, autoescape=False)
+    environment = _environment(package, folder, autoescape=False)
     environment.globals["table"] = table
     return environment
 
 
-def _environment(package: str, *, autoescape: bool) -> jinja2.Environment:
+def _environment(package: str, folder: str, *, autoescape: bool) -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.PackageLoader(package, "templates"),
+        loader=jinja2.PackageLoader(package, folder),
         autoescape=autoescape,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -26,7 +26,7 @@ def files(tmp_path):
 
 
 def test_files_of_the_section_that_was_asked_for_are_taken(files):
-    assert _are_of(*files, SimpleNamespace(section=Train()))
+    assert _are_of(files, SimpleNamespace(section=Train()))
 
 
 @pytest.mark.parametrize("how", ["section", "weights", "none", "damaged", "a list"])
@@ -41,7 +41,7 @@ def test_files_of_another_run_are_not(files, how):
         weights.unlink()
     else:
         description.write_text("{" if how == "damaged" else "[]")
-    assert not _are_of(weights, description, SimpleNamespace(section=asked))
+    assert not _are_of(files, SimpleNamespace(section=asked))
 
 
 def test_a_finished_gang_whose_checkpoint_is_gone_is_not_taken_again(tmp_path):

@@ -41,7 +41,7 @@ def test_cards_take_what_they_need_from_one_place(name):
         assert "jinja2" not in path.read_text(), path
     assert "macro" not in (folder / "templates" / "card.md").read_text()
     with pytest.raises(jinja2.UndefinedError):
-        templates.markdown(f"mlcd.{name}").get_template("card.md").render()
+        templates.markdown(f"mlcd.{name}", "templates").get_template("card.md").render()
 
 
 def test_html_escapes_and_markdown_does_not():

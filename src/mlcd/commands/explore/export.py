@@ -122,7 +122,7 @@ def _render(template: str, **values: Any) -> str:
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    environment = templates.html("mlcd.commands.explore")
+    environment = templates.html("mlcd.commands.explore", "templates")
     folder = resources.files("mlcd.commands.explore") / "static"
     environment.globals["style"] = (folder / "style.css").read_text(encoding="utf-8")
     environment.filters["shown"] = _shown

@@ -79,7 +79,7 @@ def write(
     from huggingface_hub import DatasetCard
 
     text = (
-        templates.markdown("mlcd.commands.publish")
+        templates.markdown("mlcd.commands.publish", "templates")
         .get_template("card.md")
         .render(
             front=front(source, license).to_yaml(),

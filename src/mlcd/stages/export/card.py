@@ -94,7 +94,7 @@ def write(
     """
     models, scores = _scores(made_from)
     text = (
-        templates.markdown("mlcd.stages.export")
+        templates.markdown("mlcd.stages.export", "templates")
         .get_template("card.md")
         .render(
             front=front_matter.of(

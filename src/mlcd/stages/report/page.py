@@ -29,7 +29,7 @@ _KINDS = (".html", *_CHARTS, ".json", ".csv")
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    return templates.html("mlcd.stages.report")
+    return templates.html("mlcd.stages.report", "templates")
 
 
 def render(template: str, **values: Any) -> Markup:

@@ -47,7 +47,7 @@ def first_page(overview: Path, identity: str) -> str:
         found[1],
     )
     whole = (
-        templates.html("mlcd.stages.report")
+        templates.html("mlcd.stages.report", "templates")
         .get_template("viewer.html")
         .render(body=Markup(body), identity=identity, colors=COLORS)
     )
