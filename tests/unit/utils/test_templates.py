@@ -46,7 +46,7 @@ def test_cards_take_what_they_need_from_one_place(name):
 
 def test_html_escapes_and_markdown_does_not():
     for make, said in ((templates.html, "&lt;b&gt;"), (templates.markdown, "<b>")):
-        found = make("mlcd.stages.report").from_string("{{ word }}").render(word="<b>")
+        found = make("mlcd.stages.report", "templates").from_string("{{ word }}").render(word="<b>")
         assert found == said
 
 
