@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mlcd.utils.errors import UserError
-from mlcd.utils.files import write_text
+from study import ROOT, Form
 
 #: The study's page; its CSV lies beside it under the same name.
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "regions.md"
+PAGE = ROOT / "docs" / "results" / "regions.md"
 _HOWS = {"knn": "k-NN", "probe": "probe"}
-_VIEWS = {"roi": "roi", "layer": "layer", "crop": "crop", "image": "image"}
-#: Scores by their names in evaluate's files, and what people read. An arm may lack those of layer.
+#: Those of the view `layer`: the arm without a region layer lacks them.
+OF_LAYER = frozenset(f"region_{how}_layer" for how in _HOWS)
+#: Scores by their names in evaluate's files, and what people read.
 METRICS = {
-    **{f"region_{how}_{view}": f"region {words}, {seen}"
-       for view, seen in _VIEWS.items() for how, words in _HOWS.items()},
+    **{f"region_{how}_{view}": f"region {words}, {view}"
+       for view in ("roi", "layer", "crop", "image") for how, words in _HOWS.items()},
     "tags_map": "mAP of the objects of an image (probe)",
     "knn_20": "k-NN of the main object of an image",
 }  # fmt: skip
-COLUMNS = ("arm", "seed", *METRICS, *(f"chance_{name}" for name in METRICS), "setting")
+_FORM = Form(
+    {"arm": str, "seed": int}, tuple(METRICS), "an arm", "demo/regions.yaml", lacking=OF_LAYER
+)
 
 
 class Row(NamedTuple):
@@ -36,50 +36,10 @@ class Row(NamedTuple):
 
 
 def read_rows(path: Path, setting: str | None = None) -> list[Row]:
-    """Return the rows of a CSV, none where it is not there.
-
-    Raises :class:`UserError` if it is not such a table, a row stands twice, or, where `setting` is
-    given, a row is of another.
-    """
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UserError(f"{path}: expected the columns {','.join(COLUMNS)}; move it away")
-        try:
-            rows = [
-                Row(
-                    line["arm"], int(line["seed"]),
-                    {name: float(line[name]) for name in METRICS if line[name] != ""},
-                    {name: float(line[f"chance_{name}"]) for name in METRICS if line[name] != ""},
-                    line["setting"],
-                )
-                for line in reader
-            ]  # fmt: skip
-        except (TypeError, ValueError):
-            raise UserError(f"{path}: line {reader.line_num} is not whole; remove it") from None
-    if len({row[:2] for row in rows}) < len(rows):
-        raise UserError(f"{path}: an arm stands twice with one seed; remove one of the lines")
-    for row in rows:
-        if setting is not None and row.setting != setting:
-            raise UserError(
-                f"{path}: holds rows of setting {row.setting}, and this one is {setting}; move it "
-                "away, or undo the change of demo/regions.yaml"
-            )
-    return rows
+    """Return the rows of a CSV; see :meth:`study.Form.read`."""
+    return _FORM.read(path, Row, setting)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write all rows, in their order; equal rows give equal bytes."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        cells = [
-            f"{found[name]:.4f}" if name in found else ""
-            for found in (row.scores, row.chance)
-            for name in METRICS
-        ]
-        writer.writerow([row.arm, row.seed, *cells, row.setting])
-    write_text(path, text.getvalue())
+    _FORM.write(path, rows)

@@ -20,25 +20,21 @@ table is made by benchmarks/regions_table.py.
 from __future__ import annotations
 
 import argparse
-import datetime
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import study as studies
 import yaml
-from regions_rows import METRICS, PAGE, Row, read_rows, write_rows
-from scenes_study import ended_with_us
+from regions_rows import METRICS, OF_LAYER, PAGE, Row, read_rows, write_rows
+from study import ROOT
 
 from mlcd.config import Config, load
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_json, write_text
 from mlcd.utils.records import read_record
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "demo" / "regions.yaml"
 #: Arm → train.regions.
 ARMS: dict[str, str | None] = {"plain": None, "mosaic": "mosaic"}
@@ -131,7 +127,7 @@ def row_of(path: Path, job: Job, setting: str) -> Row:
     found = read_record(path, "evaluate")["datasets"]["scenes"]
     scores = {name: float(found["scores"][name]) for name in METRICS if name in found["scores"]}
     chance = {name: float(found["chance"][name]) for name in scores}
-    if lacking := {name for name in METRICS if "layer" not in name} - set(scores):
+    if lacking := METRICS.keys() - OF_LAYER - scores.keys():
         raise UserError(f"{path}: has no {min(lacking)}; remove it, and run the study again")
     return Row(job.arm, job.seed, scores, chance, setting)
 
@@ -147,12 +143,8 @@ def prepare(study: Study, batch: Sequence[Job], grounds: Path | None) -> Path:
     """Compose the scenes where they are not, write the config of a batch, and return its path."""
     arm = batch[0].arm
     data = study.folder / "data"
-    if not (data / "manifest.json").is_file():
-        words = ["--output", str(data), "--seed", str(study.scenes_seed)]
-        for name, values in SCENES.items():
-            words += [f"--{name}", *map(str, values)]
-        words += ["--grounds", str(grounds)] if grounds else []
-        subprocess.run([sys.executable, ROOT / "demo" / "scenes.py", *words], check=True)
+    words = [word for name, values in SCENES.items() for word in (f"--{name}", *values)]
+    studies.compose(data, study.scenes_seed, grounds, words)
     (dataset,) = study.config.evaluate.datasets
     labeled = {"path": data.as_posix()}
     values: dict[str, Any] = {
@@ -173,18 +165,8 @@ def run_batch(study: Study, config: Path, batch: Sequence[Job], setting: str, co
     Raises :class:`UserError` if one fails.
     """
     targets = [str(study.output(job)) for job in batch]
-    words = [
-        sys.executable, "-m", "mlcd", "run", "--profile", "profiles/local", "--cores", str(cores),
-        "--configfile", str(CONFIG), str(config), "--", *targets,
-    ]  # fmt: skip
-    start = time.time()
-    with ended_with_us(words) as child:
-        while child.poll() is None:
-            time.sleep(_LOOK)
-            collect(study, batch, setting, start)
-    collect(study, batch, setting, start if child.returncode else 0.0)
-    if child.returncode:
-        raise UserError(f"mlcd run ended with status {child.returncode}; see its lines above")
+    found = partial(collect, study, batch, setting)
+    studies.make([CONFIG, config], targets, cores, found, _LOOK)
 
 
 def run(study: Study, arguments: argparse.Namespace, setting: str) -> list[Row]:
@@ -192,7 +174,7 @@ def run(study: Study, arguments: argparse.Namespace, setting: str) -> list[Row]:
     total, left = len(study.jobs()), missing(study, read_rows(study.table, setting))
     print(f"{total - len(left)} of {total} rows are in {study.table}", flush=True)
     for batch in batches(left[: arguments.limit], arguments.cores):
-        if arguments.until and datetime.datetime.now().time() >= arguments.until:
+        if studies.is_late(arguments):
             break
         config = prepare(study, batch, arguments.grounds)
         run_batch(study, config, batch, setting, arguments.cores)
@@ -220,26 +202,12 @@ def choose(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="results [results/regions]")
-    parser.add_argument(
-        "--table", type=Path, default=PAGE.with_suffix(".csv"), help="the CSV [%(default)s]"
-    )
-    parser.add_argument("--grounds", type=Path, help="photographs, see demo/scenes.py")
-    parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="stop after so many trainings")
-    parser.add_argument(
-        "--until", type=datetime.time.fromisoformat, metavar="HH:MM",
-        help="start no training at or after this time of the day",
-    )  # fmt: skip
-    parser.add_argument("--plan", action="store_true", help="print what is left, and run nothing")
-    parser.add_argument("--choose", action="store_true", help="compare settings, on other scenes")
-    arguments = parser.parse_args()
+    folder = "results/regions"
+    arguments = studies.parser(__doc__, folder=folder, page=PAGE, unit="trainings").parse_args()
     if arguments.choose:
         choose(arguments)
         return
-    folder = arguments.folder or Path("results/regions")
-    study = Study(load(CONFIG), folder, 0, SEEDS, arguments.table)
+    study = Study(load(CONFIG), arguments.folder or Path(folder), 0, SEEDS, arguments.table)
     setting = setting_of(CONFIG, study.scenes_seed)
     if arguments.plan:
         left = missing(study, read_rows(study.table, setting))
@@ -251,11 +219,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # As Ctrl-C: what runs is ended.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"regions_study: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    studies.program("regions_study", main)

@@ -9,20 +9,19 @@ are taken seed by seed.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from regions_rows import METRICS, PAGE, Row, read_rows
 from regions_study import CONFIG, SEEDS, Study, setting_of
+from study import program, shown, with_tables
+from study import verdict as verdict_of
 
 from mlcd.config import load
 from mlcd.stages.ablate.intervals import Interval, difference, interval
-from mlcd.utils.errors import UserError
 from mlcd.utils.files import write_text
 
-BEGIN, END = "<!-- tables: written by benchmarks/regions_table.py -->", "<!-- end of tables -->"
 #: arm, metric → seed → score
 Values = Mapping[tuple[str, str], Mapping[int, float]]
 
@@ -104,32 +103,17 @@ def tables(rows: Sequence[Row], total: int) -> str:
         if found is None:
             continue
         title = f"**{one.words}**" if one.asked else one.words
-        said = found.verdict if found.half is not None else "(one seed)"
-        lines.append(f"| {title} | {_shown(found, '+')} | {said} |")
+        lines.append(f"| {title} | {shown(found, '+')} | {verdict_of(found)} |")
     arms = list(dict.fromkeys(row.arm for row in rows))
     lines += ["", f"| score | chance | {' | '.join(arms)} |", "|---|---:|" + "---:|" * len(arms)]
     chance = {name: value for row in rows for name, value in row.chance.items()}
     for name, words in METRICS.items():
         cells = [values.get((arm, name), {}) for arm in arms]
-        means = [_shown(interval(list(found.values())), "") if found else "" for found in cells]
+        means = [shown(interval(list(found.values()))) if found else "" for found in cells]
         drawn = f"{chance[name]:.4f}" if name in chance else ""
         lines.append(f"| {words} | {drawn} | {' | '.join(means)} |")
     seeds = ", ".join(f"{arm} {sum(row.arm == arm for row in rows)}" for arm in arms)
     return "\n".join([*lines, "", f"Seeds: {seeds}."])
-
-
-def _shown(found: Interval, sign: str) -> str:
-    half = "" if found.half is None else f" ± {found.half:.4f}"
-    return f"{found.mean:{sign}.4f}{half}"
-
-
-def replaced(page: str, text: str) -> str:
-    """Return the page with `text` between its marks. Raises :class:`UserError` without them."""
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{PAGE}: lacks the marks of its tables: {BEGIN} and {END}")
-    return f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}"
 
 
 def main() -> None:
@@ -139,12 +123,9 @@ def main() -> None:
     table = page.with_suffix(".csv")
     rows = read_rows(table, setting_of(CONFIG, 0))
     total = len(Study(load(CONFIG), page.parent, 0, SEEDS, table).jobs())
-    write_text(page, replaced(page.read_text(), tables(rows, total)))
+    write_text(page, with_tables(page, "regions_table.py", tables(rows, total)))
     print(f"{page}: {len(rows)} of {total} rows")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"regions_table: {error}")
+    program("regions_table", main)

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from scenes_study import CHOOSE_SEED, CONFIG, ROOT
+from scenes_study import CHOOSE_SEED, CONFIG
+from study import ROOT, program
 
 from mlcd.config import load
 from mlcd.models import frozen
 from mlcd.stages.evaluate import knn
-from mlcd.utils.errors import UserError
 from mlcd.utils.logging import setup_logging
 
 sys.path.insert(0, str(ROOT / "demo"))
@@ -93,7 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"scenes_grounds: {error}")
+    program("scenes_grounds", main)

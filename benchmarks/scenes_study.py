@@ -21,28 +21,22 @@ table and the figure are made by benchmarks/scenes_table.py.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import datetime
-import os
-import signal
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import study as studies
 import yaml
 from scenes_rows import METRICS, PAGE, Row, read_rows, write_rows
+from study import ROOT
 
 from mlcd.config import Cell, Config, load
 from mlcd.config.ablate import Grid
-from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_json, write_text
 from mlcd.utils.records import read_record
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "demo" / "scenes.yaml"
 OBJECTS = (1, 2, 4)
 SEEDS = (0, 1, 2, 3, 4)
@@ -147,8 +141,7 @@ def missing(jobs: Sequence[Sequence[Job]], rows: Sequence[Row]) -> list[list[Job
 def collect(study: Study, jobs: Sequence[Job], setting: str, since: float = 0.0) -> int:
     """Add a row to the CSV for each of `jobs` that is finished; return how many were new.
 
-    Files from before `since` (seconds since 1970) are left out: while the workflow runs, they may
-    be of other inputs, and be made again.
+    Files from before `since` (seconds since 1970) are left out.
     """
     rows = read_rows(study.table, setting)
     known = {(row.objects, row.name, row.seed) for row in rows}
@@ -187,12 +180,8 @@ def prepare(study: Study, jobs: Sequence[Job], grounds: Path | None) -> Path:
     objects = jobs[0].objects
     results = Path(study.results(objects))
     data = results / "data"
-    if not (data / "manifest.json").is_file():
-        words = ["--output", str(data), "--objects", str(objects), "--seed", str(study.scenes_seed)]
-        words += [f"--{name}={count}" for name, count in SCENES.items()]
-        words += [f"--contrast={CONTRAST}"]
-        words += ["--grounds", str(grounds)] if grounds else []
-        subprocess.run([sys.executable, ROOT / "demo" / "scenes.py", *words], check=True)
+    words = ["--objects", objects, *(f"--{name}={count}" for name, count in SCENES.items())]
+    studies.compose(data, study.scenes_seed, grounds, [*words, f"--contrast={CONTRAST}"])
     (dataset,) = study.config.evaluate.datasets
     labeled = {"path": f"{data.as_posix()}/evaluate.parquet"}
     values: dict[str, Any] = {
@@ -208,35 +197,11 @@ def prepare(study: Study, jobs: Sequence[Job], grounds: Path | None) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def ended_with_us(words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a program in a group of its own; end it if the block is left before it has ended."""
-    child = subprocess.Popen(words, start_new_session=True)
-    try:
-        yield child
-    finally:
-        if child.poll() is None:
-            # As Ctrl-C: Snakemake ends its jobs, and its lock.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGINT)
-            child.wait()
-
-
 def run_batch(study: Study, config: Path, jobs: Sequence[Job], setting: str, cores: int) -> None:
     """Have the workflow make `jobs`, and collect each as it is finished."""
     targets = [job.output(study.results(job.objects)) for job in jobs]
-    words = [
-        sys.executable, "-m", "mlcd", "run", "--profile", "profiles/local", "--cores", str(cores),
-        "--configfile", str(CONFIG), str(config), "--", *targets,
-    ]  # fmt: skip
-    start = time.time()
-    with ended_with_us(words) as child:
-        while child.poll() is None:
-            time.sleep(_LOOK)
-            collect(study, jobs, setting, start)
-    collect(study, jobs, setting, start if child.returncode else 0.0)
-    if child.returncode:
-        raise UserError(f"mlcd run ended with status {child.returncode}; see its lines above")
+    found = partial(collect, study, jobs, setting)
+    studies.make([CONFIG, config], targets, cores, found, _LOOK)
 
 
 def run(
@@ -249,7 +214,7 @@ def run(
     print(f"{total - sum(map(len, left))} of {total} rows are in {study.table}", flush=True)
     for batch in left:
         now = batch if allowed is None else batch[:allowed]
-        if not now or (arguments.until and datetime.datetime.now().time() >= arguments.until):
+        if not now or studies.is_late(arguments):
             break
         config = prepare(study, now, arguments.grounds)
         run_batch(study, config, now, setting, arguments.cores)
@@ -277,26 +242,12 @@ def choose(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="results [results/scenes]")
-    parser.add_argument(
-        "--table", type=Path, default=PAGE.with_suffix(".csv"), help="the CSV [%(default)s]"
-    )
-    parser.add_argument("--grounds", type=Path, help="photographs, see demo/scenes.py")
-    parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="stop after so many cells")
-    parser.add_argument(
-        "--until", type=datetime.time.fromisoformat, metavar="HH:MM",
-        help="start no batch at or after this time of the day",
-    )  # fmt: skip
-    parser.add_argument("--plan", action="store_true", help="print what is left, and run nothing")
-    parser.add_argument("--choose", action="store_true", help="compare settings, on other scenes")
-    arguments = parser.parse_args()
+    folder = "results/scenes"
+    arguments = studies.parser(__doc__, folder=folder, page=PAGE, unit="cells").parse_args()
     if arguments.choose:
         choose(arguments)
         return
-    folder = arguments.folder or Path("results/scenes")
-    study = Study(load(CONFIG), folder, 0, SEEDS, arguments.table)
+    study = Study(load(CONFIG), arguments.folder or Path(folder), 0, SEEDS, arguments.table)
     setting = setting_of(CONFIG, study.scenes_seed)
     if arguments.plan:
         left = missing(batches(study), read_rows(study.table, setting))
@@ -309,11 +260,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # As Ctrl-C: what runs is ended.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"scenes_study: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    studies.program("scenes_study", main)

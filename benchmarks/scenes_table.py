@@ -9,7 +9,6 @@ bytes. Intervals are Student's t over seeds, at 95 %; differences are taken seed
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,14 +16,13 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from scenes_rows import METRICS, PAGE, Row, read_rows
 from scenes_study import CONFIG, OBJECTS, SEEDS, Study, batches, setting_of
+from study import program, shown, verdict, with_tables
 
 from mlcd.config import Cell, load
 from mlcd.stages.ablate.intervals import Interval, difference, interval
 from mlcd.utils import charts
-from mlcd.utils.errors import UserError
 from mlcd.utils.files import atomic_path, write_text
 
-BEGIN, END = "<!-- tables: written by benchmarks/scenes_table.py -->", "<!-- end of tables -->"
 #: objects, name → seed → score, of one metric
 Values = Mapping[tuple[int, str], Mapping[int, float]]
 
@@ -95,14 +93,14 @@ def tables(rows: Sequence[Row], own: Cell, total: int) -> str:
         lines += [f"| difference | {' | '.join(columns)} | {OBJECTS[-1]} − {OBJECTS[0]} objects |",
                   "|---|" + "---:|" * (len(columns) + 1)]  # fmt: skip
         for gain, named in gains(own):
-            cells = [_signed(gain_at(values, n, gain)) for n in OBJECTS]
+            cells = [shown(gain_at(values, n, gain), "+") for n in OBJECTS]
             title = f"**{gain.words}**" if named else gain.words
             lines.append(f"| {title} | {' | '.join(cells)} | {_verdict(growth(values, gain))} |")
         lines += ["", f"| cell | seeds | {' | '.join(columns)} |",
                   "|---|---:|" + "---:|" * len(columns)]  # fmt: skip
         chance = {row.objects: row.chance[metric] for row in rows}
-        shown = [f"{chance[n]:.4f}" if n in chance else "" for n in OBJECTS]
-        lines.append(f"| chance | | {' | '.join(shown)} |")
+        drawn = [f"{chance[n]:.4f}" if n in chance else "" for n in OBJECTS]
+        lines.append(f"| chance | | {' | '.join(drawn)} |")
         for name in sorted((name for name in names if name not in k_names), key=_place):
             here = [values.get((n, name), {}) for n in OBJECTS]
             most = max(map(len, here))
@@ -134,23 +132,12 @@ def _place(name: str) -> tuple[object, ...]:
 
 
 def _mean(scores: Mapping[int, float]) -> str:
-    if not scores:
-        return ""
-    found = interval(list(scores.values()))
-    return f"{found.mean:.4f}" + ("" if found.half is None else f" ± {found.half:.4f}")
-
-
-def _signed(found: Interval | None) -> str:
-    if found is None:
-        return ""
-    return f"{found.mean:+.4f}" + ("" if found.half is None else f" ± {found.half:.4f}")
+    return shown(interval(list(scores.values()))) if scores else ""
 
 
 def _verdict(found: Interval | None) -> str:
-    """Return a difference with its verdict: above, below, or open; one seed decides nothing."""
-    if found is None:
-        return ""
-    return f"{_signed(found)} {found.verdict if found.half is not None else '(one seed)'}"
+    """Return a difference with its verdict."""
+    return f"{shown(found, '+')} {verdict(found)}" if found else ""
 
 
 def draw(rows: Sequence[Row], own: Cell) -> bytes:
@@ -190,15 +177,6 @@ def _panel(axes: Axes, rows: Sequence[Row], gain: Gain) -> None:
     axes.set_title(gain.words)
 
 
-def replaced(page: str, text: str) -> str:
-    """Return the page with `text` between its marks. Raises :class:`UserError` without them."""
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{PAGE}: lacks the marks of its tables: {BEGIN} and {END}")
-    return f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--page", type=Path, default=PAGE)
@@ -208,7 +186,8 @@ def main() -> None:
     rows = read_rows(table, setting_of(CONFIG, 0))
     study = Study(config, page.parent, 0, SEEDS, table)
     total = sum(map(len, batches(study)))
-    write_text(page, replaced(page.read_text(), tables(rows, config.own_cell, total)))
+    text = tables(rows, config.own_cell, total)
+    write_text(page, with_tables(page, "scenes_table.py", text))
     if rows:
         with atomic_path(page.with_suffix(".svg")) as temporary:
             temporary.write_bytes(draw(rows, config.own_cell))
@@ -216,7 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"scenes_table: {error}")
+    program("scenes_table", main)

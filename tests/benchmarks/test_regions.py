@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from helpers.benchmark_scripts import regions_rows, regions_study, regions_table
+from helpers.benchmark_scripts import study as study_of
 from mlcd.config import load
 from mlcd.utils.errors import UserError
 from mlcd.utils.records import write_record
@@ -137,6 +138,7 @@ def test_the_page_has_the_tables_of_its_rows():
     page = regions_rows.PAGE.read_text()
     setting = regions_study.setting_of(regions_study.CONFIG, 0)
     rows = regions_rows.read_rows(regions_rows.PAGE.with_suffix(".csv"), setting)
-    assert regions_table.replaced(page, regions_table.tables(rows, 10)) == page
+    text = regions_table.tables(rows, 10)
+    assert study_of.with_tables(regions_rows.PAGE, "regions_table.py", text) == page
     assert re.search("Written down, and committed, before any training", page)
     assert regions_study.CHOOSE_SEED not in regions_study.SEEDS

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from helpers.benchmark_scripts import scenes_rows, scenes_study, scenes_table
+from helpers.benchmark_scripts import study as study_of
 from helpers.paths import ROOT
 from mlcd.config import load
 from mlcd.utils.errors import UserError
@@ -179,7 +180,7 @@ def test_the_page_has_the_tables_of_its_rows():
     study = scenes_study.Study(config, Path(), 0, scenes_study.SEEDS, Path())
     total = sum(map(len, scenes_study.batches(study)))
     text = scenes_table.tables(rows, config.own_cell, total)
-    assert scenes_table.replaced(page, text) == page
+    assert study_of.with_tables(scenes_rows.PAGE, "scenes_table.py", text) == page
     assert re.search(r"!\[.*\]\(scenes\.svg\)", page) or not rows
 
 

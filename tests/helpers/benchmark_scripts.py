@@ -21,12 +21,14 @@ for _name in (
     "goals",
     "peers",
     "machine",
+    "study",
     "scenes_rows",
     "scenes_study",
     "regions_rows",
     "regions_study",
 ):
     load(_name)  # which benchmarks import by its name
+study = sys.modules["study"]
 audit = load("audit")
 plan_scale = load("plan_scale")
 scenes_rows, scenes_study = (sys.modules[name] for name in ("scenes_rows", "scenes_study"))

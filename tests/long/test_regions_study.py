@@ -8,13 +8,12 @@ from __future__ import annotations
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from helpers.benchmark_scripts import regions_rows, regions_study
 from helpers.checkout import Checkout
+from helpers.grounds import noise_grounds
 from mlcd.config import load
 
 pytestmark = [pytest.mark.workflow, pytest.mark.long, pytest.mark.timeout(900)]
@@ -30,11 +29,7 @@ SMALL = {
 
 def test_both_arms_are_made_in_the_workflow_and_not_again(tmp_path, monkeypatch) -> None:
     folder = Checkout(tmp_path / "checkout").folder
-    grounds = tmp_path / "grounds"
-    grounds.mkdir()
-    for number in range(4):
-        pixels = np.random.default_rng(number).integers(0, 256, (260, 260, 3), np.uint8)
-        Image.fromarray(pixels).save(grounds / f"{number}.png")
+    grounds = noise_grounds(tmp_path / "grounds")
     values = yaml.safe_load(regions_study.CONFIG.read_text())
     for name, keys in SMALL.items():
         values[name] = {**values[name], **keys}

@@ -9,12 +9,11 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from helpers.checkout import Checkout
+from helpers.grounds import noise_grounds
 from helpers.paths import ROOT
 
 pytestmark = [pytest.mark.workflow, pytest.mark.long, pytest.mark.timeout(900)]
@@ -28,11 +27,7 @@ LAYER = {"region_knn_layer", "region_probe_layer"}
 
 def test_every_model_is_scored_by_every_task(tmp_path) -> None:
     folder = Checkout(tmp_path / "checkout").folder
-    grounds = tmp_path / "grounds"
-    grounds.mkdir()
-    for number in range(4):
-        pixels = np.random.default_rng(number).integers(0, 256, (260, 260, 3), np.uint8)
-        Image.fromarray(pixels).save(grounds / f"{number}.png")
+    grounds = noise_grounds(tmp_path / "grounds")
     data = folder / "scenes"
     words = ["--objects=2", "--size=64", "--train=120", "--test=60", f"--grounds={grounds}"]
     script = ROOT / "demo" / "scenes.py"
