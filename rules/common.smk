@@ -82,11 +82,11 @@ EMBEDDINGS = "curate/embeddings/{chunk}.h5" if CONFIG.curate.enabled else "embed
 TEXT_EMBEDDINGS = f"text/{'curated' if CONFIG.curate.enabled else 'embeddings'}/{{chunk}}.h5"
 #: Tables with the columns of curate.where; without any, the lists of metadata have them.
 CURATE_TABLES = columns.tables(CONFIG.curate.columns or []) if CONFIG.curate.enabled else []
+#: The same of regions.column.
+BOX_TABLES = columns.box_tables(CONFIG.regions.tables or [])
 #: The option that joins own rows and tables by keys of webdataset tars, which are unique in one set
 #: of tars only.
 TAR_KEYS = "--tar-keys" if len({name.rpartition("-")[0] for name in CHUNKS}) == 1 else ""
-#: The same of regions.column.
-BOX_TABLES = columns.box_tables(CONFIG.regions.tables or [])
 #: The region layer, where one is trained.
 REGION_LAYER = [f"{RESULTS}/train/regions.safetensors"] if CONFIG.train.regions else []
 #: The centers, a list of one file, or of none where own labels come without.

@@ -37,6 +37,7 @@ from mlcd.utils.errors import UserError
 from mlcd.utils.files import state_dir
 from mlcd.utils.fingerprint import code_hash
 from mlcd.utils.logging import LOGGER, progress
+from mlcd.utils.one_behind import one_behind
 from mlcd.utils.ownership import claim
 
 _PART = "embeddings of one tar"
@@ -197,7 +198,7 @@ def _write_part(
     attributes = {"without_caption": 0}
     count = 0
     with hdf5.writing(path, _PART, attributes) as writer:
-        for batch, reasons, features in _one_behind(_encoded(batches, encoder)):
+        for batch, reasons, features in one_behind(_encoded(batches, encoder)):
             count += len(reasons)
             good = [place for place, reason in enumerate(reasons) if not reason]
             rows = np.arange(batch.start, batch.stop)
@@ -244,17 +245,6 @@ def _encoded(
 
 def _nothing() -> torch.Tensor:
     return torch.zeros(0)
-
-
-def _one_behind(items: Iterable[_Encoded]) -> Iterator[_Encoded]:
-    """Iterate; an item is asked for before the one before it is handed over."""
-    last = None
-    for item in items:
-        if last is not None:
-            yield last
-        last = item
-    if last is not None:
-        yield last
 
 
 def _mean_with_texts(

@@ -37,6 +37,7 @@ from mlcd.utils.errors import UserError
 from mlcd.utils.files import state_dir
 from mlcd.utils.fingerprint import code_hash, file_identity
 from mlcd.utils.logging import LOGGER, progress
+from mlcd.utils.one_behind import one_behind
 from mlcd.utils.ownership import claim
 
 _PART = "regions of one block of rows"
@@ -197,7 +198,7 @@ class _Work:
         attributes = {"images": images, "refused": 0}
         with hdf5.writing(path, _PART, attributes) as writer:
             _append(writer, np.zeros((0, self._encoder.dim)), [])
-            for batch, features in _one_behind(self._encoded(_crops(found, failed))):
+            for batch, features in one_behind(self._encoded(_crops(found, failed))):
                 unit = features().numpy()
                 good = [not reason for reason in unusable(unit)]
                 attributes["refused"] += len(good) - sum(good)
@@ -268,17 +269,6 @@ def _crops(found: _Rows, failed: list[tuple[int, str]]) -> Iterator[_Crop]:
             continue
         for box, pixels in zip(regions.box, regions.pixels, strict=True):
             yield _Crop(row, regions.size, box, pixels)
-
-
-def _one_behind(items: Iterable[_Encoded]) -> Iterator[_Encoded]:
-    """Iterate; an item is asked for before the one before it is handed over."""
-    last = None
-    for item in items:
-        if last is not None:
-            yield last
-        last = item
-    if last is not None:
-        yield last
 
 
 def _append(writer: hdf5.Writer, unit: np.ndarray, crops: list[_Crop]) -> None:
