@@ -150,8 +150,9 @@ class Train(Section):
     crop_pixels: Literal["exact", "fast"] = Field(
         "exact",
         description="exact: crops by Pillow's bicubic filter. fast: the same crops, within one of "
-        "256 levels on average, in less CPU time: by torch's filter, and JPEGs of which a crop has "
-        "four times the wanted pixels per side are decoded at half the size.",
+        "256 levels on average, by torch's filter, and JPEGs of which a crop has four times the "
+        "wanted pixels per side are decoded at half the size: less CPU time for large images, and "
+        "more for those of some 64 pixels.",
     )
     flip: bool = Field(True, description="Mirror images at random.")
     regions: Literal["mosaic", "boxes"] | None = Field(
