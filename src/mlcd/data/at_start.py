@@ -44,9 +44,9 @@ def check(
     def named(key: Sequence[str]) -> str:
         return source if isinstance(source, str) else source(key)
 
-    def looked(look: Callable[[], object]) -> None:
+    def looked(at: Callable[[], object]) -> None:
         try:
-            look()
+            at()
         except UserError as error:
             told = str(error)
             # Files are named by their own paths.
