@@ -74,6 +74,11 @@ REPORT_PARTS = {
         "Losses, l, r and K over seeds",
         {"ablation": [f"{ABLATE}/table.csv"], "orders": [f"{ABLATE}/orders.csv"]},
     ),
+    "figures": (
+        "5 Results",
+        "Figures from outside of the run",
+        {"figures": CONFIG.report.figures},
+    ),
     "provenance": (
         "6 Provenance",
         "Config, versions and hashes",
@@ -112,6 +117,13 @@ else:
     del REPORT_PARTS["text"]
 if not ABLATION:
     del REPORT_PARTS["ablate"]
+if not CONFIG.report.figures:
+    del REPORT_PARTS["figures"]
+#: Part → the keys of the section that it depends on; the others depend on none.
+REPORT_KEYS = {
+    **dict.fromkeys(("curate", "montage", "examples"), section("report")),
+    "figures": CONFIG.report.for_figures(),
+}
 REPORT_PAGES = [f"{RESULTS}/report/{part}.html" for part in REPORT_PARTS]
 REPORT_FILES = [
     *REPORT_PAGES,
@@ -171,9 +183,9 @@ for part, (category, title, files) in REPORT_PARTS.items():
             runtime=60,
         params:
             part=f"--part {part}",
-            options=as_options({name: paths for name, paths in files.items() if paths}),
-            # The other parts depend on no key of the section.
-            cfg=section("report") if part in ("curate", "montage", "examples") else "{}",
+            # Figures are named by their key.
+            options=as_options({n: f for n, f in files.items() if f and n != "figures"}),
+            cfg=REPORT_KEYS.get(part, "{}"),
             code=code_hash("report"),
         shell:
             """

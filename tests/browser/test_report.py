@@ -75,7 +75,12 @@ def folder(tmp_path_factory):
         "train": {"batch_size": 8},
         "text": {"enabled": True, "batch_size": 8},
         "curate": {"enabled": True},
-        "report": {"montage_clusters": 4, "montage_images": 5, "label_examples": 3},
+        "report": {
+            "montage_clusters": 4,
+            "montage_images": 5,
+            "label_examples": 3,
+            "figures": [f"results/{path.name}" for path in stores.figures],
+        },
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "Snakefile").write_text(SNAKEFILE)
@@ -95,7 +100,7 @@ def test_every_figure_of_the_report_shows(folder):
     # The overview is the first page, in the place of Snakemake's description.
     assert {Path(figure.path).stem for figure in figures} == set(PARTS) - {"overview"}
     images = {Path(figure.path).stem: figure.images for figure in figures}
-    assert images["montage"] >= 10 and images["examples"] >= 10
+    assert images["montage"] >= 10 and images["examples"] >= 10 and images["figures"] == 2
     assert all(
         images[part] == 1
         for part in ("download", "cluster", "label", "train", "text", "results", "ablate")
@@ -193,4 +198,4 @@ def test_the_report_named_by_the_environment_shows():
     assert problems == []
     # What a run does not do has no page; the overview is the first page.
     missing = set(PARTS) - {Path(figure.path).stem for figure in figures}
-    assert missing <= {"ablate", "text", "curate", "overview"}
+    assert missing <= {"ablate", "text", "curate", "figures", "overview"}

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from helpers.ablate_runs import ablation_words
 from helpers.builders import csv_table, embeddings_file, image_store, jpeg, unit_vectors
@@ -20,6 +21,14 @@ CHUNKS = ("first-00000", "first-00001", "second-00000")
 N, K, L = 10, 4, 3
 #: What a stranger may write into a caption.
 HOSTILE = "<script>alert('x')</script> \"&amp; $\\alpha$ {{ 7 * 7 }}"
+
+
+#: A figure of someone else's, which would run a script and fetch an image.
+FIGURE = (
+    '<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 40 20" width="40">'
+    '<script>document.title = "ran"</script><rect width="40" height="20" fill="teal"/>'
+    '<image href="http://example.org/pixel.png" width="9" height="9"/></svg>'
+)
 
 
 class Stores:
@@ -105,6 +114,9 @@ class Stores:
         self.resolved = folder / "report" / "config.yaml"
         self.resolved.parent.mkdir()
         self.resolved.write_text("cluster: {k: 4}\nlabel: {top: 3}\n")
+        self.figures = [folder / "study.svg", folder / "seen.png"]
+        self.figures[0].write_text(FIGURE)
+        Image.new("RGB", (30, 20), "teal").save(self.figures[1])
         self.jobs = folder / "report" / "efficiency.csv"
         self.draw("efficiency", self.jobs)
 
@@ -133,6 +145,7 @@ class Stores:
             "efficiency": ["--folder", str(self.folder), "--snakemake", str(self.snakemake)],
             "ablate": ["--ablation", str(self.ablation),
                        "--orders", str(self.ablation.with_name("orders.csv"))],
+            "figures": ["--config", json.dumps({"figures": [*map(str, self.figures)]})],
             "provenance": ["--resolved", str(self.resolved), "--files", str(self.centroids),
                            str(self.scores)],
         }  # fmt: skip

@@ -1,12 +1,12 @@
-"""Section `report`: the images of the HTML report."""
+"""Section `report`: the images of the HTML report, and figures from outside of the run."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from mlcd.config.base import MOST_SEED, Section
+from mlcd.config.base import MOST_SEED, Section, as_json
 
 
 class Report(Section):
@@ -40,3 +40,27 @@ class Report(Section):
         "decoded.",
     )
     seed: int = Field(0, ge=0, le=MOST_SEED, description="Seed that chooses clusters and images.")
+    figures: list[str] = Field(
+        [],
+        max_length=12,
+        description="Figures from outside of the run that its report shows on a page of their own, "
+        "such as that of a study that several runs are part of: paths of SVG, PNG, JPEG or WebP.",
+    )
+
+    @field_validator("figures", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        """Take report.figures=FILE, as a command line gives it, for a list of one."""
+        return [value] if isinstance(value, str) else value
+
+    def to_json(self) -> str:
+        """As :meth:`Section.to_json`, without `figures`, which are those of one page alone."""
+        return as_json(self.model_dump(mode="json", exclude={"figures"}))
+
+    def for_figures(self) -> str:
+        """Return the keys of the page of `figures`, as one line of JSON."""
+        return as_json(self.model_dump(mode="json", include={"figures", "max_pixels"}))
+
+    def sealed(self) -> dict[str, Any]:
+        """As :meth:`Section.sealed`, without `figures`, on which no result of the run rests."""
+        return self.model_dump(mode="json", exclude={"figures"})

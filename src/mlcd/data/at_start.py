@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlcd.config import Config, encoders
 from mlcd.config.files import Origins, key_of, quoted
-from mlcd.data import columns, initial_files
+from mlcd.data import columns, initial_files, own_figures
 from mlcd.data.labeled import layout, prompts
 from mlcd.data.own import checks as own
 from mlcd.data.url_lists import Chunk
@@ -62,7 +62,7 @@ def check(
         looked(lambda: columns.check(config, chunks))
         looked(lambda: columns.check_boxes(config, chunks))
     found = [*_results(config), *_frozen(config), *_regions(config), *_trained(config)]
-    found += _exports(config)
+    found += [*_exports(config), *_figures(config)]
     if chunks:
         found += _numbers(config, sum(chunk.rows for chunk in chunks.values()))
     for key, problem in found:
@@ -187,6 +187,13 @@ def _exports(config: Config) -> Iterator[Problem]:
         model.removeprefix(encoders.OPEN_CLIP)
     ):
         yield key, f"transformers cannot load {model}, which has not CLIP's blocks; use open_clip"
+
+
+def _figures(config: Config) -> Iterator[Problem]:
+    """Look at the figures that the report is to show, as far as their first bytes tell."""
+    for path in config.report.figures:
+        if problem := own_figures.problem(path):
+            yield ("report", "figures"), problem
 
 
 def _numbers(config: Config, rows: int) -> Iterator[Problem]:

@@ -49,6 +49,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "results": ("every model on every data set", ("scores",)),
     "efficiency": ("what the jobs took: queue, time, cores, memory, GPUs", ("folder", "snakemake")),
     "ablate": ("losses, l, r and K compared over seeds", ("ablation", "orders")),
+    "figures": ("figures from outside of the run, those of report.figures", ()),
     "provenance": ("config, versions, revision and hashes", ("resolved", "files", "own")),
 }
 
