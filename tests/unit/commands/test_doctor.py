@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 import yaml
@@ -178,6 +179,14 @@ def test_the_training_is_held_against_the_gpus(monkeypatch):
     (odd,) = training.checks(config, asked(7), None)
     assert odd.result == FAIL and "7 ranks" in odd.seen
     assert not list(training.checks(config, asked(8, ""), None))
+    # A million words beside a million clusters take their room twice.
+    ocr = config.ocr.changed(enabled=True, most_words=1_000_000)
+    wordy = config.model_copy(
+        update={"ocr": ocr, "train": config.train.changed(ocr_weight=0.5)}
+    )  # fmt: skip
+    more, _ = training.checks(wordy, asked(8), None)
+    shares = [float(re.search(r"centers ([\d.]+) GB", found.seen)[1]) for found in (least, more)]
+    assert shares[1] == pytest.approx(2 * shares[0], abs=0.15)
 
 
 def test_the_text_tower_is_held_against_the_gpus_too(monkeypatch):

@@ -32,14 +32,18 @@ def _train(config: Config, ranks: int, memory: int | None) -> Iterator[Check]:
     from mlcd.training.memory import need
 
     section = config.train
+    classes = config.cluster.k
     labels = 1 if section.loss == "single" else section.positives or config.label.top
+    if section.ocr_weight:
+        # The second head, with as many words as there may be.
+        classes, labels = classes + config.ocr.most_words, labels + config.ocr.top
     for phase in phases(section, 1):
         name = f"training, {phase.image_size} px"
         try:
             check_share("train", section.batch_size, ranks)
             mosaics.check_share(section, ranks)
             job = fit.job(
-                section, ranks=ranks, side=phase.image_size, classes=config.cluster.k,
+                section, ranks=ranks, side=phase.image_size, classes=classes,
                 labels=labels, memory_limit=None,
             )  # fmt: skip
             size = fit.chosen(section, job, memory) if memory else job.unit

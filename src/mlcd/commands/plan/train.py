@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import NamedTuple
 
 from mlcd.commands.plan import gpus
-from mlcd.config import load
+from mlcd.config import Ocr, load
 from mlcd.config.train import Train
 from mlcd.launch import options
 from mlcd.models.footprint import Footprint
@@ -50,16 +51,19 @@ def run(arguments: argparse.Namespace, section: Train) -> None:
     """Print the plan of the training that the options ask for. Raises :class:`UserError`."""
     resources = options.resources(arguments)
     memory, flops, source = gpus.asked(arguments)
-    n, classes, labels = _data(arguments, section)
+    n, classes, labels, words = _data(arguments, section)
     if n < section.batch_size:
         raise UserError(f"train.batch_size: {section.batch_size} images per step of {n}; lower it")
-    parts = plan(arguments, section, resources.ranks, memory, flops, (n, classes, labels))
+    # Both heads as one: their rows lie side by side.
+    heads = (n, classes + words.classes, labels + words.top)
+    parts = plan(arguments, section, resources.ranks, memory, flops, heads)
     first = parts[0]
     lines = [
         ("images", f"{n:,}, {section.batch_size:,} per step"),
         ("encoder", f"{section.model}: {first.footprint.weights / 1e6:,.1f} M weights, "
                     f"{section.precision}, ZeRO stage {section.zero_stage}"),
         ("classes", f"{classes:,} of {section.embedding_dim} dimensions, {labels} per image"),
+        *words.lines(),
         ("GPUs", f"{resources.ranks} of {decimal_size(memory)}, of which "
                  f"{decimal_size(usable(memory))} are planned for"),
         ("rate", f"{flops:.3g} FLOP/s per GPU ({source})"),
@@ -81,7 +85,8 @@ def plan(arguments: argparse.Namespace, section: Train, ranks: int, memory: int,
          data: tuple[int, int, int]) -> list[Part]:  # fmt: skip
     """Return the phases of a training on `ranks` GPUs of `memory` bytes and `flops` FLOP/s each.
 
-    data: images, classes, labels per image. Raises :class:`UserError` if one does not fit.
+    data: images, classes and labels per image, of both heads together. Raises :class:`UserError` if
+    one does not fit.
     """
     n, classes, labels = data
     limit = parse_size(arguments.memory_limit) if arguments.memory_limit else None
@@ -106,8 +111,21 @@ def plan(arguments: argparse.Namespace, section: Train, ranks: int, memory: int,
     return parts
 
 
-def _data(arguments: argparse.Namespace, section: Train) -> tuple[int, int, int]:
-    """Return images, classes and labels per image. Raises :class:`UserError`."""
+class Words(NamedTuple):
+    """The second head: its classes, and those of an image at most; nothing without one."""
+
+    classes: int = 0
+    top: int = 0
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return what is printed of it."""
+        if not self.classes:
+            return []
+        return [("words", f"{self.classes:,} at most, {self.top} per image")]
+
+
+def _data(arguments: argparse.Namespace, section: Train) -> tuple[int, int, int, Words]:
+    """Return images, classes, labels per image, and words. Raises :class:`UserError`."""
     from mlcd.data.centroids import Centroids
     from mlcd.data.embeddings import open_all
 
@@ -123,10 +141,15 @@ def _data(arguments: argparse.Namespace, section: Train) -> tuple[int, int, int]
     needed = {
         "rows": (n, "embeddings"), "classes": (classes, "centroids"), "top": (labels, "config"),
     }  # fmt: skip
+    words = Words()
+    if section.ocr_weight:
+        ocr = config.ocr if config else Ocr()
+        words = Words(arguments.words or (config.ocr.most_words if config else 0), ocr.top)
+        needed["words"] = (words.classes, "config")
     for name, (value, other) in needed.items():
         if value <= 0:
             raise UserError(f"--{name}: --plan needs it, or --{other} to take it from")
-    return n, classes, labels
+    return n, classes, labels, words
 
 
 def _phase(part: Part, threads: int, tight: bool) -> list[tuple[str, str]]:

@@ -81,6 +81,9 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top", type=int, metavar="L",
         help="with --plan: labels per image [train.positives, else label.top of "
         "--config]")  # fmt: skip
+    add("--words", type=int, metavar="M",
+        help="with --plan and train.ocr_weight: classes of the second head [ocr.most_words of "
+        "--config]")  # fmt: skip
     add("--gpu", metavar="NAME", help="with --plan: each rank has such a GPU (a100, h100, …)")
     add("--gpu-memory", metavar="SIZE", help="with --plan: memory of a GPU [that of --gpu]")
     add("--flops", type=float, metavar="F",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from helpers.footprints import recorded
@@ -54,6 +56,27 @@ def test_laion_on_eight_h100(capsys) -> None:
     assert any(line.startswith("images/s") and "6,50" in line for line in lines)
     assert any(line.startswith("224 pixels") and "380,576 steps" in line for line in lines)
     assert any(line.startswith("decoders") and "6 of a GPU's cores" in line for line in lines)
+
+
+def centers(out: str) -> float:
+    """Return the gigabytes of centers and moments of the first phase."""
+    found = re.search(r"centers ([\d.]+) (MB|GB)", out)
+    assert found
+    return float(found[1]) / (1000 if found[2] == "MB" else 1)
+
+
+def test_the_words_of_a_second_head_count(capsys) -> None:
+    card = ("--gpu", "h100", "--ranks-per-node", "8")
+    found = []
+    for options in ([], ["--ocr-weight", "0.5"], ["--ocr-weight", "0.5", "--words", "1000000"]):
+        assert cli.main(words("laion400m-vit-l14", *card, *options)) == 0
+        said = capsys.readouterr().out
+        found.append(centers(said))
+        assert ("words " in said) == bool(options)
+    # K = 1M; without --words those that ocr.most_words allows. Printed to a tenth.
+    assert "1,000,000 at most, 10 per image" in said
+    assert found[1] == pytest.approx(1.1 * found[0], abs=0.1)
+    assert found[2] == pytest.approx(2 * found[0], abs=0.15)
 
 
 @pytest.mark.parametrize(
