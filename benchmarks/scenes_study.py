@@ -21,6 +21,7 @@ table and the figure are made by benchmarks/scenes_table.py.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -198,6 +199,9 @@ def prepare(study: Study, jobs: Sequence[Job], grounds: Path | None) -> Path:
         # Baselines ask the workflow for the cells of their seed.
         "ablate": {"grids": [{"seeds": sorted({job.seed for job in jobs})}]},
     }
+    if (figure := PAGE.with_suffix(".svg")).is_file():
+        # The study's figure in the report of each of its runs.
+        values["report"] = {"figures": [os.path.relpath(figure)]}
     path = results.with_suffix(".yaml")
     write_text(path, yaml.safe_dump(values, sort_keys=False))
     return path
