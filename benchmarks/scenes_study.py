@@ -4,8 +4,8 @@
     python benchmarks/scenes_study.py --grounds unpacked/usr/share/tuxpaint/templates
 
 composes the scenes (demo/scenes.py), and has the workflow train and score the cells that
-docs/results/scenes.csv lacks: first those that the hypothesis needs, with all seeds, then the
-others seed after seed. Each cell that is finished is a row of the CSV at once. So a run may be
+docs/results/scenes.csv lacks: first those that the hypothesis needs, then those of one question
+after another, each with all seeds. Each cell that is finished is a row of the CSV at once. So a run may be
 killed at any time, and the next one continues from the CSV alone, on another machine too.
 `--until 22:30` starts no batch after that time, and `--limit N` stops after N cells. `--plan`
 prints what is left.
@@ -21,6 +21,7 @@ table and the figure are made by benchmarks/scenes_table.py.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -98,24 +99,30 @@ def batches(study: Study) -> list[list[Job]]:
     """Return all jobs in order, in batches of one number of objects.
 
     Cells that are equal by definition are one (mlc with l = 1 is single). First come the cells of
-    the hypothesis (mlcd with l = 8 and 1, mlc with l = 8, at the config's r) with all seeds, then
-    the baselines, then the others seed by seed, within a seed the other K last.
+    the hypothesis (mlcd with l = 8 and 1, mlc with l = 8, at the config's r), then the baselines,
+    then r by K in the cheapest cell, then single, then both losses with r = 1 and with l = 4, then
+    what is left of the grid. Each cell comes with all seeds: fewer have no interval.
     """
     own = study.config.own_cell
+    one = own._replace(l=1)
+    core = [own, one, own._replace(loss="mlc")]
+    by_k = [one._replace(r=1.0), *(one._replace(r=r, k=k) for k in OTHER_K for r in (own.r, 1.0))]
+    beside = [one._replace(loss="single"), *(cell._replace(loss=loss) for cell in
+              (own._replace(r=1.0), own._replace(l=4)) for loss in ("mlcd", "mlc"))]  # fmt: skip
     grid = Grid(loss=["mlcd", "mlc", "single"], l=[1, 4, 8], r=[0.1, 1.0], seeds=[0])
-    core = [own, own._replace(l=1), own._replace(loss="mlc")]
-    others = [cell for cell in grid.cells(own) if cell not in core]
-    other_k = [own._replace(l=1, r=r, k=k) for k in OTHER_K for r in (0.1, 1.0)]
-    found = [
-        [Job(objects, cell, "", seed) for seed in study.seeds for cell in core]
-        for objects in OBJECTS
-    ]
+    rest = [cell for cell in grid.cells(own) if cell not in [*core, *beside]]
+
+    def jobs(objects: int, cells: Sequence[Cell]) -> list[Job]:
+        return [Job(objects, cell, "", seed) for seed in study.seeds for cell in cells]
+
+    found = [jobs(objects, core) for objects in OBJECTS]
     for objects in OBJECTS:
         random = [Job(objects, None, "random", seed) for seed in study.seeds]
         found.append([*random, Job(objects, None, "frozen", study.config.evaluate.seed)])
-    for seed in study.seeds:
-        found += [[Job(objects, cell, "", seed) for cell in others] for objects in OBJECTS]
-        found.append([Job(OBJECTS[0], cell, "", seed) for cell in other_k])
+    found.append(jobs(OBJECTS[0], by_k))
+    for cell in [*beside, *rest]:
+        # The cheapest cell at r = 1 has come by K.
+        found += [jobs(n, [cell]) for n in OBJECTS if n != OBJECTS[0] or cell not in by_k]
     return found
 
 
@@ -192,6 +199,9 @@ def prepare(study: Study, jobs: Sequence[Job], grounds: Path | None) -> Path:
         # Baselines ask the workflow for the cells of their seed.
         "ablate": {"grids": [{"seeds": sorted({job.seed for job in jobs})}]},
     }
+    if (figure := PAGE.with_suffix(".svg")).is_file():
+        # The study's figure in the report of each of its runs.
+        values["report"] = {"figures": [os.path.relpath(figure)]}
     path = results.with_suffix(".yaml")
     write_text(path, yaml.safe_dump(values, sort_keys=False))
     return path

@@ -55,7 +55,20 @@ def test_each_cell_is_run_once_and_the_hypothesis_first(study):
         ]  # fmt: skip
     for batch in found[3:6]:
         assert {job.name for job in batch} <= {"random", "frozen"}
-    assert [batch[0].seed for batch in found[6:]] == sorted(batch[0].seed for batch in found[6:])
+    by_k, *others = found[6:]
+    assert {job.objects for job in by_k} == {1}
+    assert {(job.cell.loss, job.cell.l) for job in by_k} == {("mlcd", 1)}
+    assert {(job.cell.k, job.cell.r) for job in by_k} == {
+        (500, 1), (125, 0.1), (125, 1), (2000, 0.1), (2000, 1)
+    }  # fmt: skip
+    # A batch is a cell with all seeds.
+    assert [{job.name for job in batch} for batch in others[:15:3]] == [
+        {"single-l1-r0.1-k500"}, {"mlcd-l8-r1-k500"}, {"mlc-l8-r1-k500"}, {"mlcd-l4-r0.1-k500"},
+        {"mlc-l4-r0.1-k500"},
+    ]  # fmt: skip
+    for batch in others:
+        assert len({job.name for job in batch}) == 1
+        assert [job.seed for job in batch] == list(study.seeds)
     assert all(len({job.objects for job in batch}) == 1 for batch in found)
 
 
