@@ -5,8 +5,8 @@
 
 composes the scenes (demo/scenes.py), and has the workflow train and score the cells that
 docs/results/scenes.csv lacks: first those that the hypothesis needs, then those of one question
-after another, each with all seeds. Each cell that is finished is a row of the CSV at once. So a run may be
-killed at any time, and the next one continues from the CSV alone, on another machine too.
+after another, each with all seeds. Each cell that is finished is a row of the CSV at once. So a
+run may be killed at any time, and the next one continues from the CSV alone, on another machine.
 `--until 22:30` starts no batch after that time, and `--limit N` stops after N cells. `--plan`
 prints what is left.
 
