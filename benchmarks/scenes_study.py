@@ -119,7 +119,7 @@ def batches(study: Study) -> list[list[Job]]:
     for objects in OBJECTS:
         random = [Job(objects, None, "random", seed) for seed in study.seeds]
         found.append([*random, Job(objects, None, "frozen", study.config.evaluate.seed)])
-    found.append(jobs(OBJECTS[0], by_k))
+    found += [jobs(OBJECTS[0], [cell]) for cell in by_k]
     for cell in [*beside, *rest]:
         # The cheapest cell at r = 1 has come by K.
         found += [jobs(n, [cell]) for n in OBJECTS if n != OBJECTS[0] or cell not in by_k]
@@ -200,7 +200,7 @@ def prepare(study: Study, jobs: Sequence[Job], grounds: Path | None) -> Path:
         "ablate": {"grids": [{"seeds": sorted({job.seed for job in jobs})}]},
     }
     if (figure := PAGE.with_suffix(".svg")).is_file():
-        # The study's figure in the report of each of its runs.
+        # Where a report of one of the study's runs is asked for, it shows the study's figure.
         values["report"] = {"figures": [os.path.relpath(figure)]}
     path = results.with_suffix(".yaml")
     write_text(path, yaml.safe_dump(values, sort_keys=False))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from mlcd.config.base import MOST_SEED, Section, as_json
+from mlcd.config.files import quoted
 
 
 class Report(Section):
@@ -52,6 +53,15 @@ class Report(Section):
     def _one_is_a_list(cls, value: Any) -> Any:
         """Take report.figures=FILE, as a command line gives it, for a list of one."""
         return [value] if isinstance(value, str) else value
+
+    @field_validator("figures")
+    @classmethod
+    def _figures_are_plain_paths(cls, value: list[str]) -> list[str]:
+        # Rules take braces in paths of inputs for wildcards, and pages are UTF-8.
+        for path in value:
+            if not path.isprintable() or set(path) & set("{}"):
+                raise ValueError(f"{quoted(path)}: expected a path without braces and line breaks")
+        return value
 
     def to_json(self) -> str:
         """As :meth:`Section.to_json`, without `figures`, which are those of one page alone."""

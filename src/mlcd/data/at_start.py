@@ -62,7 +62,9 @@ def check(
         looked(lambda: columns.check(config, chunks))
         looked(lambda: columns.check_boxes(config, chunks))
     found = [*_results(config), *_frozen(config), *_regions(config), *_trained(config)]
-    found += [*_exports(config), *_figures(config)]
+    found += _exports(config)
+    if look:
+        found += _figures(config)
     if chunks:
         found += _numbers(config, sum(chunk.rows for chunk in chunks.values()))
     for key, problem in found:
@@ -190,7 +192,7 @@ def _exports(config: Config) -> Iterator[Problem]:
 
 
 def _figures(config: Config) -> Iterator[Problem]:
-    """Look at the figures that the report is to show, as far as their first bytes tell."""
+    """Look at the figures that the report is to show."""
     for path in config.report.figures:
         if problem := own_figures.problem(path):
             yield ("report", "figures"), problem

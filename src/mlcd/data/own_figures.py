@@ -1,9 +1,10 @@
-"""What a figure of `report.figures` may be, known of its name, its size and its first bytes."""
+"""What a figure of `report.figures` may be, known from its name, its size and its markup."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import Any
+from xml.parsers import expat
 
 from mlcd.config.files import quoted
 
@@ -11,8 +12,8 @@ from mlcd.config.files import quoted
 SUFFIXES = (".svg", ".png", ".jpg", ".jpeg", ".webp")
 #: Bytes of an SVG, which goes into a page as it is, and of an image, which is made smaller.
 MOST_SVG, MOST_IMAGE = 1_000_000, 50_000_000
-#: Bytes in which the root of an SVG begins, after declarations and comments.
-_HEAD = 8192
+#: The root of an SVG as expat names it; without its namespace browsers show no image.
+_ROOT = "http://www.w3.org/2000/svg svg"
 
 
 def is_svg(path: str) -> bool:
@@ -21,7 +22,7 @@ def is_svg(path: str) -> bool:
 
 
 def problem(path: str) -> str | None:
-    """Return why a path is no figure that a page can show, or None."""
+    """Return why a path is no figure that a page can show, or None. Other images: by name, size."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         return f"{quoted(path)} ends in none of {', '.join(SUFFIXES)}; save it as one of them"
@@ -30,11 +31,33 @@ def problem(path: str) -> str | None:
         if not Path(path).is_file():
             raise FileNotFoundError
         with Path(path).open("rb") as file:
-            size, head = os.fstat(file.fileno()).st_size, file.read(_HEAD)
+            data = file.read(most + 1) if is_svg(path) else file.read(1)
+            size = file.seek(0, 2)
     except (OSError, ValueError):
         return f"{quoted(path)} is no file that can be read; correct it"
     if size > most:
         return f"{quoted(path)} has {size} bytes, and {most} fit; make it smaller"
-    if is_svg(path) and b"<svg" not in head:
-        return f"{quoted(path)} is no SVG; correct it"
+    if is_svg(path) and (told := svg_problem(data)):
+        return f"{quoted(path)} is no SVG that browsers show ({told}); save it again"
     return None
+
+
+def svg_problem(data: bytes) -> str | None:
+    """Return why bytes are no SVG, or None. Entities are refused: few bytes may stand for many."""
+    parser = expat.ParserCreate(namespace_separator=" ")
+    roots: list[str] = []
+
+    def start(name: str, _: Any) -> None:
+        roots.append(name)
+        parser.StartElementHandler = None
+
+    def entity(*_: Any) -> None:
+        raise ValueError("it declares entities")
+
+    parser.StartElementHandler = start
+    parser.EntityDeclHandler = entity
+    try:
+        parser.Parse(data, True)
+    except (expat.ExpatError, ValueError, LookupError) as error:
+        return str(error)
+    return None if roots == [_ROOT] else f"its root is {quoted(roots[0])}"

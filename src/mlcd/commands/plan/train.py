@@ -144,8 +144,11 @@ def _data(arguments: argparse.Namespace, section: Train) -> tuple[int, int, int,
     words = Words()
     if section.ocr_weight:
         ocr = config.ocr if config else Ocr()
-        words = Words(arguments.words or (config.ocr.most_words if config else 0), ocr.top)
+        known = config.ocr.most_words if config else 0
+        words = Words(known if arguments.words is None else arguments.words, ocr.top)
         needed["words"] = (words.classes, "config")
+    elif arguments.words is not None:
+        raise UserError("--words: train.ocr_weight is 0, so there is no second head; set it")
     for name, (value, other) in needed.items():
         if value <= 0:
             raise UserError(f"--{name}: --plan needs it, or --{other} to take it from")

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from mlcd.config import Report
+from mlcd.config.files import quoted
 from mlcd.data import own_figures
 from mlcd.data.decode import BadImage, decode
 from mlcd.stages.report.page import LIMIT, Drawing, data_uri, render
@@ -41,7 +42,7 @@ def draw(section: Report) -> Drawing:
     title = f"{len(shown)} figures from outside of the run" if many else shown[0]["name"]
     lead = (
         f"{'Figures' if many else 'A figure'} from outside of the run, which report.figures names: "
-        "no stage made it, and the run's seal says nothing about it."
+        "no stage made it, and nothing else of the run rests on it."
     )
     return Drawing(title, lead, render("figures.html", figures=shown))
 
@@ -57,7 +58,7 @@ def _shown(path: str, max_pixels: int) -> dict[str, str]:
         try:
             image = data_uri("image/webp", _webp(decode(data, max_pixels=max_pixels)))
         except BadImage as error:
-            raise UserError(f"report.figures: {path}: {error}; save it again") from None
+            raise UserError(f"report.figures: {quoted(path)}: {error}; save it again") from None
     return {"name": Path(path).name, "sha256": hashlib.sha256(data).hexdigest(), "image": image}
 
 

@@ -76,6 +76,10 @@ def test_the_words_of_a_second_head_count(capsys) -> None:
     # K = 1M; without --words those that ocr.most_words allows. Printed to a tenth.
     assert "1,000,000 at most, 10 per image" in said
     assert found[1] == pytest.approx(1.1 * found[0], abs=0.1)
+    assert cli.main(words("laion400m-vit-l14", *card, "--words", "10")) == 2
+    refused(capsys, "--words: train.ocr_weight is 0")
+    assert cli.main(words("laion400m-vit-l14", *card, "--ocr-weight", "1", "--words", "0")) == 2
+    refused(capsys, "--words: --plan needs it")
     assert found[2] == pytest.approx(2 * found[0], abs=0.15)
 
 

@@ -19,6 +19,8 @@ from mlcd.data import own_figures
 from mlcd.stages.report import figures
 from mlcd.utils.errors import UserError
 
+SVG = '<svg xmlns="http://www.w3.org/2000/svg">'
+
 
 def page(tmp_path, *paths, **keys) -> str:
     """Return the page of some figures."""
@@ -61,9 +63,9 @@ def test_images_are_encoded_anew_and_made_smaller(tmp_path):
 def test_figures_keep_their_order_and_names_are_escaped(tmp_path):
     names = ["b&<b>.svg", "a.SVG"]
     for name in names:
-        (tmp_path / name).write_text(f"<!-- {name} -->{FIGURE}")
+        (tmp_path / name).write_text(FIGURE.replace("teal", "red" if name == names[0] else "tan"))
     html = page(tmp_path, *(tmp_path / name for name in names))
-    assert [data.decode()[:9] for _, data in images(html)] == ["<!-- b&<b", "<!-- a.SV"]
+    assert [b"red" in data for _, data in images(html)] == [True, False]
     assert "b&amp;&lt;b&gt;.svg" in html and "<b>" not in html
     assert "2 figures from outside of the run" in html
 
@@ -73,10 +75,16 @@ def test_figures_keep_their_order_and_names_are_escaped(tmp_path):
     [
         ("a.pdf", b"%PDF", "ends in none of .svg, .png, .jpg, .jpeg, .webp; save it as one of"),
         ("a.svg", None, "is no file that can be read; correct it"),
-        ("a.svg", b"<html></html>", "is no SVG; correct it"),
+        ("a.svg", b"<html></html>", r"is no SVG that browsers show \(its root is 'html'\); save"),
+        ("a.svg", b"<svg></svg>", r"is no SVG that browsers show \(its root is 'svg'\); save"),
+        ("a.svg", f"<html>{SVG}</svg></html>".encode(), "is no SVG that browsers show"),
+        ("a.svg", SVG.encode(), r"is no SVG that browsers show \(no element found"),
+        ("a.svg", b"", r"is no SVG that browsers show \(no element found"),
+        ("a.svg", f'<!DOCTYPE svg [<!ENTITY a "aa">]>{SVG}&a;</svg>'.encode(),
+         r"is no SVG that browsers show \(it declares entities"),
         ("a.svg", b"<svg>" + bytes(own_figures.MOST_SVG), "has 1000005 bytes, and 1000000 fit"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_figure_is_told_before_any_work(tmp_path, monkeypatch, name, data, told):
     from mlcd.data import at_start
 
@@ -110,19 +118,44 @@ def test_an_image_that_does_not_decode_is_one_line(tmp_path, capsys):
         output = tmp_path / "page.html"
         assert main(["report", "--part", "figures", *words, "--output", str(output)]) == 2
         said = capsys.readouterr().err
-        assert f"report.figures: {path}: " in said and "Traceback" not in said
+        assert f"report.figures: '{path}': " in said and "Traceback" not in said
         assert not output.exists()
 
 
 def test_more_than_a_page_holds_is_refused(tmp_path):
     path = tmp_path / "large.svg"
-    path.write_text("<svg>" + " " * 800_000)
+    path.write_text(f"{SVG}{' ' * 800_000}</svg>")
     assert page(tmp_path, path)
     with pytest.raises(UserError, match=r"report.figures: \d+ bytes of a page, and \d+ fit"):
         page(tmp_path, path, path)
 
 
-def test_no_other_page_and_no_seal_knows_of_figures():
+def test_jobs_do_not_look_at_figures_again(tmp_path, monkeypatch):
+    """One that goes away while a run of days goes on stops none of its jobs."""
+    from mlcd.data import at_start
+
+    monkeypatch.chdir(tmp_path)
+    config = validate(
+        Config, {"report": {"figures": "gone.svg"}, "evaluate": {"datasets": []}}, "mine.yaml"
+    )
+    assert at_start.check(config, "mine.yaml", dict, look=False) == {}
+
+
+@pytest.mark.parametrize("name", ["{x}.svg", "two\nlines.svg", "b\udcff.svg"])
+def test_paths_that_no_rule_or_page_can_hold_are_refused(name):
+    with pytest.raises(UserError, match=r"report.figures: .*: expected a path without braces and"):
+        validate(Config, {"report": {"figures": name}}, "mine.yaml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_any_encoding_and_a_long_preface_are_taken(tmp_path, encoding):
+    path = tmp_path / "a.svg"
+    preface = f"<?xml version='1.0' encoding='{encoding}'?><!-- {'x' * 9000} -->"
+    path.write_bytes(f"{preface}{SVG}</svg>".encode(encoding))
+    assert own_figures.problem(str(path)) is None
+
+
+def test_no_other_page_and_no_identity_knows_of_figures():
     plain, other = Report(), Report(figures=["a.svg"])
     assert plain.to_json() == other.to_json() and plain.sealed() == other.sealed()
     assert "figures" not in json.loads(plain.to_json())
