@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar, get_args
 
@@ -23,6 +24,8 @@ MOST_RATE = 10.0
 MOST_SEED = 2**32 - 1
 #: Characters of a validator's message that are shown.
 _LONGEST = 600
+#: Snakemake's wildcards: {name} and {name,pattern}.
+_WILDCARD = re.compile(r"\{\s*\w+\s*(,[^{}]*)?\}")
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -58,6 +61,14 @@ class Section(BaseModel):
                 raise PydanticCustomError("too_large", f"a number of at most {MOST}")
         return value
 
+    @field_validator("*")
+    @classmethod
+    def _no_word_in_braces(cls, value: Any) -> Any:
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str):
+                refuse_wildcard(item)
+        return value
+
     def to_json(self) -> str:
         """Return the section as one line of JSON with sorted keys, equal for equal values."""
         return as_json(self.model_dump(mode="json"))
@@ -75,6 +86,18 @@ class Section(BaseModel):
         Raises :class:`pydantic.ValidationError`, a ValueError, if they do not fit the others.
         """
         return type(self).model_validate({**self.model_dump(mode="json"), **changes})
+
+
+def refuse_wildcard(text: str) -> None:
+    """Raise ValueError for a word in braces: rules, which carry all values, take it for a wildcard.
+
+    Snakemake would stop with words that name neither the key nor the value.
+    """
+    if found := _WILDCARD.search(text):
+        raise ValueError(
+            f"{quoted(text)}: rules take {found[0]} for a wildcard; write it without braces, or "
+            "rename the file"
+        )
 
 
 def as_json(values: Mapping[str, Any]) -> str:

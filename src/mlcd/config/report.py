@@ -57,10 +57,10 @@ class Report(Section):
     @field_validator("figures")
     @classmethod
     def _figures_are_plain_paths(cls, value: list[str]) -> list[str]:
-        # Rules take braces in paths of inputs for wildcards, and pages are UTF-8.
+        # Their names stand on a page, which is UTF-8.
         for path in value:
-            if not path.isprintable() or set(path) & set("{}"):
-                raise ValueError(f"{quoted(path)}: expected a path without braces and line breaks")
+            if not path.isprintable():
+                raise ValueError(f"{quoted(path)}: expected a path of characters that can be shown")
         return value
 
     def to_json(self) -> str:

@@ -75,7 +75,7 @@ def test_every_key_is_described_by_a_sentence():
         ({"train": {"seed": 2**32}}, "train.seed: expected at most 4294967295"),
         ({"train": {"epochs": 10**30}}, "train.epochs: expected a number of at most"),
         ({"cluster": {"k": {"a": 1}}}, "cluster.k: expected one value, got keys (a)"),
-        ({"results": "a{chunk}"}, "results: expected a path without braces"),
+        ({"results": "a{"}, "results: expected a path without braces"),
         ({"results": "~/a"}, "results: ~/a: ~ is not expanded here"),
         ({"train": {"model": ["x" * 10_000]}}, "train.model: expected a valid string, got ['xxx"),
         ({"metadata": []}, "metadata: expected List should have at least 1 item"),
@@ -126,6 +126,33 @@ def test_section_survives_json():
     ):
         on = Config().train.changed(regions=regions, ocr_weight=0.5)
         assert json.loads(on.to_json()).keys() == type(on).model_fields.keys() - idle
+
+
+@pytest.mark.parametrize("word", ["{x}", "{ x }", "{chunk,.+}"])
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("metadata", lambda path: {"metadata": ["lists", path]}),
+        ("embed.embeddings", lambda path: {"embed": {"embeddings": [path]}}),
+        ("cluster.initial", lambda path: {"cluster": {"initial": path}}),
+        ("train.initial", lambda path: {"train": {"initial": path}}),
+        ("report.figures", lambda path: {"report": {"figures": path}}),
+        ("evaluate.datasets.0.path", lambda path: {
+            "evaluate": {"datasets": [{"name": "a", "path": path}]}
+        }),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_word_in_braces_is_no_value_of_any_key(key, values, word):
+    """Snakemake takes it for a wildcard, and names neither the key nor the value."""
+    told = re.escape(f"rules take {word} for a wildcard; write it without braces, or rename")
+    with pytest.raises(UserError, match=f"mine.yaml: {re.escape(key)}: .*{told}"):
+        validate(Config, values(f"folder/{word}/a.svg"), "mine.yaml")
+
+
+def test_other_braces_are_values_as_others():
+    for name in ("a{}.svg", "a{b-c}.svg", "{.svg", "a}{b"):
+        assert validate(Config, {"report": {"figures": name}}, "x").report.figures == [name]
 
 
 def test_a_second_head_needs_the_words_that_it_is_of():

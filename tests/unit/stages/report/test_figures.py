@@ -141,9 +141,9 @@ def test_jobs_do_not_look_at_figures_again(tmp_path, monkeypatch):
     assert at_start.check(config, "mine.yaml", dict, look=False) == {}
 
 
-@pytest.mark.parametrize("name", ["{x}.svg", "two\nlines.svg", "b\udcff.svg"])
-def test_paths_that_no_rule_or_page_can_hold_are_refused(name):
-    with pytest.raises(UserError, match=r"report.figures: .*: expected a path without braces and"):
+@pytest.mark.parametrize("name", ["two\nlines.svg", "b\udcff.svg"])
+def test_names_that_no_page_can_hold_are_refused(name):
+    with pytest.raises(UserError, match=r"report.figures: .*: expected a path of characters"):
         validate(Config, {"report": {"figures": name}}, "mine.yaml")
 
 
