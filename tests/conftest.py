@@ -1,6 +1,11 @@
 """Settings of all tests: one thread per library, no network look-ups at import, a fresh logger."""
 
 import os
+import signal
+
+# A shell has what runs in its background ignore Ctrl-C, and so would all programs under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

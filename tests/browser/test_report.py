@@ -79,7 +79,7 @@ def folder(tmp_path_factory):
             "montage_clusters": 4,
             "montage_images": 5,
             "label_examples": 3,
-            "figures": [f"results/{path.name}" for path in stores.figures],
+            "figures": [f"results-figures/{path.name}" for path in stores.figures],
         },
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

@@ -114,7 +114,10 @@ class Stores:
         self.resolved = folder / "report" / "config.yaml"
         self.resolved.parent.mkdir()
         self.resolved.write_text("cluster: {k: 4}\nlabel: {top: 3}\n")
-        self.figures = [folder / "study.svg", folder / "seen.png"]
+        # Beside the results, in which only the run's own files lie.
+        outside = folder.with_name(f"{folder.name}-figures")
+        outside.mkdir()
+        self.figures = [outside / "study.svg", outside / "seen.png"]
         self.figures[0].write_text(FIGURE)
         Image.new("RGB", (30, 20), "teal").save(self.figures[1])
         self.jobs = folder / "report" / "efficiency.csv"
