@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,36 @@ def test_every_file_names_what_it_was_made_from(results):
     assert labels.hash in nodes["labels/summary.json"].inputs
     assert nodes[f"images/{chunk}/00000.tar"].hash in images.inputs
     assert not nodes["train/metrics.jsonl"].repeats
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_the_results_of_another_run_may_lie_below(results, tmp_path, sealed):
+    """The README's own `results: results/mine` lies below the demo's results."""
+    outer, inner = tmp_path / "results", tmp_path / "results" / "more" / "mine"
+    shutil.copytree(results, outer)
+    root = seal(outer)
+    shutil.copytree(results, inner)
+    # Of other images: nothing here would name what it was made from.
+    weights = inner / "train" / "encoder.json"
+    weights.parent.mkdir(exist_ok=True)
+    weights.write_text("{}")
+    if sealed:
+        (inner / "audit").mkdir(exist_ok=True)
+        (inner / "audit" / "lock.json").write_text("{}")
+    else:
+        (inner / "urls").mkdir(exist_ok=True)
+        (inner / "urls" / "photos-00000.json").write_text("{}")
+    assert seal(outer) == root
+    assert collect(outer)[1:] == ([], [])
+    assert cli.main(["audit", "verify", str(outer)]) == 0
+
+
+def test_weights_in_a_folder_of_no_stage_are_named_and_not_read(results, tmp_path):
+    outer = tmp_path / "results"
+    shutil.copytree(results, outer)
+    (outer / "mine").mkdir()
+    (outer / "mine" / "encoder.json").write_text("no json")
+    assert collect(outer)[1:] == ([], ["mine/encoder.json"])
 
 
 def test_centers_name_their_embeddings_unless_they_are_of_another_run(results, tmp_path):

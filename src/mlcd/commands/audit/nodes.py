@@ -110,6 +110,10 @@ def _files(results: Path) -> Iterator[str]:
             folders[:] = []
             continue
         seen.add(real)
+        if Path(folder) != results and _is_run(Path(folder)):
+            # The results of another run may lie below these (results/mine), with its own seal.
+            folders[:] = []
+            continue
         folders[:] = sorted(name for name in folders if name not in LEFT_OUT and name[0] != ".")
         below = Path(folder).relative_to(results)
         found += [(below / name).as_posix() for name in files if name[0] != "."]
@@ -117,10 +121,18 @@ def _files(results: Path) -> Iterator[str]:
     yield from sorted(found, key=lambda path: (not path.endswith(".json"), path))
 
 
+def _is_run(folder: Path) -> bool:
+    """True if a folder holds the results of a run, from its first stage on."""
+    kept = (folder / "audit" / "lock.json", folder / "report" / "config.yaml")
+    return any(path.is_file() for path in kept) or any(folder.glob("urls/*.json"))
+
+
 def _reader(path: str) -> Callable[[Path, str], list[Node]] | None:
     """Return what reads a file of this place; None if no stage writes there, or a record tells."""
     place = PurePosixPath(path)
     parts = place.parts
+    if stage_of(path) is None:
+        return None
     if parts[0] == "urls" and place.suffix == ".json":
         return _urls
     if parts[0] == "images" and place.name == "manifest.json":
