@@ -77,6 +77,8 @@ def test_columns_of_zeros_and_few_rows_leave_the_fit():
 def test_c_is_found_by_clips_search_on_the_rows_held_back():
     x, y = planted(400, 40, 8)
     x = x / x.std()
+    # Some labels are wrong: no C separates the rows, so the whole range is searched.
+    y[::40] = (y[::40] + 1) % 8
     rows, targets = torch.from_numpy(x), torch.from_numpy(y)
     held = torch.from_numpy(probe.validation_rows(keys(400), 0.25, 0, y))
     chosen = probe.choose(rows, targets, held, (1e-4, 1e2), 500, of_fit(measures.accuracy))
@@ -94,9 +96,48 @@ def test_c_is_found_by_clips_search_on_the_rows_held_back():
         assert chosen.scores[c] == pytest.approx(by_hand, abs=0.011)  # one image of a hundred
 
 
+@pytest.mark.parametrize("tags", [False, True])
+def test_no_c_is_tried_beyond_the_first_that_separates_the_rows(tags, monkeypatch):
+    """There rounding decides where a fit ends, and with it which C seems best on a few rows."""
+    x, y = planted(300, 200, 6)
+    rows, classes = torch.from_numpy(x / x.std()), torch.from_numpy(y)
+    targets = torch.nn.functional.one_hot(classes).float() if tags else classes
+    held = torch.from_numpy(probe.validation_rows(keys(300), 0.3, 0, y))
+    seen = []
+
+    def score(found, rows, targets):
+        right = found.logits(rows).argmax(1) == classes[held]
+        seen.append(found)
+        return float(right.double().mean())
+
+    found = probe.choose(rows, targets, held, (1e-6, 1e6), 500, score)
+    fitted = probe.Rows(rows).where(~held)
+    separated = {
+        c: probe.separates(probe.fit(fitted, targets[~held], c, 500), fitted, targets[~held])
+        for c in found.scores
+    }
+    first = min(c for c in (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6) if separated.get(c))
+    assert max(found.scores) == first < 1e6
+    # Numbers that differ by rounding, as those of other threads do, choose the same.
+    noise = 1 + 1e-6 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+    assert probe.choose(rows * noise, targets, held, (1e-6, 1e6), 500, score).c == found.c
+    # With one label that is wrong nothing separates, and the whole range is searched.
+    twice = torch.cat([rows, rows[~held][:1]])
+    wrong = torch.cat([targets, targets[held.logical_not().nonzero()[:1, 0]].roll(1, 0)])
+    if tags:
+        wrong[-1] = 1 - wrong[-1]
+    else:
+        wrong[-1] = (wrong[-1] + 1) % 6
+    whole = probe.choose(
+        twice, wrong, torch.cat([held, torch.tensor([False])]), (1e-6, 1e6), 500, score
+    )
+    assert max(whole.scores) == 1e6
+
+
 def test_the_search_follows_the_peak_and_says_when_it_lies_at_an_end(caplog, monkeypatch):
     rows, targets = torch.randn(40, 3), torch.arange(40) % 2
     held = torch.arange(40) % 4 == 0
+    monkeypatch.setattr(probe, "separates", lambda *_: False)
 
     def peak_at(best: float):
         monkeypatch.setattr(
