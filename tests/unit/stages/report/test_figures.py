@@ -131,7 +131,7 @@ def test_more_than_a_page_holds_is_refused(tmp_path):
 
 
 def test_jobs_do_not_look_at_figures_again(tmp_path, monkeypatch):
-    """One that goes away while a run of days goes on stops none of its jobs."""
+    """One that is moved while a run of days works stops none of its jobs."""
     from mlcd.data import at_start
 
     monkeypatch.chdir(tmp_path)
