@@ -77,6 +77,16 @@ def test_the_results_of_another_run_may_lie_below(results, tmp_path, sealed):
     assert cli.main(["audit", "verify", str(outer)]) == 0
 
 
+def test_no_folder_of_a_stage_passes_for_another_run(results, tmp_path):
+    """Else one more file would hide the others beside it."""
+    outer = tmp_path / "results"
+    shutil.copytree(results, outer)
+    nodes = collect(outer)[0]
+    (outer / "labels" / "audit").mkdir()
+    (outer / "labels" / "audit" / "lock.json").write_text("{}")
+    assert collect(outer)[0] == nodes
+
+
 def test_weights_in_a_folder_of_no_stage_are_named_and_not_read(results, tmp_path):
     outer = tmp_path / "results"
     shutil.copytree(results, outer)

@@ -133,6 +133,7 @@ def test_section_survives_json():
     ("key", "values"),
     [
         ("metadata", lambda path: {"metadata": ["lists", path]}),
+        ("results", lambda path: {"results": path}),
         ("embed.embeddings", lambda path: {"embed": {"embeddings": [path]}}),
         ("cluster.initial", lambda path: {"cluster": {"initial": path}}),
         ("train.initial", lambda path: {"train": {"initial": path}}),

@@ -110,12 +110,12 @@ def _files(results: Path) -> Iterator[str]:
             folders[:] = []
             continue
         seen.add(real)
-        if Path(folder) != results and _is_run(Path(folder)):
+        below = Path(folder).relative_to(results)
+        if below.parts and stage_of(below.as_posix()) is None and _is_run(Path(folder)):
             # The results of another run may lie below these (results/mine), with its own seal.
             folders[:] = []
             continue
         folders[:] = sorted(name for name in folders if name not in LEFT_OUT and name[0] != ".")
-        below = Path(folder).relative_to(results)
         found += [(below / name).as_posix() for name in files if name[0] != "."]
     found = [path for path in found if path != _SNAKEMAKE_REPORT]
     yield from sorted(found, key=lambda path: (not path.endswith(".json"), path))

@@ -16,9 +16,9 @@ interval around the best is halved until the steps are an eighth of a decade. A 
 those on both sides of it, and ends early once it has settled at a score below the best.
 
 The search ends at the first of these C whose fit is right about all rows that it was fitted on.
-Larger C have no single minimum to find that rounding does not move: they only scale what separates
-the rows, and where such a fit ends depends on the number of threads. On a few hundred rows of
-validation one of them may then win by luck, with a tenth less accuracy on the test images.
+Larger C mostly scale what separates the rows: the loss is flat there, and a fit ends before its
+minimum, at a place that rounding decides, and with it the number of threads. On a few hundred rows
+of validation one of them may then win by luck.
 """
 
 from __future__ import annotations
@@ -187,7 +187,10 @@ class _Objective:
 
 
 def separates(found: Fit, rows: Rows, targets: torch.Tensor) -> bool:
-    """True if a fit is right about every row: its class first, or each of its tags."""
+    """True if a fit is right about every row: its class first, or each of its tags.
+
+    `targets`: as in :func:`fit`.
+    """
     weight = rows.axes.T @ found.weight
     size = max(1, _BLOCK[weight.device.type] // sum(weight.shape))
     blocks = zip(rows.along.split(size), targets.split(size), strict=True)

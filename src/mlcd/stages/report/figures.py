@@ -38,11 +38,10 @@ def draw(section: Report) -> Drawing:
             f"report.figures: {size} bytes of a page, and {LIMIT - _REST} fit; show fewer or "
             "simpler ones"
         )
-    many = len(shown) > 1
-    title = f"{len(shown)} figures from outside of the run" if many else shown[0]["name"]
+    title = f"{len(shown)} figures from outside of the run" if len(shown) > 1 else shown[0]["name"]
     lead = (
-        f"{'Figures' if many else 'A figure'} from outside of the run, which report.figures names: "
-        "no stage made it, and nothing else of the run rests on it."
+        "From outside of the run, named by report.figures: no stage made what is shown here, and "
+        "nothing else of the run rests on it."
     )
     return Drawing(title, lead, render("figures.html", figures=shown))
 

@@ -97,17 +97,15 @@ def test_c_is_found_by_clips_search_on_the_rows_held_back():
 
 
 @pytest.mark.parametrize("tags", [False, True])
-def test_no_c_is_tried_beyond_the_first_that_separates_the_rows(tags, monkeypatch):
+def test_no_c_is_tried_beyond_the_first_that_separates_the_rows(tags):
     """There rounding decides where a fit ends, and with it which C seems best on a few rows."""
     x, y = planted(300, 200, 6)
     rows, classes = torch.from_numpy(x / x.std()), torch.from_numpy(y)
     targets = torch.nn.functional.one_hot(classes).float() if tags else classes
     held = torch.from_numpy(probe.validation_rows(keys(300), 0.3, 0, y))
-    seen = []
 
     def score(found, rows, targets):
         right = found.logits(rows).argmax(1) == classes[held]
-        seen.append(found)
         return float(right.double().mean())
 
     found = probe.choose(rows, targets, held, (1e-6, 1e6), 500, score)

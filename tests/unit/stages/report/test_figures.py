@@ -22,7 +22,7 @@ from mlcd.utils.errors import UserError
 SVG = '<svg xmlns="http://www.w3.org/2000/svg">'
 
 
-def page(tmp_path, *paths, **keys) -> str:
+def page(*paths, **keys) -> str:
     """Return the page of some figures."""
     section = Report(figures=[str(path) for path in paths], **keys)
     return figures.draw(section).html()
@@ -37,7 +37,7 @@ def images(html: str) -> list[tuple[str, bytes]]:
 def test_an_svg_is_shown_as_an_image_with_its_hash(tmp_path):
     path = tmp_path / "a study.svg"
     path.write_text(FIGURE)
-    html = page(tmp_path, path)
+    html = page(path)
     # As a part of the page its script would run; as an image it does not.
     assert images(html) == [("svg+xml", FIGURE.encode())]
     assert "script" not in Outline(html).tags
@@ -52,7 +52,7 @@ def test_images_are_encoded_anew_and_made_smaller(tmp_path):
     Image.fromarray(pixels).save(path)
     with path.open("ab") as file:
         file.write(b"<script>alert(1)</script>")
-    ((kind, data),) = images(page(tmp_path, path))
+    ((kind, data),) = images(page(path))
     assert kind == "webp" and b"script" not in data
     with Image.open(io.BytesIO(data)) as shown:
         assert shown.size == (1600, 32)
@@ -64,7 +64,7 @@ def test_figures_keep_their_order_and_names_are_escaped(tmp_path):
     names = ["b&<b>.svg", "a.SVG"]
     for name in names:
         (tmp_path / name).write_text(FIGURE.replace("teal", "red" if name == names[0] else "tan"))
-    html = page(tmp_path, *(tmp_path / name for name in names))
+    html = page(*(tmp_path / name for name in names))
     assert [b"red" in data for _, data in images(html)] == [True, False]
     assert "b&amp;&lt;b&gt;.svg" in html and "<b>" not in html
     assert "2 figures from outside of the run" in html
@@ -95,7 +95,7 @@ def test_what_is_no_figure_is_told_before_any_work(tmp_path, monkeypatch, name, 
     with pytest.raises(UserError, match=f"mine.yaml: report.figures: '{name}' {told}"):
         at_start.check(config, "mine.yaml", dict)
     with pytest.raises(UserError, match=f"report.figures: '{name}' {told}"):
-        page(tmp_path, name)
+        page(name)
 
 
 def test_a_folder_or_a_pipe_is_no_figure(tmp_path):
@@ -125,9 +125,9 @@ def test_an_image_that_does_not_decode_is_one_line(tmp_path, capsys):
 def test_more_than_a_page_holds_is_refused(tmp_path):
     path = tmp_path / "large.svg"
     path.write_text(f"{SVG}{' ' * 800_000}</svg>")
-    assert page(tmp_path, path)
+    assert page(path)
     with pytest.raises(UserError, match=r"report.figures: \d+ bytes of a page, and \d+ fit"):
-        page(tmp_path, path, path)
+        page(path, path)
 
 
 def test_jobs_do_not_look_at_figures_again(tmp_path, monkeypatch):
