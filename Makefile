@@ -44,8 +44,9 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 # Two jobs of one thread keep two cores busier than one job of two. On the command line it takes the
 # place of the profile's own list.
 DEMO_THREADS := --set-threads embed=1 evaluate_features=1 ablate_train=1
-# Some forty programs start in a demo: they keep their bytecode also where a container turns that off.
-demo report bench: export PYTHONDONTWRITEBYTECODE :=
+# Forty programs start in a demo, hundreds in the tests: they keep their bytecode also where a container
+# turns that off.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo install install-dev report check test test-long test-slurm test-gpu test-hard bench wheel lint types docs config
 

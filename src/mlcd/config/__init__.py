@@ -88,12 +88,6 @@ class Config(Section):
             raise ValueError(f"{files.shown(path)}: ~ is not expanded here; write the path in full")
         return path
 
-    @field_validator("metadata", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        """Take metadata=FOLDER, as a command line gives it, for a list of one."""
-        return [value] if isinstance(value, str) else value
-
     @property
     def own_cell(self) -> Cell:
         """What the run itself trains, as a cell of the ablation."""

@@ -6,9 +6,10 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, TypeVar, get_args
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from mlcd.config.files import Origins, key_of, quoted, shown
@@ -41,6 +42,16 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take one text or number, such as metadata=FOLDER, where a list of them is expected."""
+        kinds = _listed(cls.model_fields[str(info.field_name)])
+        # A number may come as text, and a whole one where any is expected.
+        taken = kinds | {str} | ({int} if float in kinds else set())
+        one = kinds and kinds <= {str, int, float} and type(value) in taken
+        return [value] if one else value
 
     @field_validator("*", mode="before")
     @classmethod
@@ -129,6 +140,13 @@ def validate(
         raise UserError("\n".join(lines)) from None
 
 
+def _listed(field: FieldInfo) -> set[type]:
+    """Return the types of the items of a key whose value is a list (or null), else none."""
+    lists = [kind for kind in (field.annotation, *get_args(field.annotation))
+             if get_origin(kind) is list]  # fmt: skip
+    return _leaves(lists[0]) if lists else set()
+
+
 def _leaves(annotation: Any) -> set[type]:
     """Return the types in an annotation, those of a Literal's choices included."""
     inner = get_args(annotation)
@@ -211,6 +229,15 @@ def _descend(model: type[BaseModel], path: list[Any]) -> type[BaseModel]:
 
 
 def _choices(model: type[BaseModel], path: list[Any]) -> list[str]:
-    """Return the allowed words of a Literal field."""
+    """Return the allowed words of a Literal field, or of a list of them."""
+    path = path[:-1] if isinstance(path[-1], int) else path
     field = _descend(model, path[:-1]).model_fields.get(str(path[-1]))
-    return [str(choice) for choice in get_args(field.annotation)] if field else []
+    return (
+        [choice for choice in _values(field.annotation) if isinstance(choice, str)] if field else []
+    )
+
+
+def _values(annotation: Any) -> list[Any]:
+    """Return the innermost arguments of an annotation, such as a Literal's choices."""
+    inner = get_args(annotation)
+    return [leaf for one in inner for leaf in _values(one)] if inner else [annotation]

@@ -131,12 +131,6 @@ class Curate(Section):
         description="Seed of the small k-means, and of the choice of what balance and cap keep.",
     )
 
-    @field_validator("where", "columns", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        """Take one for a list of one."""
-        return [value] if isinstance(value, str) else value
-
     @field_validator("where")
     @classmethod
     def _where_is_read(cls, value: list[str]) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from mlcd.config.base import MOST_SIDE, Section, as_json
 
@@ -98,12 +98,6 @@ class Embed(Section):
         """
         values = self.model_dump(mode="json", include={"batch_size", "precision", "max_pixels"})
         return as_json({**values, "features": "image"})
-
-    @field_validator("embeddings", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        """Take a file for a list of one."""
-        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _key_has_rows(self) -> Embed:

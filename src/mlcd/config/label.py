@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from mlcd.config.base import Section, as_json
 
@@ -67,12 +67,6 @@ class Label(Section):
         idle = {"labels", "key", "min_agreement"}
         idle |= {"groups", "probes"} if self.mode == "exact" else set()
         return as_json(self.model_dump(mode="json", exclude=idle))
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        """Take a file for a list of one."""
-        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _key_has_rows(self) -> Label:

@@ -111,12 +111,6 @@ class Regions(Section):
         """As :meth:`Section.sealed`: none where there are none, as in releases that lack it."""
         return super().sealed() if self.source is not None else None
 
-    @field_validator("tables", "segment_scales", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        """Take one for a list of one."""
-        return [value] if isinstance(value, (str, int, float)) else value
-
     @field_validator("segment_scales")
     @classmethod
     def _scales_are_positive(cls, value: list[float]) -> list[float]:

@@ -48,12 +48,6 @@ class Report(Section):
         "such as that of a study that several runs are part of: paths of SVG, PNG, JPEG or WebP.",
     )
 
-    @field_validator("figures", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        """Take report.figures=FILE, as a command line gives it, for a list of one."""
-        return [value] if isinstance(value, str) else value
-
     @field_validator("figures")
     @classmethod
     def _figures_are_plain_paths(cls, value: list[str]) -> list[str]:

@@ -93,12 +93,35 @@ def test_the_last_file_that_holds_a_key_is_named(tmp_path, monkeypatch):
         ({"results": {"a": 1, "b": 2}}, "x: results: expected one value, got keys (a, b)"),
         ({"cluster": 3}, "x: cluster: expected keys, each with its value, got 3"),
         ({"metadata": 3}, "x: metadata: expected a valid list, got 3"),
+        ({"evaluate": {"knn_k": True}}, "x: evaluate.knn_k: expected a number, got True"),
+        ({"ablate": {"grids": "a"}}, "x: ablate.grids: expected a valid list, got 'a'"),
+        (
+            {"export": {"formats": "tim"}},
+            "x: export.formats.0: expected 'timm', 'open_clip' or 'transformers', got 'tim'; did "
+            "you mean timm?",
+        ),
     ],
 )
 def test_a_value_of_the_wrong_shape_gets_one_line(values, expected):
     with pytest.raises(UserError) as caught:
         validate(Config, values, "x")
     assert str(caught.value) == expected
+
+
+def test_one_stands_for_a_list_of_one_in_every_section():
+    values = {
+        "metadata": "folder",
+        "evaluate": {"knn_k": 3, "retrieval_k": "5", "models": "trained"},
+        "ablate": {"grids": [{"k": 4, "r": 1, "loss": "mlcd"}]},
+        "regions": {"segment_scales": 100},
+        "curate": {"where": "width > 9"},
+    }
+    found = validate(Config, values, "x")
+    assert found.metadata == ["folder"] and found.curate.where == ["width > 9"]
+    evaluate, (grid,) = found.evaluate, found.ablate.grids
+    assert (evaluate.knn_k, evaluate.retrieval_k, evaluate.models) == ([3], [5], ["trained"])
+    assert (grid.k, grid.r, grid.loss) == ([4], [1.0], ["mlcd"])
+    assert found.regions.segment_scales == [100.0]
 
 
 def test_the_key_that_a_message_begins_with():
