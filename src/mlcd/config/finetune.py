@@ -52,7 +52,7 @@ class FinetuneKeys(Section):
         gt=0,
         le=1,
         description="Least share of the image that a random crop keeps. The field: 0.08, for "
-        "ImageNet. 1: no crop but a change of aspect.",
+        "ImageNet. 1: the square in the middle, always.",
     )
     finetune_flip: bool = Field(
         True, description="Mirror images at random. Not for digits and letters."

@@ -81,6 +81,16 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     return Encoded(data, max_pixels=max_pixels).decode()
 
 
+def is_turned(data: bytes) -> bool:
+    """Return whether an image's header asks to turn its pixels, which :func:`decode` does."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            warnings.simplefilter("ignore")
+            return _orientation(image) in _UPRIGHT
+    except Exception:  # parsers raise many kinds; decode tells them
+        return False
+
+
 class Encoded:
     """An image of which the header alone was read. Raises :class:`BadImage` as :func:`decode`.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from mlcd.config import registry
@@ -221,13 +222,31 @@ def identity(dataset: Dataset) -> str:
     path = Path(dataset.path)
     if path.is_file():
         return file_identity(str(path))
-    entries = []
-    for folder, folders, names in os.walk(path, followlinks=True):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        entries += [Path(folder, name) for name in sorted(names) if not is_hidden(name)]
+    entries = list(_files_below(path))
     # Names that are no UTF-8 have none of their own in JSON.
     names = [os.fsencode(entry.relative_to(path)).decode(errors="backslashreplace") for entry in
              entries]  # fmt: skip
     sizes = [[name, entry.stat().st_size] for name, entry in zip(names, entries, strict=True)]
     step = max(1, -(-len(entries) // _LOOKED_INTO))
     return sha256_json([sizes, [file_identity(str(entry)) for entry in entries[::step]]])[:16]
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    """Yield a folder's files at any depth, in order, as readers see them.
+
+    Hidden ones are left out, and links that lead to nothing. A link to a folder that it lies in is
+    not followed: it would have no end.
+    """
+    above: dict[Path, set[tuple[int, int]]] = {}
+    for name, folders, names in os.walk(path, followlinks=True):
+        folder = Path(name)
+        about, before = folder.stat(), above.get(folder.parent, set())
+        here = about.st_dev, about.st_ino
+        if here in before:
+            folders.clear()
+            continue
+        above[folder] = before | {here}
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for entry in (folder / name for name in sorted(names) if not is_hidden(name)):
+            if entry.exists():
+                yield entry

@@ -7,6 +7,7 @@ strangers' files: sizes are bounded, names are no paths, and XML has no entities
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mlcd.config.dense import SEGMENTATION
 from mlcd.config.labeled import Dataset
 from mlcd.data.decode import BadImage, decode
 from mlcd.data.labeled import voc
 from mlcd.data.labeled.layout import MASKED, kind, split_of
 from mlcd.data.labeled.sample import Sample
+from mlcd.data.members import is_hidden
 from mlcd.data.url_lists import open_parquet
 from mlcd.utils.errors import UserError
 
@@ -39,7 +42,8 @@ _COLUMNS = {
 class Object:
     """One object: its class, its box x0, y0, x1, y1 in pixels (half-open), its visible share.
 
-    `number`: of its class in masks, −1 where they do not tell.
+    `visible` is 0 of an object that VOC marks as difficult, which shall not be judged. `number`: of
+    its class in masks, −1 where they do not tell.
     """
 
     name: str
@@ -81,13 +85,13 @@ def scenes(dataset: Dataset, found: Iterator[Sample], max_pixels: int) -> Iterat
 def samples(dataset: Dataset) -> Iterator[Sample]:
     """Iterate over the images of a kind with masks: the class is that of the largest object.
 
-    Tags are the classes of all objects.
+    Tags are the classes of all objects of which something is visible.
     """
     for scene in scenes(dataset, iter(()), 0):
         area = {one: (one.box[2] - one.box[0]) * (one.box[3] - one.box[1]) * one.visible
-                for one in scene.objects}  # fmt: skip
+                for one in scene.objects if one.visible}  # fmt: skip
         main = max(area, key=lambda one: area[one]).name if area else None
-        tags = sorted({one.name for one in scene.objects})
+        tags = sorted({one.name for one in area})
         yield Sample(scene.key, scene.data, scene.split, label=main, tags=tags)
 
 
@@ -104,6 +108,8 @@ def _of_digit(sample: Sample) -> Scene:
     ink = gray > _INK
     if sample.label is None or not ink.any():
         return Scene(sample.key, sample.data, sample.split, np.zeros(gray.shape, np.uint8))
+    if int(sample.label) + 1 >= IGNORED:
+        raise UserError(f"{sample.key}: class {sample.label}; masks tell {IGNORED - 1} classes")
     mask = (ink * (int(sample.label) + 1)).astype(np.uint8)
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
@@ -120,15 +126,17 @@ def _composed(dataset: Dataset, max_pixels: int) -> Iterator[Scene]:
     """images/, masks/, objects.parquet and split.parquet (docs/how-to/evaluate.md)."""
     folder = Path(dataset.path)
     objects: dict[str, list[Object]] = {}
+    number: dict[str, int] = {}
     for row in _table(folder / "objects.parquet"):
-        box = tuple(float(row[name]) for name in ("x0", "y0", "x1", "y1"))
-        _check_box(folder / "objects.parquet", row["image"], box)
-        one = Object(
-            str(row["class"]), (box[0], box[1], box[2], box[3]), float(row["visible"]),
-            int(row["class_id"]),
-        )  # fmt: skip
+        one = _object(folder / "objects.parquet", row, in_masks=(folder / "masks").is_dir())
+        if (known_as := number.setdefault(one.name, one.number)) != one.number:
+            raise UserError(
+                f"{folder / 'objects.parquet'}: class {one.name!r} has class_id {known_as} and "
+                f"{one.number}; give it one"
+            )
         objects.setdefault(row["image"], []).append(one)
     rows = _table(folder / "split.parquet")
+    _refuse_twice(folder / "split.parquet", [row["image"] for row in rows])
     known = {row["image"] for row in rows}
     if lost := set(objects) - known:
         raise UserError(
@@ -142,6 +150,31 @@ def _composed(dataset: Dataset, max_pixels: int) -> Iterator[Scene]:
         mask = voc.mask(path, max_pixels) if max_pixels and path.exists() else None
         data = _bytes(folder / "images" / f"{stem}.png")
         yield Scene(stem, data, split, mask, objects.get(stem, []))
+
+
+def _object(path: Path, row: dict[str, Any], *, in_masks: bool) -> Object:
+    """Return the object of a row. Raises :class:`UserError` for a cell that cannot be meant."""
+    where = f"{path}: {row['image']}"
+
+    def number(column: str) -> float:
+        value = row[column]
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UserError(f"{where}: {column} is {value!r}; expected a number")
+        return float(value)
+
+    name, shown, kind = row["class"], number("visible"), number("class_id")
+    if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
+        raise UserError(f"{where}: class is {name!r}; expected a word")
+    if not 0 <= shown <= 1:
+        raise UserError(f"{where}: visible is {shown}; expected a share from 0 to 1")
+    if not kind.is_integer() or (in_masks and not 1 <= kind < IGNORED):
+        raise UserError(
+            f"{where}: class_id is {row['class_id']}; expected the class's value in masks, a "
+            f"whole number from 1 to {IGNORED - 1}"
+        )
+    box = number("x0"), number("y0"), number("x1"), number("y1")
+    _check_box(path, row["image"], box)
+    return Object(str(name), box, shown, int(kind))
 
 
 def _table(path: Path) -> list[dict[str, Any]]:
@@ -161,16 +194,18 @@ def _table(path: Path) -> list[dict[str, Any]]:
 
 
 def _voc(dataset: Dataset, max_pixels: int) -> Iterator[Scene]:
-    """Pascal VOC's own layout, with the lists of its segmentation, or else of its detection."""
+    """Pascal VOC's own layout: the images with masks if the task needs them, else all."""
     folder = Path(dataset.path)
-    for split, stem in voc.lists(folder):
+    listed = list(voc.lists(folder, segmentation=SEGMENTATION in dataset.tasks))
+    _refuse_twice(folder / "ImageSets", [stem for _, stem in listed])
+    for split, stem in listed:
         if not _STEM.fullmatch(stem):
             raise UserError(f"{folder}/ImageSets: {stem!r} is no plain name of a file")
         path = folder / "SegmentationClass" / f"{stem}.png"
         mask = voc.mask(path, max_pixels) if max_pixels and path.exists() else None
         notes = folder / "Annotations" / f"{stem}.xml"
         found = voc.objects(notes) if notes.exists() else []
-        for name, box in found:
+        for name, box, _ in found:
             _check_box(notes, name, box)
         data = _bytes(folder / "JPEGImages" / f"{stem}.jpg")
         yield Scene(
@@ -178,7 +213,10 @@ def _voc(dataset: Dataset, max_pixels: int) -> Iterator[Scene]:
             data,
             split,
             mask,
-            [Object(name, box, number=voc.NUMBERS.get(name, -1)) for name, box in found],
+            [
+                Object(name, box, 1.0 - difficult, voc.NUMBERS.get(name, -1))
+                for name, box, difficult in found
+            ],
         )
 
 
@@ -188,8 +226,12 @@ def _pixel_maps(dataset: Dataset, max_pixels: int) -> Iterator[Scene]:
     shift = kind(dataset) == "ade20k"
     for split, name in MASKED[kind(dataset)].items():
         images = sorted(
-            path for path in (folder / "images" / name).iterdir() if path.suffix in _IMAGES
+            path
+            for path in (folder / "images" / name).iterdir()
+            if path.suffix.lower() in _IMAGES and not is_hidden(path.name)
         )
+        # Of a.jpg and a.png only one can be the image of a mask.
+        _refuse_twice(folder / "images" / name, [path.stem for path in images])
         for path in images:
             target = folder / "annotations" / name / f"{path.stem}.png"
             if not target.exists():
@@ -198,6 +240,12 @@ def _pixel_maps(dataset: Dataset, max_pixels: int) -> Iterator[Scene]:
             if shift and mask is not None:
                 mask = np.where(mask == 0, IGNORED, mask - 1).astype(np.uint8)
             yield Scene(f"{name}/{path.stem}", _bytes(path), split, mask)
+
+
+def _refuse_twice(where: Path, names: list[str]) -> None:
+    """Raise :class:`UserError` if an image is listed twice: both sides might know it."""
+    if names and (most := Counter(names).most_common(1)[0])[1] > 1:
+        raise UserError(f"{where}: image {most[0]!r} is there {most[1]} times; keep it once")
 
 
 def _check_box(path: Path, name: str, box: tuple[float, ...]) -> None:

@@ -27,9 +27,13 @@ NUMBERS = {name: number for number, name in enumerate(_CLASSES, start=1)}
 Box = tuple[float, float, float, float]
 
 
-def lists(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield (split, stem) of ImageSets/Segmentation, or else of ImageSets/Main."""
-    places = (folder / "ImageSets" / name for name in ("Segmentation", "Main"))
+def lists(folder: Path, *, segmentation: bool) -> Iterator[tuple[str, str]]:
+    """Yield (split, stem) of the images with masks, or of all: ImageSets/Segmentation, or Main.
+
+    If only one of the two is there, it is taken.
+    """
+    names = ("Segmentation", "Main") if segmentation else ("Main", "Segmentation")
+    places = (folder / "ImageSets" / name for name in names)
     place = next((place for place in places if place.is_dir()), None)
     if place is None:
         raise UserError(f"{folder}: has no ImageSets/Segmentation nor ImageSets/Main; fetch it")
@@ -45,7 +49,9 @@ def lists(folder: Path) -> Iterator[tuple[str, str]]:
 def mask(path: Path, max_pixels: int) -> np.ndarray:
     """Return the class indices uint8 [h, w] of a PNG of gray levels or of a palette.
 
-    Raises :class:`UserError` for another file, or one of more pixels.
+    Of fewer than 8 bits too, as programs that make PNGs smaller write them: Pillow scales gray of
+    2 and 4 bits to 255, and here it is scaled back. Raises :class:`UserError` for another file, or
+    one of more pixels.
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:
@@ -54,19 +60,24 @@ def mask(path: Path, max_pixels: int) -> np.ndarray:
                     f"{path}: {image.width} × {image.height} pixels are more than "
                     "evaluate.max_pixels; raise it"
                 )
-            if image.mode not in ("L", "P"):
+            if image.mode not in ("1", "L", "P"):
                 raise UserError(
                     f"{path}: of mode {image.mode}; expected a PNG of 8 bits, a class per pixel"
                 )
-            return np.array(image, np.uint8)
+            # Forgotten once the pixels are loaded.
+            scale = {"L;2": 85, "L;4": 17}.get(str(image.tile[0][3]), 1)
+            found: np.ndarray = np.array(image, np.uint8) // scale
+            return found
     except UserError:
         raise
     except Exception as error:  # Pillow raises many kinds on damage
         raise UserError(f"{path}: not a whole PNG ({error}); fetch it again") from None
 
 
-def objects(path: Path) -> list[tuple[str, Box]]:
-    """Return class and box of each object of an annotation, boxes half-open from 0.
+def objects(path: Path) -> list[tuple[str, Box, bool]]:
+    """Return class and box of each object of an annotation, and whether it is marked difficult.
+
+    Boxes are half-open, from 0.
 
     VOC counts pixels from 1, the last one included. Raises :class:`UserError` for XML with a
     document type or entities, which annotations do not have, and for what is no annotation.
@@ -77,7 +88,7 @@ def objects(path: Path) -> list[tuple[str, Box]]:
     reader = _Reader()
     try:
         reader.parse(data)
-        return [(one["name"], _box(one)) for one in reader.found]
+        return [(one["name"], _box(one), one.get("difficult") == "1") for one in reader.found]
     except (expat.ExpatError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not an annotation of VOC ({error}); fetch it again") from None
 
@@ -88,7 +99,7 @@ def _box(one: dict[str, str]) -> Box:
 
 
 class _Reader:
-    """Collects annotation/object/name and annotation/object/bndbox/*, in bounded memory."""
+    """Collects of annotation/object: name, difficult and bndbox/*, in bounded memory."""
 
     def __init__(self) -> None:
         self.found: list[dict[str, str]] = []
@@ -112,7 +123,7 @@ class _Reader:
     def _text(self, text: str) -> None:
         # Parts of an object have boxes of their own, deeper down.
         inside = self._place[:2] == ["annotation", "object"]
-        name = self._place[2:] == ["name"]
+        name = self._place[2:] in (["name"], ["difficult"])
         side = self._place[2:3] == ["bndbox"] and self._place[3:] and self._place[3] in _SIDES
         if inside and (name or side):
             key = self._place[-1]

@@ -21,7 +21,7 @@ from mlcd.data.labeled import layout
 from mlcd.data.labeled.sample import Sample
 from mlcd.data.labeled.samples import samples
 from mlcd.stages.evaluate.feature_models import FeatureModel
-from mlcd.stages.evaluate.table import Table, words_of
+from mlcd.stages.evaluate.table import Table, refuse_not_finite, words_of
 from mlcd.utils.errors import UserError
 from mlcd.utils.files import sha256_json, state_dir
 from mlcd.utils.fingerprint import code_hash
@@ -115,11 +115,7 @@ def _write_part(
             for column, rows in zip(_COLUMNS, model.encode(batch), strict=True):
                 if rows is None:
                     continue
-                if not np.isfinite(rows).all():
-                    raise UserError(
-                        f"{name}: features that are not finite; look at the encoder's weights, or "
-                        "train again with a lower train.lr"
-                    )
+                refuse_not_finite(name, rows)
                 writer.append(column, rows.astype(np.float32))
         writer.append("reason", words_of(reasons))
 

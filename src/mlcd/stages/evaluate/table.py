@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -38,12 +39,8 @@ class Table:
         total = len(self.kept) + len(self.failed)
         if not total:
             raise UserError(f"{dataset.path}: no images; docs/how-to/evaluate.md says what is read")
-        if self.failed:
-            self._check_failures(section, dataset, total)
-        keys = Counter(sample.key for sample in self.kept)
-        if keys and max(keys.values()) > 1:
-            key = keys.most_common(1)[0][0]
-            raise UserError(f"{dataset.path}: {keys[key]} images are called {key}; rename them")
+        check_failures(section, dataset, self.failed, total)
+        refuse_equal_keys(dataset.path, (sample.key for sample in self.kept))
         for option in ("label", "tags", "group"):
             name = getattr(dataset, f"{option}_field")
             if name is not None and not any(getattr(sample, option) for sample in self.kept):
@@ -51,17 +48,6 @@ class Table:
                     f"{dataset.path}: no image has a field {name!r}, which evaluate.datasets."
                     f"{option}_field of {dataset.name} names; correct it, or set it to null"
                 )
-
-    def _check_failures(self, section: Evaluate, dataset: Dataset, total: int) -> None:
-        reasons = Counter(reason for _, reason in self.failed)
-        words = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-        if len(self.failed) > section.max_failed * total:
-            raise UserError(
-                f"{dataset.path}: {len(self.failed)} of {total} images failed ({words}), the "
-                f"first {self.failed[0][0]}; fix them or raise evaluate.max_failed"
-            )
-        LOGGER.warning("%s: %d of %d images failed: %s", dataset.name, len(self.failed), total,
-                       words)  # fmt: skip
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return the columns by name, as formats.md has them of features."""
@@ -82,6 +68,42 @@ class Table:
             "failed_key": words_of([key for key, _ in self.failed]),
             "failed_reason": words_of([reason for _, reason in self.failed]),
         }
+
+
+def check_failures(
+    section: Evaluate, dataset: Dataset, failed: Sequence[tuple[str, str]], total: int
+) -> None:
+    """Say how many of `total` images failed, key and reason of each given, and why.
+
+    Raises :class:`UserError` if they are more than `max_failed`.
+    """
+    if not failed:
+        return
+    reasons = Counter(reason for _, reason in failed)
+    words = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+    if len(failed) > section.max_failed * total:
+        raise UserError(
+            f"{dataset.path}: {len(failed)} of {total} images failed ({words}), the first "
+            f"{failed[0][0]}; fix them or raise evaluate.max_failed"
+        )
+    LOGGER.warning("%s: %d of %d images failed: %s", dataset.name, len(failed), total, words)
+
+
+def refuse_not_finite(where: str, rows: np.ndarray) -> None:
+    """Raise :class:`UserError` for features with NaN or infinity."""
+    if not np.isfinite(rows).all():
+        raise UserError(
+            f"{where}: features that are not finite; look at the encoder's weights, or train "
+            "again with a lower train.lr"
+        )
+
+
+def refuse_equal_keys(path: str, keys: Iterable[str]) -> None:
+    """Raise :class:`UserError` if two images have one name: both sides might know one of them."""
+    counts = Counter(keys)
+    if counts and max(counts.values()) > 1:
+        key, count = counts.most_common(1)[0]
+        raise UserError(f"{path}: {count} images are called {key}; rename them")
 
 
 def numbered(values: list[str | None]) -> tuple[np.ndarray, list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,6 +51,14 @@ def test_composed_scenes(tmp_path):
         ("image", "00099", "'00099' is not in split.parquet"),
         ("x1", -5.0, "is empty; expected x0 < x1"),
         ("x1", float("nan"), "is empty; expected x0 < x1"),
+        ("x0", None, "x0 is None; expected a number"),
+        ("visible", None, "visible is None; expected a number"),
+        ("visible", float("nan"), "visible is nan; expected a share from 0 to 1"),
+        ("class", None, "class is None; expected a word"),
+        ("class_id", None, "class_id is None; expected a number"),
+        ("class_id", 0, "class_id is 0; expected the class's value in masks"),
+        ("class_id", 255, "a whole number from 1 to 254"),
+        ("class_id", 9, "class 'red' has class_id 9 and 1; give it one"),
     ],
 )
 def test_composed_scenes_of_strangers(tmp_path, column, value, message):
@@ -58,6 +68,39 @@ def test_composed_scenes_of_strangers(tmp_path, column, value, message):
     pq.write_table(pa.Table.from_pylist(rows), folder / "objects.parquet")
     with pytest.raises(UserError, match=message):
         read(folder)
+
+
+@pytest.mark.parametrize("tasks", [("segmentation",), ("knn",)])
+def test_an_image_of_two_splits_is_refused(tmp_path, tasks):
+    folder = write_scenes(tmp_path / "s", 4)
+    rows = pq.read_table(folder / "split.parquet").to_pylist()
+    rows.append({"image": "00002", "split": "test"})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "split.parquet")
+    with pytest.raises(UserError, match=r"split.parquet: image '00002' is there 2 times"):
+        list(samples.samples(dataset(folder, tasks)))
+    with pytest.raises(UserError, match=r"split.parquet: image '00002' is there 2 times"):
+        read(folder, tasks=tasks)
+
+
+@pytest.mark.parametrize(("bits", "most"), [(1, 2), (2, 4), (4, 16), (8, 256)])
+@pytest.mark.parametrize("color", [0, 3])
+def test_masks_of_fewer_bits_have_the_same_classes(tmp_path, bits, most, color):
+    """As programs that make PNGs smaller write them: gray (0) and palettes (3), by hand."""
+    width = min(most, 16)
+    row = (np.arange(width) * (most // width)).astype(np.uint8)
+    packed = np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :]).tobytes()
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(name + data).to_bytes(4, "big")
+        return len(data).to_bytes(4, "big") + name + data + checksum
+
+    header = width.to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([bits, color, 0, 0, 0])
+    palette = chunk(b"PLTE", bytes(range(255, -1, -1))[:most] * 3) if color else b""
+    (tmp_path / "mask.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + palette
+        + chunk(b"IDAT", zlib.compress(b"\0" + packed)) + chunk(b"IEND", b"")
+    )  # fmt: skip
+    assert voc.mask(tmp_path / "mask.png", PIXELS).tolist() == [row.tolist()]
 
 
 XML = """<annotation><filename>a.jpg</filename>
@@ -92,6 +135,28 @@ def test_voc(tmp_path):
     assert one.mask is not None
     assert one.mask[0, 0] == IGNORED
     assert one.mask[1, 1] == 12  # the index, not the color of the palette
+
+
+def test_voc_without_masks_has_all_its_images_and_difficult_objects_do_not_count(tmp_path):
+    write_voc(tmp_path)
+    (tmp_path / "ImageSets/Main").mkdir()
+    for name, stems in (("train", "a\nc\n"), ("val", "b\n"), ("test", "d\n")):
+        (tmp_path / f"ImageSets/Main/{name}.txt").write_text(stems)
+    for stem in ("c", "d"):
+        Image.new("RGB", (9, 7)).save(tmp_path / "JPEGImages" / f"{stem}.jpg")
+    hard = XML.replace("<name>zebra</name>", "<name>zebra</name><difficult>1</difficult>")
+    (tmp_path / "Annotations/a.xml").write_text(hard)
+    for tasks in (("regions",), ("knn",)):
+        found = read(tmp_path, tasks=tasks)
+        assert [(one.key, one.split) for one in found] == [
+            ("a", "train"), ("c", "train"), ("b", "validation"), ("d", "test"),
+        ]  # fmt: skip
+        assert [one.visible for one in found[0].objects] == [1.0, 0.0]
+        assert next(samples.samples(dataset(tmp_path, tasks))).tags == ["dog"]
+    assert [one.key for one in read(tmp_path, tasks=("regions", "segmentation"))] == ["a", "b"]
+    (tmp_path / "ImageSets/Main/val.txt").write_text("a\n")
+    with pytest.raises(UserError, match=r"ImageSets: image 'a' is there 2 times"):
+        read(tmp_path, tasks=("regions",))
 
 
 @pytest.mark.parametrize(
@@ -139,6 +204,35 @@ def test_pixel_maps(tmp_path, kind, folders, expected):
     )
     with pytest.raises(UserError, match="of mode RGB; expected a PNG of 8 bits"):
         read(tmp_path)
+
+
+def test_pixel_maps_take_every_ending_and_no_hidden_file(tmp_path):
+    for name in ("training", "validation"):
+        for side in ("images", "annotations"):
+            (tmp_path / side / name).mkdir(parents=True)
+        for number, ending in enumerate(("jpg", "JPG", "JPEG", "png")):
+            path = tmp_path / "images" / name / f"{number}.{ending}"
+            Image.new("RGB", (2, 1)).save(path)
+            Image.new("L", (2, 1)).save(tmp_path / "annotations" / name / f"{number}.png")
+        (tmp_path / "images" / name / "._0.jpg").write_bytes(b"a Mac's")
+    assert len(read(tmp_path)) == 8
+    Image.new("RGB", (2, 1)).save(tmp_path / "images/training/0.png")
+    with pytest.raises(UserError, match=r"images/training: image '0' is there 2 times"):
+        read(tmp_path)
+
+
+def test_links_to_nothing_and_rings_of_links_end(tmp_path):
+    (tmp_path / "set/train/a").mkdir(parents=True)
+    Image.new("RGB", (2, 1)).save(tmp_path / "set/train/a/x.png")
+    (tmp_path / "set/test").symlink_to("train")
+    before = layout.identity(dataset(tmp_path / "set", ["knn"]))
+    (tmp_path / "set/train/a/z.jpg").symlink_to("/nonexistent")
+    for name in ("self", "again"):
+        (tmp_path / "set/train/a" / name).symlink_to("..")
+    assert layout.identity(dataset(tmp_path / "set", ["knn"])) == before
+    Image.new("RGB", (2, 1)).save(tmp_path / "set/train/a/y.png")
+    assert layout.identity(dataset(tmp_path / "set", ["knn"])) != before
+    read(tmp_path / "set", tasks=["knn"])
 
 
 def test_digits_have_the_ink_as_mask_and_box():

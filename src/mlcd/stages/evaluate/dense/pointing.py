@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from mlcd.stages.evaluate.dense.regions import Regions
 from mlcd.stages.evaluate.dense.store import Store
+from mlcd.utils.errors import UserError
 
 _BATCH = 64
 
@@ -84,8 +85,11 @@ def covered(store: Store, objects: np.ndarray, height: int, width: int) -> np.nd
 def spread(store: Store) -> dict[str, Any]:
     """Return the mean cosine between different tokens of an image, over the test images.
 
-    Lower is more spread: 1 says that all places have the same features.
+    Lower is more spread: 1 says that all places have the same features. Raises :class:`UserError`
+    if there are none.
     """
+    if not len(store.on("test")):
+        raise UserError(f"evaluate.datasets: {store.dataset} has no test image")
     found: list[float] = []
     for _, tokens in store.batches(store.on("test"), _BATCH):
         found += token_cosine(tokens).tolist()

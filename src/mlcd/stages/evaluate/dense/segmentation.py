@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from mlcd.config import Evaluate
 from mlcd.data.labeled.scenes import IGNORED
 from mlcd.stages.evaluate.dense.store import Store
 from mlcd.utils.errors import UserError
-from mlcd.utils.logging import progress
+from mlcd.utils.logging import LOGGER, progress
 
 #: Steps of linear warm-up at most, and deviation of the first weights (mmsegmentation's).
 _WARMUP, _STD = 100, 0.01
+#: Logits that are upsampled at once, and pixels that are counted at once.
+_AT_ONCE = 1 << 24
 
 
 def judge(section: Evaluate, store: Store, device: torch.device) -> dict[str, Any]:
@@ -34,7 +36,13 @@ def judge(section: Evaluate, store: Store, device: torch.device) -> dict[str, An
     test = np.array([row for row in store.on("test") if store.mask(row) is not None], np.int64)
     if not len(train) or not len(test):
         side = "test" if len(train) else "train"
-        raise UserError(f"evaluate.datasets: {store.dataset} has no {side} image with a mask")
+        raise UserError(
+            f"evaluate.datasets: {store.dataset} has no {side} image with a mask in which a pixel "
+            "counts"
+        )
+    bare = len(store.on("train")) + len(store.on("test")) - len(train) - len(test)
+    if bare:
+        LOGGER.warning("%s: segmentation leaves out %d images without a mask", store.dataset, bare)
     classes = store.mask_classes()
     if len(np.setdiff1d(store.target[train], [IGNORED])) < 2:
         raise UserError(f"evaluate.datasets: all masks of {store.dataset} are of one class")
@@ -48,9 +56,9 @@ def judge(section: Evaluate, store: Store, device: torch.device) -> dict[str, An
         for row, one in zip(rows.tolist(), logits, strict=True):
             truth = store.mask(row)
             assert truth is not None
-            said = interpolate(one[None], truth.shape, mode="bilinear").argmax(1)[0].cpu().numpy()
-            found += confusion(truth, said, classes)
-            always += confusion(truth, np.full_like(said, int(counts.argmax())), classes)
+            found += confusion(truth, largest(one, *truth.shape), classes)
+            most = np.full(truth.shape, int(counts.argmax()), np.uint8)
+            always += confusion(truth, most, classes)
     each = iou(found)
     return {
         "scores": {"segmentation_miou": float(np.nanmean(each))},
@@ -103,7 +111,31 @@ def fit(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    if not all(bool(weight.isfinite().all()) for weight in head.parameters()):
+        raise UserError(
+            f"segmentation on {store.dataset}: the fit is not finite; lower evaluate."
+            "segmentation_lr"
+        )
     return head.eval()
+
+
+def largest(logits: Tensor, height: int, width: int) -> np.ndarray:
+    """Return uint8 [height, width]: the class of the largest of logits [classes, h, w], upsampled.
+
+    A few classes at a time, so that a photo of many pixels and classes fits into memory.
+    """
+    at_once = max(1, _AT_ONCE // (height * width))
+    best = said = torch.zeros(0)
+    for start in range(0, len(logits), at_once):
+        some = logits[None, start : start + at_once]
+        values, places = interpolate(some, (height, width), mode="bilinear")[0].max(0)
+        places = (places + start).to(torch.uint8)
+        if start:
+            ahead = values > best
+            values, places = torch.where(ahead, values, best), torch.where(ahead, places, said)
+        best, said = values, places
+    found: np.ndarray = said.cpu().numpy()
+    return found
 
 
 def confusion(truth: np.ndarray, said: np.ndarray, classes: int) -> np.ndarray:
@@ -111,9 +143,13 @@ def confusion(truth: np.ndarray, said: np.ndarray, classes: int) -> np.ndarray:
 
     `truth` uint8 and `said`, of one shape. Pixels of :data:`IGNORED` are left out.
     """
-    judged = truth != IGNORED
-    pairs = truth[judged].astype(np.int64) * classes + said[judged].astype(np.int64)
-    counts: np.ndarray = np.bincount(pairs, minlength=classes * classes)
+    counts = np.zeros(classes * classes, np.int64)
+    for start in range(0, truth.size, _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        known, guess = truth.ravel()[some], said.ravel()[some]
+        judged = known != IGNORED
+        pairs = known[judged].astype(np.int64) * classes + guess[judged].astype(np.int64)
+        counts += np.bincount(pairs, minlength=classes * classes)
     return counts.reshape(classes, classes)
 
 
