@@ -75,7 +75,7 @@ report: $(STAMP) $(RESULTS)/report.html
 	@echo
 	@echo "Report:     $(abspath $(RESULTS)/report.html), to be opened in a browser"
 	@echo "This run:   source $(VENV)/bin/activate, then mlcd status $(RESULTS)$(EXPLORE)"
-	@echo "Your own:   mlcd init PROJECT --images FOLDER, then there mlcd run --profile profiles/local"
+	@echo "Your own:   mlcd init PROJECT --preset small --images FOLDER, then there mlcd run --profile profiles/local"
 
 $(RESULTS)/report.html: $(wildcard $(RESULTS)/report/* $(RESULTS)/evaluate/summary.* workflow/report/*)
 	$(SNAKEMAKE) --report $@

@@ -1,6 +1,6 @@
 """How long a run of LAION's size takes to seal and to verify, and how much memory.
 
-    python benchmarks/audit.py [--chunks 920] [--tars 40000] [--folder DIR]
+    python benchmarks/audit.py [--chunks 224] [--tars 40000] [--folder DIR]
 
 The records of such a run are written, with the hashes that they name, and beside them files of the
 real sizes that hold nothing (sparse, so that they take no room). Then `mlcd audit seal` and `mlcd
@@ -35,7 +35,7 @@ _STAGES = ("prepare", "download", "embed", "cluster", "label", "train")
 def main(arguments: list[str] | None = None) -> None:
     """Print what sealing and verifying cost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chunks", type=int, default=920, help="chunks, one job each [920]")
+    parser.add_argument("--chunks", type=int, default=224, help="chunks, one job each [224]")
     parser.add_argument("--tars", type=int, default=40_000, help="tars of all chunks [40000]")
     parser.add_argument("--folder", help="where the results are written [a temporary folder]")
     given = parser.parse_args(arguments)

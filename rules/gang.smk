@@ -5,6 +5,8 @@
 # (profiles/slurm) and which make nothing stale. The rule adds ranks_per_node, threads_per_rank and
 # mem_mb, and hands params.gang to its stage.
 
+from mlcd.utils.device import gpus_here
+
 #: Resources with the same default in every gang.
 GANG = {
     "launcher": "local",
@@ -19,6 +21,8 @@ GANG = {
     # Further options of the launcher, such as --slurm-option constraint=a100.
     "launch_options": "",
 }
+#: GPUs of this machine, of which a rank that runs here has its own.
+GPUS_HERE = gpus_here()
 #: What a batch must be divided by: ranks, then the micro-batches of a rank's share.
 BATCH_RESOURCES = ("nodes", "ranks_per_node", "micro_batch")
 #: Option of the launcher → the resource that it is set by; mem_mb is per node.
@@ -34,6 +38,14 @@ GANG_OPTIONS = {
     "partition": "slurm_partition",
     "account": "slurm_account",
 }
+
+
+def ranks_here(batch):
+    """Return the ranks of a training on this machine: one per GPU, as many as divide the batch.
+
+    Without a GPU two, which is enough to do all that ranks do. A profile for a cluster sets them.
+    """
+    return max((n for n in range(1, GPUS_HERE + 1) if batch % n == 0), default=2)
 
 
 def gang_options(wildcards, resources):

@@ -90,7 +90,7 @@ rule text:
     threads: 2
     resources:
         **GANG,
-        ranks_per_node=2,
+        ranks_per_node=ranks_here(CONFIG.text.batch_size),
         threads_per_rank=lambda wildcards, threads: max(1, threads // 2),
         checkpoint_every=500,
         mem_mb=8000,

@@ -49,7 +49,7 @@ rule train:
     threads: 2
     resources:
         **GANG,
-        ranks_per_node=2,
+        ranks_per_node=ranks_here(CONFIG.train.batch_size),
         threads_per_rank=lambda wildcards, threads: max(1, threads // 2),
         checkpoint_every=100,
         # Images that a rank takes at once, in both phases; auto: what fits a GPU; 0: its whole

@@ -61,6 +61,18 @@ def test_resources_become_options_and_make_nothing_stale(tmp_path):
     assert "Nothing to be done" not in snakemake(tmp_path, "--dry-run")
 
 
+@pytest.mark.parametrize(
+    ("gpus", "batch", "ranks"),
+    [(0, 15, 2), (1, 15, 1), (2, 16, 2), (3, 256, 2), (3, 15, 3), (8, 1024, 8), (5, 7, 1)],
+)
+def test_a_machine_with_gpus_has_a_rank_for_each(gpus, batch, ranks):
+    text = (ROOT / "rules" / "gang.smk").read_text()
+    names = {"gpus_here": None}
+    exec(compile(text, "gang.smk", "exec"), names)  # of Python alone
+    names["GPUS_HERE"] = gpus
+    assert names["ranks_here"](batch) == ranks
+
+
 @pytest.mark.workflow
 @pytest.mark.parametrize(
     ("batch", "resources", "line"),

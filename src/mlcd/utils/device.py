@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +16,27 @@ if TYPE_CHECKING:
 
 #: Files of the drivers of NVIDIA (also under WSL) and AMD. Without any of them torch sees no GPU.
 _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
+#: Where NVIDIA's driver has a file per GPU: nvidia0, nvidia1.
+_DEVICES = Path("/dev")
 #: Variables by which a site may turn every float32 product into one of ten bits of mantissa,
 #: whatever a program asks for. Labels are found by exact products.
 _TF32 = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+
+
+def gpus_here() -> int:
+    """Return the NVIDIA GPUs of this machine that this process may use, as the driver's files say.
+
+    Cheap: torch is not imported. It counts as torch does, but for what the site's variable names
+    by words, of which each is taken to be there.
+    """
+    there = len([path for path in _DEVICES.glob("nvidia*") if path.name[6:].isdigit()])
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None or not there:
+        return there
+    words = [word.strip() for word in named.split(",")]
+    # CUDA looks no further than the first that is not there.
+    seen = itertools.takewhile(lambda word: word and not word.startswith("-"), words)
+    return len(list(seen))
 
 
 def has_gpu() -> bool:

@@ -9,8 +9,35 @@ import sys
 import pytest
 import torch
 
+from mlcd.utils import device
 from mlcd.utils.device import keep_products_exact, take_gpu
 from mlcd.utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("files", "visible", "expected"),
+    [
+        ((), None, 0),
+        ((), "0,1", 0),  # a name without a GPU
+        (("nvidia0", "nvidiactl", "nvidia-uvm"), None, 1),
+        (("nvidia0", "nvidia1", "nvidia2"), None, 3),
+        (("nvidia0", "nvidia1", "nvidia2"), "2", 1),
+        (("nvidia0", "nvidia1"), "", 0),
+        (("nvidia0", "nvidia1"), "1,-1,0", 1),
+        (("nvidia0", "nvidia1"), "GPU-8932f937, GPU-a1b2c3d4", 2),
+    ],
+)
+def test_gpus_of_the_machine_are_counted_without_torch(
+    tmp_path, monkeypatch, files, visible, expected
+):
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(device, "_DEVICES", tmp_path)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert device.gpus_here() == expected
 
 
 @pytest.fixture
