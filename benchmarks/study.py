@@ -128,9 +128,10 @@ def is_late(arguments: argparse.Namespace) -> bool:
 
 
 def compose(data: Path, seed: int, grounds: Path | None, words: Sequence[object]) -> None:
-    """Compose scenes by demo/scenes.py with the options `words`, where `data` has none."""
-    if (data / "manifest.json").is_file():
-        return
+    """Compose scenes by demo/scenes.py with the options `words`, or see that `data` has just them.
+
+    It refuses scenes of other options, and of other photographs where these are at hand.
+    """
     options = ["--output", data, "--seed", seed, *words]
     options += ["--grounds", grounds] if grounds else []
     script = ROOT / "demo" / "scenes.py"

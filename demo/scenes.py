@@ -103,7 +103,11 @@ def main() -> None:
 def write(arguments: argparse.Namespace) -> None:
     """Write the folder, or see that it is there. Raises :class:`UserError`."""
     options = checked(arguments)
-    grounds = read_grounds(arguments.grounds)
+    manifest = arguments.output / MANIFEST
+    # Scenes that are there may be asked for where the photographs are not.
+    grounds = {}
+    if arguments.grounds.is_dir() or not manifest.is_file():
+        grounds = read_grounds(arguments.grounds)
     about = {
         "mlcd": "scenes",
         "version": 1,
@@ -117,7 +121,8 @@ def write(arguments: argparse.Namespace) -> None:
             for split, photos in grounds.items()
         },
     }
-    manifest = arguments.output / MANIFEST
+    if not grounds:
+        del about["grounds"]
     if manifest.is_file():
         found = read_record(manifest, "demo/scenes.py")
         if {key: found.get(key) for key in about} != about:

@@ -14,12 +14,21 @@ MLCD, MLC = Cell("mlcd", 8, 0.1, 64), Cell("mlc", 8, 0.1, 64)
 SINGLE, ONE = Cell("single", 1, 0.1, 64), Cell("mlcd", 1, 0.1, 64)
 
 
-def finished(folder: Path, cell: Cell, seed: int, knn: float, **section: object) -> str:
+def finished(
+    folder: Path,
+    cell: Cell,
+    seed: int,
+    knn: float,
+    made_from: dict[str, list[str]] | None = None,
+    **section: object,
+) -> str:
     """Leave what one training and its evaluation leave."""
     home = folder / cell.name / f"seed-{seed}"
     values = {"loss": cell.loss, "positives": cell.l, "negative_ratio": cell.r, "seed": seed}
     sha256 = f"{cell.name} {seed}"
     about = {"num_classes": cell.k, "sha256": sha256, "section": {"epochs": 2, **values, **section}}
+    if made_from is not None:
+        about["made_from"] = made_from
     scores(home / "evaluate" / "trained.json", "trained", seed, knn, encoder_sha256=sha256)
     (home / "train").mkdir(parents=True)
     write_record(home / "train" / "encoder.json", about)

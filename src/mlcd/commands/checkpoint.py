@@ -74,7 +74,8 @@ def inspect_checkpoint(checkpoint: Any) -> dict[str, Any]:
         "ranks": len(checkpoint.pieces),
         "rows_by_rank": [[piece["start"], piece["stop"]] for piece in checkpoint.pieces],
         "bytes": sum(path.stat().st_size for path in checkpoint.path.iterdir()),
-        "rows_touched": int((rows["row_step"] > 0).sum()),
+        # A text tower has no classes.
+        **({"rows_touched": int((rows["row_step"] > 0).sum())} if "row_step" in rows else {}),
         **({"heads": more} if more else {}),
         "tensors": {
             name: f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
@@ -91,13 +92,16 @@ def reshard_checkpoint(checkpoint: Any, output: Path, ranks: int) -> None:
     checked_folder(output)
     if (output / checkpoint.path.name).exists():
         raise UserError(f"{output / checkpoint.path.name}: is there already; name another folder")
-    writers = []
-    for rank in range(ranks):
-        start, stop = shard_bounds(checkpoint.num_classes, ranks, rank)
-        writer = CheckpointWriter(
+    writers = [
+        CheckpointWriter(
             output, checkpoint.identity, checkpoint.section, rank=rank, world_size=ranks,
             provenance=checkpoint.provenance,
-        )  # fmt: skip
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+    # The first rank waits for the parts of the others: they come before it, one after another.
+    for rank in (*range(1, ranks), 0):
+        start, stop = shard_bounds(checkpoint.num_classes, ranks, rank)
         heads = {}
         for name, classes in checkpoint.heads.items():
             ends = shard_bounds(classes, ranks, rank)
@@ -111,10 +115,8 @@ def reshard_checkpoint(checkpoint: Any, output: Path, ranks: int) -> None:
             checkpoint.image_size,
             heads,
         )
-        writer.save(snapshot)
-        writers.append(writer)
-    for writer in writers:
-        writer.wait()
+        writers[rank].save(snapshot)
+        writers[rank].wait()
 
 
 def export_encoder(checkpoint: Any, output: Path) -> None:
@@ -124,6 +126,8 @@ def export_encoder(checkpoint: Any, output: Path) -> None:
     from mlcd.stages.train.final import write_encoder
 
     weights = output / "encoder.safetensors"
+    if not checkpoint.num_classes:
+        raise UserError(f"{checkpoint.path}: of a text tower; only encoders are exported")
     section = validate(Train, checkpoint.section, str(checkpoint.path), "train")
     layer = [output / "regions.safetensors"] if section.regions else []
     claim(weights, output / "encoder.json", *layer)

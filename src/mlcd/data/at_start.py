@@ -66,7 +66,9 @@ def check(
     if look:
         found += _figures(config)
     if chunks:
-        found += _numbers(config, sum(chunk.rows for chunk in chunks.values()))
+        on_disk = any(chunk.identity for chunk in chunks.values())
+        rows = sum(chunk.rows for chunk in chunks.values())
+        found += _numbers(config, rows, on_disk=on_disk)
     for key, problem in found:
         lines.append(f"{named(key)}: {'.'.join(key)}: {problem}")
     if lines:
@@ -198,14 +200,22 @@ def _figures(config: Config) -> Iterator[Problem]:
             yield ("report", "figures"), problem
 
 
-def _numbers(config: Config, rows: int) -> Iterator[Problem]:
-    """Compare what needs that many images with the `rows` of the lists, of which none is sure."""
+def _numbers(config: Config, rows: int, *, on_disk: bool) -> Iterator[Problem]:
+    """Compare what needs that many images with the `rows` of the lists, of which none is sure.
+
+    `on_disk`: some images are, and may have captions beside them.
+    """
     needs = {("cluster", "k"): config.cluster.k, ("train", "batch_size"): config.train.batch_size}
     if config.cluster.centers is not None or config.label.labels is not None:
         # Nothing is clustered.
         del needs["cluster", "k"]
     if config.text.enabled:
         needs["text", "batch_size"] = config.text.batch_size
+        if config.prepare.caption_column is None and not on_disk:
+            yield (
+                ("text", "enabled"),
+                "no image has a caption: name their column of the lists as prepare.caption_column",
+            )
     # Regions are clustered beside the images.
     rows_of = {"curate": rows, "train": rows, "text": rows}
     more = config.regions.most if config.regions.source else 0

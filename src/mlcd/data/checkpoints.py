@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -255,7 +256,9 @@ def _sha256(handle: BinaryIO, tensors: dict[str, torch.Tensor]) -> str:
 
 def steps(folder: Path) -> list[Path]:
     """Return the checkpoint folders in `folder`, oldest first, whole or not."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+    # A copy under another name (step_00000100_keep) is its owner's: neither read nor removed.
+    found = (path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name))
+    return sorted(path for path in found if path.is_dir())
 
 
 def prune(folder: Path, keep: int, wanted: Callable[[int], bool] = lambda step: False) -> None:

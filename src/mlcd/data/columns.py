@@ -83,26 +83,49 @@ class Table:
         order = order[np.searchsorted(ids[order], 0) :]
         wanted = ids[order]
         found, first = [], 0
+        paths: dict[pa.DataType, str] = {}
         for part in self._parts:
             for column in _read(part, name):
                 low, high = np.searchsorted(wanted, [first, first + len(column)])
                 if low < high:
                     found.append(column.take(pa.array(wanted[low:high] - first)))
+                    paths.setdefault(column.type, part.path)
                 first += len(column)
         if not found:
             return pa.nulls(len(ids))
-        try:
-            values = pa.chunked_array(found).combine_chunks()
-        except pa.ArrowException:
-            raise UserError(
-                f"{self._parts[0].path}: column {name!r} is of another type than in "
-                f"{self._parts[-1].path}; write it as one type in all"
-            ) from None
+        values = pa.chunked_array(_of_one_type(name, found, paths)).combine_chunks()
         if isinstance(values, pa.ChunkedArray):
             values = pa.concat_arrays(values.chunks)
         place = np.full(len(ids), -1, np.int64)
         place[order] = np.arange(len(order))
         return values.take(pa.array(place, mask=place < 0))
+
+
+def _of_one_type(name: str, found: list[pa.Array], paths: dict[pa.DataType, str]) -> list[pa.Array]:
+    """Return pieces of a column as one type: numbers of several as float64, nothing as any.
+
+    `paths`: type → a file that has it. Raises :class:`UserError` for types that do not go together.
+    """
+    import pyarrow as pa
+
+    def is_number(kind: pa.DataType) -> bool:
+        of = pa.types
+        return bool(of.is_integer(kind) or of.is_floating(kind) or of.is_decimal(kind))
+
+    kinds = list(dict.fromkeys(one.type for one in found if one.null_count < len(one)))
+    kinds = kinds or [found[0].type]
+    if len(kinds) > 1 and not all(map(is_number, kinds)):
+        other = next(kind for kind in kinds if kind != kinds[0] and not
+                     (is_number(kind) and is_number(kinds[0])))  # fmt: skip
+        raise UserError(
+            f"{paths[kinds[0]]}: column {name!r} is {kinds[0]}, and {other} in {paths[other]}; "
+            "write it as one type in all"
+        )
+    kind = pa.float64() if len(kinds) > 1 else kinds[0]
+    return [
+        pa.nulls(len(one), kind) if one.null_count == len(one) else one.cast(kind, safe=False)
+        for one in found
+    ]
 
 
 def _read(part: Part, name: str) -> Iterator[pa.Array]:

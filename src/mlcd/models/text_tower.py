@@ -58,7 +58,8 @@ class TextTower(nn.Module):
     """Tokens int64 [B, context_length] to features [B, d], and the scale of their cosines [1].
 
     Attributes: `embedding_dim` (d), `shape` (width, layers, heads, context_length), `sha256` (of
-    the file that it was loaded from, else "").
+    the file that it was loaded from, else ""), `encoder_sha256` (of the encoder that it was trained
+    against, else "").
     """
 
     def __init__(self, shape: dict[str, int], embedding_dim: int) -> None:
@@ -70,7 +71,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.shape = shape
         self.embedding_dim = embedding_dim
-        self.sha256 = ""
+        self.sha256 = self.encoder_sha256 = ""
         self.transformer = TextTransformer(**shape, vocab_size=VOCABULARY, output_dim=embedding_dim)
         # Of shape [1] and not [], which ZeRO 3 cannot divide over ranks.
         self.log_scale = nn.Parameter(torch.tensor([math.log(_INITIAL_SCALE)]))
@@ -121,6 +122,7 @@ def load(folder: str | os.PathLike[str], encoder_sha256: str | None = None) -> T
         tower = TextTower({key: int(about[key]) for key in _SHAPE}, int(about["embedding_dim"]))
         tower.load_state_dict(load_file(weights))
         tower.sha256 = str(about["sha256"])
+        tower.encoder_sha256 = str(about.get("encoder_sha256", ""))
     except (KeyError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{weights}: does not fit {path} ({reason}); rerun text") from None

@@ -1,7 +1,9 @@
 """`mlcd checkpoint`: inspect, reshard, export."""
 
 import dataclasses
+import errno
 import json
+import time
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from helpers.checkpoints import ROWS, bounds, save_all, snapshot, write
 from mlcd.cli import main
 from mlcd.config.train import Train
+from mlcd.data import checkpoints
 from mlcd.data.checkpoints import Checkpoint, CheckpointWriter, HeadRows, Snapshot, newest
 from mlcd.models import trainable
 
@@ -31,6 +34,33 @@ def test_command_inspect(tmp_path, capsys):
     assert (told["section"], told["image_size"]) == ({"seed": 5}, 64)
     assert told["tensors"]["rows/weight"] == "float32 [50, 4]"
     assert told["tensors"]["weight/a"] == "float32 [2, 3]"
+
+
+def test_a_text_towers_checkpoint_has_no_classes(tmp_path, capsys):
+    one = dataclasses.replace(snapshot(10, 1, 0), rows={})
+    save_all(tmp_path / "text", [one])
+    assert command("inspect", tmp_path / "text") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["num_classes"] == 0 and "rows_touched" not in told
+    assert command("export", tmp_path / "text", "--output", tmp_path / "out") == 2
+    assert "of a text tower; only encoders are exported" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_a_reshard_at_once(tmp_path, capsys, monkeypatch):
+    write(tmp_path / "old", [10], 2)
+    saved = checkpoints._save
+
+    def full(tensors, path):
+        if path.name == "rank_00002.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return saved(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "_save", full)
+    start = time.monotonic()
+    words = ("reshard", tmp_path / "old", "--ranks", 4, "--output", tmp_path / "new")
+    assert command(*words) == 2
+    assert "space" in capsys.readouterr().err.lower()
+    assert time.monotonic() - start < checkpoints._PATIENCE / 10
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 3), (3, 2), (3, 3)])

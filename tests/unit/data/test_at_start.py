@@ -61,6 +61,10 @@ CLIP = {"train": {"model": "open_clip:ViT-B-32", "image_size": 64}}
             {"text": {"enabled": True, "batch_size": 4096}},
             "text.batch_size: 4096 is more than the 2380 rows",
         ),
+        (
+            {"text": {"enabled": True}, "prepare": {"caption_column": None}},
+            "text.enabled: no image has a caption: name their column of the lists as prepare.",
+        ),
         ({"ablate": {"grids": [{"k": [4096]}]}}, "ablate.grids: K = 4096 is more than the 2380"),
         ({"results": "/"}, "results: / is the root of all files"),
         ({"results": "README.md"}, f"results: {ROOT}/README.md is a file; name a folder"),

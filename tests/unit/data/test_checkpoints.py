@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -99,6 +100,17 @@ def test_the_newest_are_kept(tmp_path):
     write(tmp_path, [10, 20, 30, 40], keep=2)
     assert [path.name for path in steps(tmp_path)] == ["step_00000030", "step_00000040"]
     assert {path.name for path in tmp_path.iterdir()} == {"step_00000030", "step_00000040"}
+
+
+def test_a_copy_beside_them_is_its_owners(tmp_path):
+    write(tmp_path, [10, 20], keep=2)
+    copy = tmp_path / "step_00000010_keep"
+    shutil.copytree(tmp_path / "step_00000010", copy)
+    write(tmp_path, [30, 40], keep=2)
+    assert [path.name for path in steps(tmp_path)] == ["step_00000030", "step_00000040"]
+    assert copy.is_dir() and newest(tmp_path, "run").step == 40
+    CheckpointWriter(tmp_path, "run", {}, rank=0, world_size=1, resumed=5)
+    assert copy.is_dir() and steps(tmp_path) == []
 
 
 def test_two_that_somebody_wants_stay_beside_the_newest(tmp_path):

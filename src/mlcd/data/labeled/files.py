@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcd.config.labeled import Dataset
-from mlcd.data.labeled.layout import files, parquet_fields, split_folders
+from mlcd.data.labeled.layout import files, files_below, parquet_fields, split_folders
 from mlcd.data.labeled.sample import Sample, from_fields
 from mlcd.data.members import IMAGES, ending_of, is_hidden, labeled_members, sample_name
 from mlcd.utils.errors import UserError
@@ -65,8 +65,10 @@ def class_folders(dataset: Dataset) -> Iterator[Sample]:
         if not classes:
             raise UserError(f"{folder}: holds no class folders; expected {folder}/CLASS/*.jpg")
         for kind in classes:
-            for path in sorted(kind.rglob("*")):
-                if ending_of(path.name) not in IMAGES or not path.is_file():
+            # Without links to folders, but with hidden ones, which are counted.
+            there = {path for path in kind.rglob("*") if path.is_file()}
+            for path in sorted(there.union(files_below(kind))):
+                if ending_of(path.name) not in IMAGES:
                     continue
                 if is_hidden(path.relative_to(kind).as_posix()):
                     hidden += 1

@@ -222,7 +222,7 @@ def identity(dataset: Dataset) -> str:
     path = Path(dataset.path)
     if path.is_file():
         return file_identity(str(path))
-    entries = list(_files_below(path))
+    entries = list(files_below(path))
     # Names that are no UTF-8 have none of their own in JSON.
     names = [os.fsencode(entry.relative_to(path)).decode(errors="backslashreplace") for entry in
              entries]  # fmt: skip
@@ -231,7 +231,7 @@ def identity(dataset: Dataset) -> str:
     return sha256_json([sizes, [file_identity(str(entry)) for entry in entries[::step]]])[:16]
 
 
-def _files_below(path: Path) -> Iterator[Path]:
+def files_below(path: Path) -> Iterator[Path]:
     """Yield a folder's files at any depth, in order, as readers see them.
 
     Hidden ones are left out, and links that lead to nothing. A link to a folder that it lies in is

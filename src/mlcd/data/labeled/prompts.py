@@ -80,13 +80,13 @@ def check(section: Evaluate) -> list[str]:
 
 
 def _product(values: Any, name: str) -> list[str]:
-    try:
-        prompts = [f"{medium} {subject}" for medium in values["media"] for subject in
-                   values["subjects"]]  # fmt: skip
-    except (TypeError, KeyError):
-        raise UserError(
-            f"{name}: expected lists 'media' and 'subjects'; see templates.yaml"
-        ) from None
+    lists = [values.get(key) if isinstance(values, dict) else None for key in ("media", "subjects")]
+    # A text would be taken for a list of its letters.
+    if not all(isinstance(words, list) and all(isinstance(word, str) for word in words)
+               for words in lists):  # fmt: skip
+        raise UserError(f"{name}: expected lists 'media' and 'subjects'; see templates.yaml")
+    prompts = [f"{medium} {subject}" for medium in values["media"] for subject in
+               values["subjects"]]  # fmt: skip
     if not prompts or any(prompt.count("{}") != 1 for prompt in prompts):
         raise UserError(f"{name}: each prompt needs one {{}} where the class's name goes")
     return prompts

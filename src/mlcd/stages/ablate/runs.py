@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
 
     The cell stands in the encoder's own description, so that no folder's name can tell a wrong one.
     Raises :class:`UserError` if a file is missing or damaged, if the scores are of another encoder,
-    if a run is given twice, or if runs differ in more than what a cell and a seed are.
+    if a run is given twice, or if runs differ in more than what a cell and a seed are: in a key of
+    train, in images, for one K in centers, or in the images that they are scored on.
     """
     runs: list[Run] = []
     others: dict[str, dict[str, Any]] = {}
+    grounds: list[tuple[str, Any, Path]] = []
     for folder in folders:
         path = Path(folder) / "train" / "encoder.json"
         about = read_record(path, "train")
@@ -51,13 +53,16 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
         if cell.l is None:
             raise UserError(f"{path}: trained without train.positives; set it and train again")
         others[str(path)] = section
+        grounds += _grounds(about, cell, path)
         scored = Path(folder) / "evaluate" / "trained.json"
         scores, _ = _scores(scored)
+        grounds += _judged_on(scored)
         if read_record(scored, "evaluate").get("encoder_sha256") != sha256:
             raise UserError(f"{scored}: not the scores of the encoder of {path}; rerun evaluate")
         if any(run.cell == cell and run.seed == seed for run in runs):
             raise UserError(f"{folder}: {cell.name}, seed {seed}, is given twice; give each once")
         runs.append(Run(cell.name, seed, scores, cell))
+    _require_equal(grounds)
     first, *rest = others.items()
     for name, section in rest:
         for key, value in section.items():
@@ -67,6 +72,29 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
                     "compare runs of one config"
                 )
     return runs
+
+
+def _grounds(about: dict[str, Any], cell: Cell, path: Path) -> Iterator[tuple[str, Any, Path]]:
+    """Yield what must be equal in trainings that are compared: a name, its value, and the file."""
+    made_from = about.get("made_from", {})
+    for name, key in (("images", "images"), (f"centers of K = {cell.k}", "centroids")):
+        if found := made_from.get(key):
+            yield name, found, path
+
+
+def _judged_on(path: Path) -> Iterator[tuple[str, Any, Path]]:
+    """Yield the same of scores."""
+    for name, about in read_record(path, "evaluate")["datasets"].items():
+        if isinstance(about, dict) and "images" in about:
+            yield f"images of {name}", about["images"], path
+
+
+def _require_equal(grounds: Sequence[tuple[str, Any, Path]]) -> None:
+    first: dict[str, tuple[Any, Path]] = {}
+    for name, value, path in grounds:
+        known, other = first.setdefault(name, (value, path))
+        if value != known:
+            raise UserError(f"{path}: other {name} than {other}; compare runs of one data")
 
 
 def read_baselines(paths: Sequence[str]) -> list[Run]:

@@ -14,6 +14,8 @@ from mlcd.utils.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: Truth values, as texts in any case.
+_TRUTH = ("true", "false")
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
     "=": operator.eq, "!=": operator.ne,
@@ -64,6 +66,16 @@ def _compared(condition: Condition, column: pa.Array, path: str) -> tuple[np.nda
         return _COMPARE[condition.operator](numbers, value), there
     if isinstance(value, str) and (is_text or pa.types.is_boolean(kind)):
         texts = [_text(one) for one in column.to_pylist()]
+        if value.lower() in _TRUTH:
+            # Python writes True, others TRUE.
+            value, texts = value.lower(), [one.lower() if one else one for one in texts]
+        elif pa.types.is_boolean(kind):
+            raise UserError(
+                f"{path}: column {condition.column!r} has truth values, and {str(condition)!r} "
+                "compares with another word; write true or false"
+            )
+        # A csv cannot tell an empty text from none.
+        there = there & np.array([value == "" or one != "" for one in texts], bool)
         same = np.array([one == value for one in texts], bool)
         return same == (condition.operator == "="), there
     raise UserError(

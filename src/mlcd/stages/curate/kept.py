@@ -53,8 +53,8 @@ def write_kept(
 
 
 def _write(source: Embeddings, chosen: Curation, output: str | os.PathLike[str]) -> None:
-    left_out = chosen.keys()[~chosen.kept()]
-    keep = np.flatnonzero(~np.isin(source.keys(), left_out))
+    # A text tower's embeddings may have images that had none to curate by: they were not judged.
+    keep = np.flatnonzero(np.isin(source.keys(), chosen.keys()[chosen.kept()]))
     attributes = {name: value for name, value in source.attributes.items() if name not in _OWN}
     attributes |= {"embeddings": source.fingerprint, "curation": chosen.fingerprint}
     with (

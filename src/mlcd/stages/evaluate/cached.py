@@ -27,6 +27,7 @@ class Features:
     images without one each their own; `class_name` [classes] are the words that `label` counts
     over, `tag_name` those of the columns of `tags`. `group_name` [n] is the group's name, or the
     image's key. `encoder_sha256` is of the weights of a trained encoder, None for other models.
+    `images` is the identity of the set's files, "" where none was noted.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Features:
     trunk: torch.Tensor | None = None
     encoder_sha256: str | None = None
     tag_name: list[str] = field(default_factory=list)
+    images: str = ""
 
     @property
     def classes(self) -> int:
@@ -104,6 +106,7 @@ def read(path: str | os.PathLike[str], device: torch.device, *, trunk: bool = Tr
         tag_name=_words(columns["tag_name"]),
         trunk=torch.from_numpy(columns["trunk"]).to(device) if "trunk" in columns else None,
         encoder_sha256=attributes.get("encoder_sha256"),
+        images=str(attributes.get("images", "")),
     )
 
 

@@ -15,7 +15,13 @@ from mlcd.data.labeled.sample import judged
 from mlcd.data.labeled.samples import samples
 from mlcd.models import text_tower as towers
 from mlcd.stages.evaluate.cached import Features
-from mlcd.stages.evaluate.retrieval import RANKS, TEXTS, image_text_recall, read_embeddings
+from mlcd.stages.evaluate.retrieval import (
+    RANKS,
+    TEXTS,
+    chance_of_a_hit,
+    image_text_recall,
+    read_embeddings,
+)
 from mlcd.stages.evaluate.table import to_bytes
 from mlcd.utils.errors import UserError
 from mlcd.utils.logging import LOGGER, progress
@@ -66,14 +72,25 @@ def dataset_of(path: str | os.PathLike[str]) -> str:
         return str(file.attrs.get("dataset", ""))
 
 
-def judge(data: Features, path: str, result: dict[str, Any]) -> None:
+def judge(
+    data: Features, path: str, result: dict[str, Any], tower: towers.TextTower | None = None
+) -> None:
     """Add R@1, 5, 10 both ways, of test images and the captions in `path`, to `result`.
 
     Images without a caption are in neither gallery nor queries; their number is in the result.
+    Raises :class:`UserError` for captions of other images, or of another tower than `tower`.
     """
     words, keys = read_embeddings(path, TEXTS)
     with hdf5.reading(path, TEXTS) as file:
         shared = int(file.attrs["shared"])
+        images, tower_of = (str(file.attrs.get(key, "")) for key in ("images", "text_sha256"))
+    if tower is not None and tower.sha256 and tower_of != tower.sha256:
+        raise UserError(f"{path}: captions through another text tower; run --part texts again")
+    if data.images and images != data.images:
+        raise UserError(
+            f"{path}: captions of other files of {data.dataset} than its features are of; run "
+            "--part texts and --part features again"
+        )
     if words.shape[1] != data.feature.shape[1]:
         raise UserError(
             f"{path}: dimension {words.shape[1]}, features of {data.dataset} have "
@@ -97,10 +114,11 @@ def judge(data: Features, path: str, result: dict[str, Any]) -> None:
     medians = {name: found.pop(name) for name in list(found) if name.endswith("median_rank")}
     result["scores"].update(found)
     # Of k answers drawn: an image has as many right ones as it has captions.
-    of_image = torch.bincount(image, minlength=len(rows)).double() / len(kept)
+    of_image = torch.bincount(image, minlength=len(rows))
     for k in RANKS:
-        result["chance"][f"image_to_text_r{k}"] = float((1 - (1 - of_image) ** k).mean())
-        result["chance"][f"text_to_image_r{k}"] = 1 - (1 - 1 / len(rows)) ** k
+        drawn = chance_of_a_hit(of_image, torch.tensor(len(kept)), k)
+        result["chance"][f"image_to_text_r{k}"] = float(drawn.mean())
+        result["chance"][f"text_to_image_r{k}"] = min(1.0, k / len(rows))
     result[IMAGE_TEXT] = {
         "images": len(rows),
         "images_without_a_caption": int(test.sum()) - len(rows),

@@ -7,6 +7,8 @@ from torch.nn import functional
 
 #: Similarities held at once.
 _BLOCK = 1 << 26
+#: Below this temperature the sum of a thousand votes may be beyond float32.
+_LEAST = 1 / 80
 
 
 def predict(
@@ -28,7 +30,9 @@ def predict(
     for block in test.split(max(1, _BLOCK // len(train))):
         similarity, nearest = (block @ train.T).topk(max(ks), dim=1)
         voters = labels[nearest]
-        weight = torch.exp(similarity / temperature)
+        # Votes count against one another: a factor on all of a row changes none.
+        least = similarity[:, :1] if temperature < _LEAST else 0.0
+        weight = torch.exp((similarity - least) / temperature)
         for k in ks:
             votes = torch.zeros(len(block), classes, device=test.device)
             votes.scatter_add_(1, voters[:, :k], weight[:, :k])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import h5py
 import numpy as np
 import torch
 from torch.nn import functional
@@ -36,7 +37,8 @@ def recall_of_class(
     R@k: the share of queries of which one of the k most similar (cosine) gallery images has the
     class, as in UNICOM (arXiv 2304.05884). Images of the query's own group, itself first of all,
     are not in its gallery; a query whose class is not in its gallery is left out. query is float
-    [m, d], gallery [n, d], labels and groups int64. Chance draws k images of the query's gallery.
+    [m, d], gallery [n, d], labels and groups int64. Chance draws k different images of the query's
+    gallery.
     """
     query, gallery = functional.normalize(query, dim=1), functional.normalize(gallery, dim=1)
     hits = dict.fromkeys(ks, 0)
@@ -53,12 +55,20 @@ def recall_of_class(
         nearest = similarity.topk(min(max(ks), len(gallery)), dim=1).indices
         found = right.gather(1, nearest)[answerable]
         counted += int(answerable.sum())
-        share = (right.sum(1).double() / allowed.sum(1))[answerable]
+        answers, there = right.sum(1)[answerable], allowed.sum(1)[answerable]
         for k in ks:
             hits[k] += int(found[:, :k].any(1).sum())
-            chance[k] += float((1 - (1 - share) ** k).sum())
+            chance[k] += float(chance_of_a_hit(answers, there, k).sum())
     total = max(1, counted)
     return {k: hits[k] / total for k in ks}, {k: chance[k] / total for k in ks}, counted
+
+
+def chance_of_a_hit(right: torch.Tensor, there: torch.Tensor, k: int) -> torch.Tensor:
+    """Return float64: how likely k different draws of `there` items have one of the `right`."""
+    missed = torch.ones_like(right, dtype=torch.float64)
+    for drawn in range(k):
+        missed = missed * (there - right - drawn).clamp(min=0) / (there - drawn).clamp(min=1)
+    return 1 - missed
 
 
 def image_text_ranks(
@@ -128,9 +138,9 @@ def image_text_part(
     if len(place) < len(keys):
         raise UserError(f"{images}: a key stands twice; give each image once")
     if unknown := [key for key in of if key not in place]:
-        raise UserError(f"{texts}: no image of key {unknown[0].decode()!r} in {images}")
+        raise UserError(f"{texts}: no image of key {_shown(unknown[0])} in {images}")
     if without := set(keys) - set(of):
-        raise UserError(f"{texts}: no text for the image {min(without).decode()!r} of {images}")
+        raise UserError(f"{texts}: no text for the image {_shown(min(without))} of {images}")
     image = torch.tensor([place[key] for key in of], device=device)
     found = image_text_recall(
         torch.from_numpy(rows).to(device), torch.from_numpy(words).to(device), image
@@ -140,21 +150,33 @@ def image_text_part(
 
 
 def read_embeddings(path: str, kind: str) -> tuple[np.ndarray, list[bytes]]:
-    """Return embedding float32 [n, d] and key [n].
+    """Return embedding float32 [n, d] and key [n], of any program's file.
 
-    Raises :class:`UserError` if there is none, or one that is not finite.
+    Raises :class:`UserError` if it has other shapes or types, none, or one that is not finite.
     """
-    with hdf5.reading(path, kind) as file:
-        for name in ("embedding", "key"):
-            if name not in file:
+    with hdf5.reading(path, kind, foreign=True) as file:
+        for name, what, dimensions in (("embedding", "numbers", 2), ("key", "texts", 1)):
+            if not isinstance(file.get(name), h5py.Dataset):
                 raise UserError(f"{path}: has no {name!r}; see docs/reference/formats.md")
+            kinds = "fiu" if what == "numbers" else "SO"
+            if file[name].ndim != dimensions or file[name].dtype.kind not in kinds:
+                raise UserError(
+                    f"{path}: {name!r} is {file[name].dtype} {list(file[name].shape)}; expected "
+                    f"{what} of {dimensions} dimensions"
+                )
         rows, keys = file["embedding"][:].astype(np.float32), file["key"][:].tolist()
+    if len(rows) != len(keys):
+        raise UserError(f"{path}: {len(rows)} rows and {len(keys)} keys; give a key for each row")
     if not len(rows):
         raise UserError(f"{path}: holds no embedding; give a file that does")
     if not (finite := np.isfinite(rows).all(1)).all():
-        key = keys[int(finite.argmin())].decode(errors="replace")
+        key = _shown(keys[int(finite.argmin())])
         raise UserError(
-            f"{path}: {int((~finite).sum())} embeddings are not finite, the first of {key!r}; "
+            f"{path}: {int((~finite).sum())} embeddings are not finite, the first of {key}; "
             "embed again, in bf16 or fp32"
         )
     return rows, keys
+
+
+def _shown(key: bytes) -> str:
+    return repr(key.decode(errors="backslashreplace"))

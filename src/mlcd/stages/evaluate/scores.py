@@ -67,6 +67,11 @@ def metrics_part(
             raise UserError(
                 f"{path}: features of another seed than {paths[0]}; run --part features of both"
             )
+        if tower is not None and tower.encoder_sha256 not in ("", data.encoder_sha256):
+            raise UserError(
+                f"{path}: features of another encoder than --text was trained against; run --part "
+                "features again, or rerun text"
+            )
         if data.dataset in found:
             raise UserError(f"{path}: features of {data.dataset} a second time; give each once")
         start = time.monotonic()
@@ -170,7 +175,7 @@ def score(
     if "zero_shot" in dataset.tasks and tower is not None:
         zero_shot.judge(section, dataset, data, tower, result)
     if IMAGE_TEXT in dataset.tasks and texts is not None:
-        caption_retrieval.judge(data, texts, result)
+        caption_retrieval.judge(data, texts, result, tower)
     if data.model == "trained":
         given = {"zero_shot": tower, IMAGE_TEXT: texts}
         for task in (task for task in dataset.tasks if task in given and given[task] is None):
@@ -221,6 +226,11 @@ def _retrieval(section: Evaluate, data: Features, result: dict[str, Any]) -> Non
         data.take(data.group, gallery),
         section.retrieval_k,
     )
+    if not counted:
+        raise UserError(
+            f"evaluate.datasets: {data.dataset}: no test image has another of its class beyond its "
+            "group, for retrieval; take the task out"
+        )
     for k, value in found.items():
         result["scores"][f"retrieval_r{k}"] = value
         result["chance"][f"retrieval_r{k}"] = chance[k]

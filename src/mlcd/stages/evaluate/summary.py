@@ -87,6 +87,10 @@ def summary_part(
         raise UserError(f"--output: {target}: expected a name that ends in .csv")
     claim(target, target.with_suffix(".md"), target.with_suffix(".svg"))
     models = [_read(path) for path in paths]
+    first: dict[str, str] = {}
+    for path, model in zip(paths, models, strict=True):
+        if (other := first.setdefault(model["model"], path)) != path:
+            raise UserError(f"{path}: scores of {model['model']}, as {other} has; give one of them")
     rows = table(models, figures)
     if not rows:
         raise UserError(

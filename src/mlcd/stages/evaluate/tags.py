@@ -15,20 +15,30 @@ from mlcd.stages.evaluate.chosen import fitted_probe, held_out, sides
 from mlcd.utils.errors import UserError
 
 
-def judge(section: Evaluate, dataset: Dataset, data: Features, result: dict[str, Any]) -> None:
-    """Mean over tags of the average precision on test, of one logistic regression per tag.
+def counted(dataset: Dataset, data: Features) -> np.ndarray:
+    """Return bool [tags]: those on at least `min_tag_count` images, and on each side of the split.
 
-    Tags on at least `min_tag_count` images count, if there is one on each side of the split.
+    Raises :class:`UserError` if there is none.
     """
     train, test = sides(data)
     often = data.tags.sum(0) >= dataset.min_tag_count
     split = data.tags[train].any(0) & data.tags[test].any(0) & ~data.tags[train].all(0)
-    kept = often & split
+    kept: np.ndarray = often & split
     if not kept.any():
         raise UserError(
             f"evaluate.datasets: {data.dataset} has no tag on {dataset.min_tag_count} images "
             "with both train and test ones; lower min_tag_count or set tags_field to null"
         )
+    return kept
+
+
+def judge(section: Evaluate, dataset: Dataset, data: Features, result: dict[str, Any]) -> None:
+    """Mean over tags of the average precision on test, of one logistic regression per tag.
+
+    The tags are those of :func:`counted`.
+    """
+    train, test = sides(data)
+    kept = counted(dataset, data)
     measure = measures.OF_TAGS[dataset.tag_metric]
 
     def scorer(fit: probe.Fit, rows: torch.Tensor, targets: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from mlcd.config import Evaluate
 from mlcd.config.labeled import Dataset
 from mlcd.data.labeled import prompts
 from mlcd.models import text_tower as towers
-from mlcd.stages.evaluate import measures
+from mlcd.stages.evaluate import measures, tags
 from mlcd.stages.evaluate.cached import Features
 from mlcd.utils.errors import UserError
 
@@ -46,13 +46,13 @@ def judge(
 ) -> None:
     """Add the set's metric on test images to `result`, by the names of all classes or tags.
 
-    Of tags where the metric is theirs. Raises :class:`UserError` if there is nothing to judge.
+    Of tags where the metric is theirs: of those, and on the images, that the probe of tags is
+    judged by. Raises :class:`UserError` if there is nothing to judge.
     """
     of_tags = dataset.metric in measures.OF_TAGS
-    test = data.on("test") & (data.tags.any(1) if of_tags else data.label >= 0)
+    test = data.on("test") & (of_tags | (data.label >= 0))
     if not test.any():
-        what = "test images with a tag" if of_tags else "labeled test images"
-        raise UserError(f"evaluate.datasets: {data.dataset} has no {what}")
+        raise UserError(f"evaluate.datasets: {data.dataset} has no labeled test images")
     if tower.embedding_dim != data.feature.shape[1]:
         raise UserError(
             f"--text: features of {tower.embedding_dim} dimensions, those of {data.dataset} have "
@@ -72,11 +72,10 @@ def judge(
     weights = class_weights(tower, names, texts).to(data.feature.device)
     logits = similarities(data.take(data.feature, test), weights)
     if of_tags:
-        there = data.tags[test]
-        some = there.any(0)
-        rows = logits.cpu().numpy()[:, some]
-        result["scores"][name] = measures.OF_TAGS[metric](rows, there[:, some])
-        result["chance"][name] = measures.OF_TAGS[metric](np.zeros_like(rows), there[:, some])
+        kept = tags.counted(dataset, data)
+        rows, there = logits.cpu().numpy()[:, kept], data.tags[test][:, kept]
+        result["scores"][name] = measures.OF_TAGS[metric](rows, there)
+        result["chance"][name] = measures.OF_TAGS[metric](np.zeros_like(rows), there)
     else:
         result["scores"][name] = measures.OF_CLASSES[metric](logits, truth)
         # Guessing a class at random, and five of them.

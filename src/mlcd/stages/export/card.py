@@ -74,8 +74,8 @@ def origin(
     """
     return Origin(
         [Path(name).name for name in lists],
-        _clusters(centroids, about.get("num_classes")) if centroids else {},
-        _sections(centroids, labels, about.get("num_classes")),
+        _clusters(centroids, about) if centroids else {},
+        _sections(centroids, labels, about),
         _results(summary, about["sha256"]) if summary else {},
     )
 
@@ -170,8 +170,16 @@ def _scores(made_from: Origin) -> tuple[list[str], list[tuple[str, ...]]]:
     return models, rows
 
 
-def _clusters(path: str, num_classes: int | None) -> dict[str, str]:
-    centroids = Centroids(path)
+def _require_made_from(about: dict[str, Any], kind: str, path: str, fingerprint: str) -> None:
+    """Raise :class:`UserError` if the encoder notes other files of a `kind` as its origin."""
+    known = about.get("made_from", {}).get(kind)
+    if known and fingerprint not in known:
+        raise UserError(f"{path}: {kind} of another run than the encoder's; give those of its own")
+
+
+def _clusters(path: str, about: dict[str, Any]) -> dict[str, str]:
+    centroids, num_classes = Centroids(path), about.get("num_classes")
+    _require_made_from(about, "centroids", path, centroids.fingerprint)
     if num_classes not in (None, centroids.K):
         raise UserError(
             f"{path}: {centroids.K} clusters, but the encoder was trained on {num_classes}; "
@@ -188,14 +196,16 @@ def _clusters(path: str, num_classes: int | None) -> dict[str, str]:
 
 
 def _sections(
-    centroids: str | None, labels: str | None, num_classes: int | None
+    centroids: str | None, labels: str | None, about: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
+    num_classes = about.get("num_classes")
     found: dict[str, dict[str, Any]] = {}
     centers = Centroids(centroids) if centroids else None
     if centers is not None:
         found = {"embed": centers.described, "cluster": centers.settings}
     if labels:
         file = Labels(labels)
+        _require_made_from(about, "labels", labels, file.fingerprint)
         if num_classes not in (None, file.num_classes) or (
             centers is not None and file.centroids not in ("", centers.fingerprint)
         ):

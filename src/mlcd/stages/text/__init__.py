@@ -94,6 +94,8 @@ def plan(
                 f"text.context_length is {section.context_length}; rerun text_captions"
             )
     total = sum(tokens.n for tokens in captions)
+    if not total:
+        raise UserError("--captions: no image has a caption; see prepare.caption_column")
     if total < section.batch_size:
         raise UserError(
             f"text.batch_size: {section.batch_size} pairs per step, but only {total} images have a "

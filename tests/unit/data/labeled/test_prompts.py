@@ -25,6 +25,12 @@ def test_prompts_of_ones_own(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"media": ["an X-ray"], "subjects": ["a thing"]}))
     with pytest.raises(UserError, match="where the class's name goes"):
         prompts.templates(str(path))
+    for media, subjects in (("a photo of", ["{}"]), (["a"], "{}"), (["a"], [3]), (None, ["{}"])):
+        path.write_text(yaml.safe_dump({"media": media, "subjects": subjects}))
+        # Three is a word here, as a class may be.
+        if subjects != [3]:
+            with pytest.raises(UserError, match="expected lists 'media' and 'subjects'"):
+                prompts.templates(str(path))
     path.write_text("- a list")
     with pytest.raises(UserError, match="expected a mapping"):
         prompts.templates(str(path))

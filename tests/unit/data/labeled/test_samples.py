@@ -79,6 +79,15 @@ def test_class_folders():
     ]
 
 
+def test_linked_folders_of_a_class_are_read():
+    write("f/train/cat/1.jpg", jpeg(1))
+    write("more/2.jpg", jpeg(2))
+    Path("f/train/cat/linked").symlink_to(Path("more").resolve())
+    Path("f/train/cat/round").symlink_to(Path("f/train").resolve())
+    keys = [key for key, *_ in found(path="f")]
+    assert keys == ["train/cat/1.jpg", "train/cat/linked/2.jpg"]
+
+
 def test_a_folder_of_tars_and_one_of_split_folders_with_tars():
     about = {"split": "valid", "kind": 7}
     tar_of("a/1.tar", {"x.jpg": jpeg(1), "x.json": json.dumps(about).encode()})

@@ -122,6 +122,22 @@ def test_runs_that_do_not_fit_are_refused(ablation, tmp_path, capsys):
     assert "no run is of mlcd-l2" in refused("--runs", run, "--reference", "mlcd-l2-r0.1-k64")
     other = finished(tmp_path / "other", ONE, 5, 0.5, epochs=3)
     assert "train.epochs is 3, and 2 in" in refused("--runs", run, other)
+    grounds = [
+        ({"images": ["a"]}, {"images": ["b"]}, ONE, SINGLE, "other images than"),
+        ({"centroids": ["a"]}, {"centroids": ["b"]}, ONE, SINGLE, "other centers of K = 64 than"),
+        ({"centroids": ["a"]}, {"centroids": ["b"]}, ONE, ONE._replace(k=32), None),
+    ]
+    for number, (first, second, cell, beside, message) in enumerate(grounds):
+        folder = tmp_path / f"grounds-{number}"
+        runs = [
+            finished(folder, one, seed, 0.5, made_from=made)
+            for seed in (0, 1)
+            for one, made in ((cell, first), (beside, second))
+        ]
+        if message:
+            assert message in refused("--runs", *runs, "--reference", cell.name)
+        else:
+            table(["--runs", *runs, "--reference", cell.name, "--output", f"{folder}/table.csv"])
     for whose in ({"encoder_sha256": "another"}, {}):
         scores(Path(other) / "evaluate" / "trained.json", "trained", 5, 0.5, **whose)
         assert "not the scores of the encoder of" in refused("--runs", other)

@@ -6,13 +6,15 @@ import gzip
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from helpers.builders import unit_vectors
+from helpers.builders import embeddings_file, unit_vectors
 from helpers.curate_runs import Run, run
 from helpers.refusals import refused as refuses
 from mlcd.config import Config, Curate
@@ -63,6 +65,12 @@ def test_what_is_no_condition_is_refused(text: str) -> None:
         ("a = 'b c'", [b"b c", b"b", None, b"\xff"], pa.large_binary(), [-1, 0, 1, 0]),
         ("a != b", [b"b", b"c"], pa.large_binary(), [0, -1]),
         ("a = true", [True, False, None], pa.bool_(), [-1, 0, 1]),
+        ("a = True", [True, False, None], pa.bool_(), [-1, 0, 1]),
+        ("a != TRUE", [True, False, None], pa.bool_(), [0, -1, 1]),
+        ("a != true", [b"True", b"False", b"TRUE", b"other", None], pa.large_binary(),
+         [0, -1, 0, -1, 1]),
+        ("a != none", [b"", b"none", None, b"x"], pa.large_binary(), [1, 0, 1, -1]),
+        ("a != ''", [b"", b"x", None], pa.large_binary(), [0, -1, 1]),
         ("a = 1", [None, None], pa.null(), [1, 1]),
         ("a > 1e18", [2**60 + 1, 2**53 + 1, None], pa.int64(), [-1, 0, 1]),
         ("a > 1e18", [2**63 + 5, 1], pa.uint64(), [-1, 0]),
@@ -82,6 +90,8 @@ def test_the_first_condition_that_fails_is_the_reason() -> None:
 
 
 def test_a_type_that_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(UserError, match=r"column 'a' has truth values, and .*write true or false"):
+        refused([Condition.parse("a != yes")], lambda _: pa.array([True]), "list")
     with pytest.raises(UserError, match=r"list: column 'a' is of type .*list.*cannot compare"):
         refused([Condition.parse("a > 1")], lambda _: pa.array([[1.0]]), "list")
     with pytest.raises(UserError, match="column 'a' is of type int64"):
@@ -170,6 +180,48 @@ def test_what_is_refused_does_not_stand_for_a_duplicate(tmp_path: Path) -> None:
     refused_row = one.decision(0)
     assert refused_row is not None and refused_row.reason == "score > 0 fails"
     assert refused_row.chunk == ""
+
+
+def test_tables_of_several_types_of_numbers_are_one_column(tmp_path: Path) -> None:
+    """pandas writes whole numbers as float64 where one is missing."""
+    pieces = [([3, 1], pa.int64()), ([None, 2.5], pa.float64()), ([None, None], pa.null()),
+              ([7, 8], pa.int32())]  # fmt: skip
+    parts = []
+    for number, (values, kind) in enumerate(pieces):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"url": ["a", "b"], "s": pa.array(values, kind)}), path)
+        parts.append(columns.Part(str(path), 0, 2))
+    table = columns.Table(parts, "url")
+    found = table.take("s", np.array([7, 0, 2, -1, 3, 5]))
+    assert found.to_pylist() == [8, 3, None, None, 2.5, None]
+    assert table.take("s", np.array([4, -1])).to_pylist() == [None, None]
+    assert columns.Table(parts[:1], "url").take("s", np.array([0])).type == pa.int64()
+    path = tmp_path / "text.parquet"
+    pq.write_table(pa.table({"url": ["a"], "s": ["x"]}), path)
+    mixed = columns.Table([*parts[2:], columns.Part(str(path), 0, 1)], "url")
+    with pytest.raises(UserError, match=r"3.parquet: column 's' is int32, and .*text.parq"):
+        mixed.take("s", np.array([2, 4]))
+
+
+def test_images_that_were_not_judged_are_not_kept_for_the_text_tower(tmp_path: Path) -> None:
+    """Own embeddings may lack images, which the trained encoder then embeds all the same."""
+    rows = unit_vectors(30, 8, seed=1)
+    made = Run(tmp_path, rows, chunks=1, where="score > 0")
+    path = listed(made, tmp_path / "a.csv", score=[1.0] * 30)
+    made.embeddings[0].unlink()
+    embeddings_file(made.embeddings[0], rows[:29], manifest=made.images[0])
+    made.facts("--metadata", path, "--list-rows", "0:30")
+    (decided,) = made.choose("--duplicate-similarity", "null")
+    others = embeddings_file(tmp_path / "text.h5", unit_vectors(30, 4), manifest=made.images[0])
+    with h5py.File(made.embeddings[0]) as file:
+        judged = file["key"][:]
+    with h5py.File(others) as file:
+        beside = file["key"][:]
+    assert len(set(beside.tolist()) - set(judged.tolist())) == 1
+    output = tmp_path / "kept.h5"
+    assert not run("kept", "--embeddings", others, "--rows", decided.path, "--output", output)
+    with h5py.File(output) as file:
+        assert file["key"][:].tolist() == judged.tolist()
 
 
 def test_columns_are_looked_for_at_the_start(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mlcd.config import Config, validate
 from mlcd.config.evaluate import Evaluate
 from mlcd.config.labeled import Dataset
 from mlcd.config.text import Text
-from mlcd.data.labeled.layout import check
+from mlcd.data.labeled.layout import check, identity
 from mlcd.models import text_tower as towers
 from mlcd.models import trainable
 from mlcd.stages.evaluate.cached import Features
@@ -98,12 +98,43 @@ def test_images_that_lie_at_their_captions_are_found(place, tower):
     # dog may, as the weights fall.
     dog = int((words[1] @ torch.stack([data.feature[i] for i in (0, 1, 2, 5)]).T).argmax() == 1)
     assert found["scores"]["text_to_image_r1"] == round((1 + dog) / 6, 4)
-    one, two = 1 - (5 / 6) ** 5, 1 - (4 / 6) ** 5
-    assert found["chance"]["image_to_text_r5"] == pytest.approx((4 * one + two) / 5, abs=1e-4)
+    # Five of six captions: all but one, which is the only one of four images.
+    assert found["chance"]["image_to_text_r5"] == pytest.approx((4 * 5 / 6 + 1) / 5, abs=1e-4)
     assert found["chance"]["text_to_image_r1"] == pytest.approx(1 / 5)
+    assert found["chance"]["text_to_image_r5"] == found["chance"]["text_to_image_r10"] == 1
     assert found[TASK]["images"] == 5
     assert found[TASK]["images_without_a_caption"] == 1
     assert (found[TASK]["captions"], found[TASK]["captions_of_several_images"]) == (6, 2)
+
+
+def test_captions_of_other_images_or_of_another_tower_are_refused(place, tower):
+    texts_part(dataset(place), tower, place / "t.h5")
+    words = towers.encode(tower, ["a boat", "a tree"])
+    data = features({b"p0": words[0], b"p6": words[1]})
+    section = Evaluate(datasets=[dataset(place)])
+    about = (section, section.datasets[0])
+    data.images = "another version"
+    with pytest.raises(UserError, match="captions of other files of few than its features"):
+        score(*about, data, None, str(place / "t.h5"))
+    data.images = identity(dataset(place))
+    score(*about, data, None, str(place / "t.h5"))
+    with pytest.raises(UserError, match="captions through another text tower"):
+        score(*about, data, towers.load(place / "text"), str(place / "t.h5"))
+
+
+def test_features_of_another_encoder_than_the_towers_are_refused(place, capsys):
+    section = Evaluate(datasets=[dataset(place, tasks=["knn"], label_field="kind")]).to_json()
+    words = ["--model", "trained", "--dataset", "few", "--threads", "1", "--config", section]
+    words += ["--encoder", str(place / "train"), "--output", str(place / "f.h5")]
+    assert main(["evaluate", "--part", "features", *words]) == 0
+    about = json.loads((place / "text" / "text.json").read_text())
+    trainable.save(trainable.build("resnet10t", 16, 32, seed=5), place / "other", {"section": {}})
+    sha256 = trainable.read_description(place / "other")["sha256"]
+    assert about["encoder_sha256"] != sha256
+    towers.save(towers.load(place / "text"), place / "text", {"encoder_sha256": sha256})
+    words = ["--features", str(place / "f.h5"), "--config", section, "--text", str(place / "text")]
+    assert main(["evaluate", "--part", "metrics", *words, "--output", str(place / "m.json")]) == 2
+    assert "features of another encoder than --text" in capsys.readouterr().err
 
 
 def test_captions_of_images_that_failed_are_left_out(place, tower):

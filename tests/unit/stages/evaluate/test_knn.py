@@ -36,3 +36,15 @@ def test_knn_is_the_plain_vote(monkeypatch):
         torch.from_numpy(train), torch.from_numpy(labels), torch.from_numpy(test), [20], 1e6
     )
     assert flat[20].tolist() != found[20].tolist()
+
+
+def test_a_low_temperature_does_not_overflow():
+    """exp(cosine / temperature) is beyond float32 there, and so would be every class's vote."""
+    rng = np.random.default_rng(0)
+    centers = rng.standard_normal((5, 16))
+    labels = np.repeat(np.arange(5), 40)
+    rows = centers[labels] + 0.05 * rng.standard_normal((200, 16)) + 4
+    train, test = torch.from_numpy(rows).float(), torch.from_numpy(rows + 0.01).float()
+    for temperature in (0.07, 0.0113, 0.005, 1e-4):
+        found = knn.predict(train, torch.from_numpy(labels), test, [50], temperature)[50]
+        assert found.tolist() == labels.tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -37,6 +38,18 @@ def test_recall_of_class_is_the_plain_loop(monkeypatch):
     assert found == {k: hits[k] / counted for k in hits}
     assert 0 < chance[1] < found[1] < found[5]
     assert chance[1] < chance[5] < 1
+
+
+def test_chance_draws_different_images():
+    """Six images, three classes of two: five others are all, so that every model finds one."""
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 4)))
+    columns = [rows, torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(6)]
+    found, chance, _ = retrieval.recall_of_class(*columns, *columns, [1, 4, 5, 9])
+    assert chance == pytest.approx({1: 1 / 5, 4: 4 / 5, 5: 1, 9: 1})
+    assert found[5] == found[9] == 1
+    # One of 3 answers among 7, by counting: 1 − C(4, 2) / C(7, 2).
+    drawn = retrieval.chance_of_a_hit(torch.tensor([3]), torch.tensor([7]), 2)
+    assert float(drawn) == pytest.approx(1 - 6 / 21)
 
 
 def plain_rank(similarity, right) -> int:
@@ -128,9 +141,38 @@ def test_files_that_do_not_fit_are_refused(files, capsys):
         write(**change)
         assert image_text(folder) == 2
         assert message in capsys.readouterr().err
+    shapes = [
+        (
+            {"embedding": np.ones(50, np.float32)},
+            "'embedding' is float32 [50]; expected numbers of",
+        ),
+        ({"key": np.arange(50)}, "'key' is int64 [50]; expected texts of 1 dimensions"),
+        ({"key": of[:49]}, "50 rows and 49 keys; give a key for each row"),
+        ({"key": np.array([b"\xff", *of[1:]])}, r"no image of key '\\xff'"),
+    ]
+    for change, message in shapes:
+        write(**change)
+        assert image_text(folder) == 2
+        assert message in capsys.readouterr().err
     (folder / "t.h5").write_bytes((folder / "i.h5").read_bytes())
     assert image_text(folder) == 2
     assert "expected a file of text_embeddings, found embeddings" in capsys.readouterr().err
+
+
+def test_files_of_any_program_are_read(files):
+    folder, of, _ = files
+    assert image_text(folder) == 0
+    expected = (folder / "out.json").read_bytes()
+    images, texts, _ = pairs()
+    keys = {"i.h5": [b"p%02d" % row for row in range(30)], "t.h5": of.tolist()}
+    for name, rows in (("i.h5", images), ("t.h5", texts)):
+        (folder / name).unlink()
+        with h5py.File(folder / name, "w") as file:
+            file["embedding"] = rows.numpy()
+            file["key"] = [key.decode() for key in keys[name]]
+    (folder / "out.json").unlink()
+    assert image_text(folder) == 0
+    assert (folder / "out.json").read_bytes() == expected
 
 
 def test_embeddings_that_are_not_finite_are_refused(files, capsys):

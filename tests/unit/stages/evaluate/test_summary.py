@@ -120,3 +120,13 @@ def test_figures_come_from_a_config_file(tmp_path, capsys):
     assert rows_of(out.with_suffix(".md").read_text())[1][-1] == "+0.0040"
     assert main([*command, "[1"]) == 2
     assert "--figures: not readable as JSON" in capsys.readouterr().err
+
+
+def test_a_model_is_given_once(tmp_path, capsys):
+    paths = [tmp_path / "trained.json", tmp_path / "trained-old.json"]
+    for path in paths:
+        write_record(path, model("trained", 0.5, registry.published_sets()[:1]))
+    words = ["evaluate", "--part", "summary", "--metrics", *map(str, paths)]
+    assert main([*words, "--output", str(tmp_path / "summary.csv")]) == 2
+    assert "trained-old.json: scores of trained, as " in capsys.readouterr().err
+    assert not (tmp_path / "summary.csv").exists()

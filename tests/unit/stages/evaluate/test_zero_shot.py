@@ -13,6 +13,7 @@ from mlcd.config.labeled import Dataset
 from mlcd.config.text import Text
 from mlcd.data.labeled import prompts
 from mlcd.models import text_tower as towers
+from mlcd.stages.evaluate import tags as of_tags
 from mlcd.stages.evaluate import zero_shot
 from mlcd.stages.evaluate.cached import Features
 from mlcd.stages.evaluate.scores import score
@@ -91,14 +92,24 @@ def test_tags_are_found_by_their_names(tower: towers.TextTower) -> None:
     weights = zero_shot.class_weights(tower, [[word] for word in words], ["{}"])
     tags = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]], bool)
     keys = {"path": "x", "tasks": ["zero_shot"], "metric": "map_11_point", "tags_field": "tags"}
-    dataset = Dataset(name="words", **keys)
+    dataset = Dataset(name="words", min_tag_count=2, **keys)
     section = Evaluate(datasets=[dataset], templates="name")
-    data = features(weights[[0, 1, 2, 0]], np.full(4, -1), [], tags=tags, tag_name=words)
-    # Alone: the tags' own probe needs train images.
+    data = features(
+        weights[[0, 1, 2, 0] * 2], np.full(8, -1), [], tags=np.concatenate([tags, tags]),
+        tag_name=words, split=np.array(["train"] * 4 + ["test"] * 4),
+    )  # fmt: skip
     result = {"scores": {}, "chance": {}}
     zero_shot.judge(section, dataset, data, tower, result)
     assert result["scores"] == {"zero_shot_map_11_point": 1.0}
     assert result["chance"]["zero_shot_map_11_point"] == pytest.approx(4 / 12)
+    # Of the tags, and on the images, that the probe of tags is judged by: rare ones are left out,
+    # and an image without any is a wrong answer to all.
+    data.tags[3], data.tags[7] = False, False
+    few = dataset.model_copy(update={"min_tag_count": 3})
+    data.tags[[0, 1]] = [[1, 1, 0], [1, 1, 0]]
+    zero_shot.judge(section, few, data, tower, result)
+    assert result["chance"]["zero_shot_map_11_point"] == pytest.approx(1 / 4)
+    assert of_tags.counted(few, data).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize(

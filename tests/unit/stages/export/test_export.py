@@ -21,6 +21,7 @@ from helpers.builders import (
 from helpers.exports import export
 from mlcd.cli import main
 from mlcd.data.centroids import Centroids
+from mlcd.data.labels import Labels
 from mlcd.models import trainable
 from mlcd.stages.export import to_open_clip, to_timm
 from mlcd.utils.errors import UserError
@@ -189,3 +190,13 @@ def test_the_card_tells_where_the_weights_come_from(tmp_path):
             tmp_path / "train", tmp_path / "export", "timm",
             centroids=str(more), labels=str(labels),
         )  # fmt: skip
+    # An encoder that notes what it was made from refuses files of another run with the same K.
+    own = {"centroids": [Centroids(centroids).fingerprint], "labels": [Labels(labels).fingerprint]}
+    trainable.save(encoder, tmp_path / "train", {**extra, "made_from": own})
+    export(tmp_path / "train", tmp_path / "export", "timm", centroids=str(centroids),
+           labels=str(labels))  # fmt: skip
+    with pytest.raises(UserError, match=r"more.h5: centroids of another run than the encoder's"):
+        export(tmp_path / "train", tmp_path / "export", "timm", centroids=str(more))
+    others = labels_file(tmp_path / "o.h5", np.ones((5, 1)), 20, embeddings)
+    with pytest.raises(UserError, match=r"o.h5: labels of another run than the encoder's"):
+        export(tmp_path / "train", tmp_path / "export", "timm", labels=str(others))
