@@ -135,7 +135,8 @@ def compose(data: Path, seed: int, grounds: Path | None, words: Sequence[object]
     options = ["--output", data, "--seed", seed, *words]
     options += ["--grounds", grounds] if grounds else []
     script = ROOT / "demo" / "scenes.py"
-    subprocess.run([sys.executable, script, *map(str, options)], check=True)
+    if subprocess.run([sys.executable, script, *map(str, options)]).returncode:
+        raise UserError(f"{data}: no scenes of this study, as told above; name another --folder")
 
 
 @contextlib.contextmanager

@@ -89,10 +89,7 @@ def test_a_killed_study_goes_on_from_its_table(study, monkeypatch):
 
         return run_batch
 
-    for objects in scenes_study.OBJECTS:
-        manifest = Path(study.results(objects)) / "data" / "manifest.json"
-        manifest.parent.mkdir(parents=True)
-        manifest.touch()
+    monkeypatch.setattr(scenes_study.studies, "compose", lambda *arguments: None)
     options = type("", (), {"limit": None, "until": None, "grounds": None, "cores": 1})
     for limit in (5, 20):
         monkeypatch.setattr(scenes_study, "run_batch", dies_at(limit))
@@ -214,10 +211,7 @@ def test_settings_are_chosen_apart_from_the_study(study, monkeypatch, capsys):
         scenes_study.collect(study, batch, setting)
 
     monkeypatch.setattr(scenes_study, "run_batch", run_batch)
-    for objects in scenes_study.OBJECTS:
-        manifest = Path("other") / f"objects-{objects}" / "data" / "manifest.json"
-        manifest.parent.mkdir(parents=True)
-        manifest.touch()
+    monkeypatch.setattr(scenes_study.studies, "compose", lambda *arguments: None)
     options = type(
         "", (), {"limit": None, "until": None, "grounds": None, "cores": 1, "folder": Path("other")}
     )

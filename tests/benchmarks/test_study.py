@@ -11,7 +11,10 @@ from contextlib import suppress
 
 import pytest
 
+from helpers.benchmark_scripts import study
+from helpers.grounds import noise_grounds
 from helpers.paths import ROOT
+from mlcd.utils.errors import UserError
 
 CODE = """
 import signal, sys, time
@@ -46,3 +49,20 @@ def test_what_a_study_runs_ends_with_it_also_in_a_shells_background(number):
         with suppress(ProcessLookupError):
             process.kill()
         process.communicate()
+
+
+def test_scenes_that_are_there_must_be_those_of_the_study(tmp_path):
+    """Rows of a new setting from the images of the old one would be wrong and look right."""
+    grounds = noise_grounds(tmp_path / "grounds", 4)
+    words = ["--objects", 1, "--train=4", "--test=2", "--contrast=0.1"]
+    data = tmp_path / "data"
+    study.compose(data, 0, grounds, words)
+    before = (data / "manifest.json").read_bytes()
+    study.compose(data, 0, grounds, words)
+    study.compose(data, 0, None, words)
+    others = noise_grounds(tmp_path / "others", 5)
+    for seed, photos, changed in ((1, grounds, words), (0, None, [*words[:-1], "--contrast=0.2"]),
+                                  (0, others, words)):  # fmt: skip
+        with pytest.raises(UserError, match="data: no scenes of this study"):
+            study.compose(data, seed, photos, changed)
+    assert (data / "manifest.json").read_bytes() == before
