@@ -91,8 +91,9 @@ def expand_lists(metadata: list[str]) -> list[str]:
     """
     found: list[str] = []
     for name in metadata:
-        # Path.glob takes no absolute pattern.
-        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]  # noqa: PTH207
+        # A folder may be called "lists [2024]". Path.glob takes no absolute pattern.
+        is_pattern = glob.has_magic(name) and not Path(name).exists()
+        matches = sorted(glob.glob(name)) if is_pattern else [name]  # noqa: PTH207
         if not matches:
             raise UserError(f"{name}: no file is called so; check the config key metadata")
         found += matches

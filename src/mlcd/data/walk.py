@@ -116,7 +116,7 @@ class Walk:
             elif entry.is_dir(follow_symlinks=False):
                 if entry.path != self.without:
                     folders.append(entry.path)
-            elif entry.is_symlink() and entry.is_dir():
+            elif entry.is_symlink() and _leads_to_a_folder(entry):
                 if self.follow:
                     folders.append(entry.path)
                 else:
@@ -176,3 +176,11 @@ class Walk:
         if not stat.S_ISREG(about.st_mode):
             return 0, 0, "unreadable"
         return about.st_size, about.st_mtime_ns, ""
+
+
+def _leads_to_a_folder(link: os.DirEntry[str]) -> bool:
+    """Return whether a link leads to a folder; False for a ring of links, or one without access."""
+    try:
+        return link.is_dir()
+    except OSError:
+        return False

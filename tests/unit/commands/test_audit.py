@@ -13,7 +13,7 @@ from helpers.builders import jpeg
 from helpers.refusals import refused
 from helpers.report_stores import CHUNKS, Stores
 from mlcd import cli
-from mlcd.commands.audit import compare, lock
+from mlcd.commands.audit import compare, explain, lock
 from mlcd.commands.audit.nodes import collect
 from mlcd.data import hdf5
 from mlcd.utils.files import sha256_file
@@ -181,6 +181,36 @@ def test_two_runs_are_compared_key_by_key(results, tmp_path, capsys):
     assert not any("train.seed" in line or "label." in line for line in lines)
     seal(other)
     assert compare.difference(results, other)[0]
+
+
+def test_a_stage_and_inputs_of_one_name_are_causes(results, tmp_path):
+    seal(results)
+    one = lock.read(results)
+    entry = {"hash": "1" * 64, "of": "bytes", "bytes": 1, "identities": []}
+    one["inputs"] = [{"name": "photos.parquet", **entry} for _ in range(2)]
+    other = json.loads(json.dumps(one))
+    other["inputs"][0]["hash"] = "2" * 64
+    assert compare._inputs(one, other) == ["cause: the input photos.parquet differs"]
+    other["inputs"].reverse()
+    assert compare._inputs(other, json.loads(json.dumps(other))) == []
+    del other["stages"]["label"]
+    causes = compare._causes(results, results, one, other, {})
+    assert causes == ["cause: the stage label is in A only"]
+
+
+def test_a_file_is_from_the_inputs_that_it_was_made_from_alone(results, tmp_path):
+    seal(results)
+    found = lock.read(results)
+    chunk = CHUNKS[0]
+    made_from = found["files"][f"embeddings/{chunk}.h5"]["inputs"][0]
+    entry = {"of": "bytes", "bytes": 1}
+    found["inputs"] = [
+        {"name": "list.parquet", "hash": "1" * 64, "identities": [made_from], **entry},
+        {"name": "imagenet", "hash": "2" * 64, "identities": ["somebody's"], **entry},
+    ]
+    lines = explain.lineage(results, found, f"embeddings/{chunk}.h5")
+    assert any(line.startswith("from the input list.parquet: bytes 111") for line in lines)
+    assert not any("imagenet" in line for line in lines)
 
 
 def test_an_image_that_is_another_one_is_named_as_the_cause(results, tmp_path):

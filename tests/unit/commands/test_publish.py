@@ -278,7 +278,7 @@ def test_nothing_of_others_is_replaced(first, published, tmp_path, capsys):
     refused(capsys, "lies in the results")
 
 
-@pytest.mark.parametrize("text", ["mine", "MIT OR Apache-2.0", "LicenseRef-own", ""])
+@pytest.mark.parametrize("text", ["mine", "MIT OR Apache-2.0", "Apache-2.0+", "LicenseRef-own", ""])
 def test_a_license_that_none_knows_is_refused(first, tmp_path, capsys, text):
     assert publish(first, tmp_path / "out", license=text) == 2
     refused(capsys, "--license:")

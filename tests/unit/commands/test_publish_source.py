@@ -57,6 +57,11 @@ def test_settings_keep_no_place_of_this_machine():
     assert without_places({"a": ["/home/me/x.npy", "lists/a.parquet"], "b": 3}) == {
         "a": ["x.npy", "lists/a.parquet"], "b": 3,
     }  # fmt: skip
+    cluster = {"initial": "runs/alice/centers.h5", "k": 8, "column": "a/b"}
+    assert without_places({"cluster": cluster, "label": {"labels": ["private/*.npy"]}}) == {
+        "cluster": {"initial": "centers.h5", "k": 8, "column": "a/b"},
+        "label": {"labels": ["*.npy"]},
+    }  # fmt: skip
     assert without_places("local-dir:/data/clip/") == "local-dir:clip"
     assert without_places("~/weights.pt") == "weights.pt"
     assert without_places("../up/x.pt") == "x.pt"

@@ -12,6 +12,7 @@ import pytest
 from helpers.refusals import refused
 from helpers.tracked import Results
 from mlcd import cli
+from mlcd.commands.status import look
 from mlcd.commands.status.alive import worker
 from mlcd.launch.gang_files import Record, report_failure, try_folder
 from mlcd.launch.lease import LEASE, Lease
@@ -222,3 +223,12 @@ def test_a_training_by_hand_and_a_gang_without_its_snakemake_run(project, capsys
         found, text = told(capsys)
         assert (found, f"local job 4711, {state}: " in text) == (code, True)
         assert worker(results, project) == ("local job 4711" if code == 3 else "")
+
+
+def test_a_run_below_the_results_does_not_speak_for_these(project):
+    """All presets have their results below results/."""
+    later = project / ".snakemake" / "log" / "2026-11-29T110000.000000.snakemake.log"
+    later.write_text(block("prepare", 1, "results/small/urls/a.parquet"))
+    results = project / "results"
+    assert look.newest_log(project, results).name.startswith("2026-11-29T10")
+    assert look.newest_log(project, results / "small") == later

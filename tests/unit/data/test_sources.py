@@ -147,11 +147,14 @@ def test_links_count_inside_and_wherever_they_lead_if_asked(tmp_path, caplog):
     (photos / "real.txt").symlink_to(elsewhere / "secret.jpg")
     (photos / "folder").symlink_to(elsewhere)
     (photos / "ring").symlink_to(photos)
+    (photos / "loop").symlink_to(photos / "loop")
+    (photos / "loop.jpg").symlink_to(photos / "loop.jpg")
     found = {
         os.fsdecode(row.path): row for row in listing_table.rows(listed(photos, tmp_path).path)
     }
     assert {name: row.reason for name, row in found.items()} == {
-        "a.jpg": "", "b.jpg": "link_outside", "c.jpg": "missing", "real.jpg": "",
+        "a.jpg": "", "b.jpg": "link_outside", "c.jpg": "missing", "loop.jpg": "missing",
+        "real.jpg": "",
     }  # fmt: skip
     assert found["real.jpg"].texts == ""  # no caption from elsewhere either
     assert "2 links to folders (prepare.links)" in caplog.text

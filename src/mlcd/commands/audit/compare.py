@@ -70,7 +70,11 @@ def _followers(parted: dict[str, list[str]], first: str | None) -> list[str]:
 
 
 def _inputs(a: Lock, b: Lock) -> list[str]:
-    old, new = ({entry["name"]: entry["hash"] for entry in lock["inputs"]} for lock in (a, b))
+    old, new = ({}, {})  # type: dict[str, list[str]], dict[str, list[str]]
+    for found, lock in ((old, a), (new, b)):
+        for entry in lock["inputs"]:
+            # Files in different folders may have one name.
+            found[entry["name"]] = sorted([*found.get(entry["name"], []), entry["hash"]])
     lines = []
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
@@ -105,7 +109,10 @@ def _causes(first: Path, second: Path, a: Lock, b: Lock, parted: dict[str, list[
     lines = []
     codes = [read_record(path / locks.CODE, "audit")["stages"] for path in (first, second)]
     for stage in ORDER:
-        if stage not in a["stages"] or stage not in b["stages"]:
+        having = [name for name, lock in (("A", a), ("B", b)) if stage in lock["stages"]]
+        if len(having) == 1:
+            lines.append(f"cause: the stage {stage} is in {having[0]} only")
+        if len(having) < 2:
             continue
         old, new = a["stages"][stage], b["stages"][stage]
         mute = "" if stage in parted else f" (all files of {stage} are equal)"

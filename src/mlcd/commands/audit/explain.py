@@ -31,8 +31,12 @@ def lineage(results: Path, lock: dict[str, Any], path: str) -> list[str]:
         how = "".join(f", {key} {value}" for key, value in about.get("how", {}).items())
         lines.append(f"by stage {stage}, code {about.get('code', 'unknown')}{how}")
         lines += _named("  from", [node for node in above if node.stage == stage], path)
+    # A data set that scores are of is no origin of weights.
+    named = {word for node in above for word in node.inputs}
     lines += [
-        f"from the input {entry['name']}: {entry['of']} {entry['hash']}" for entry in lock["inputs"]
+        f"from the input {entry['name']}: {entry['of']} {entry['hash']}"
+        for entry in lock["inputs"]
+        if named.intersection(entry.get("identities", ()))
     ]
     for stage in _stages(below):
         lines += _named("goes into", [node for node in below if node.stage == stage], path)

@@ -102,7 +102,7 @@ def _as(run: Recorded, stage: str, words: list[str], output: str, **changes: Any
 
 def _urls(run: Recorded, chunk: str, scratch: Path) -> Command:
     about = read_record(run.results / "urls" / f"{chunk}.json", "prepare")
-    source = run.outside(Path(str(about["source"])).name, scratch)
+    source = run.outside(Path(str(about["source"])).name, scratch, str(about.get("list")))
     index = chunk.rpartition("-")[2]
     words = ["--metadata", str(source), "--chunk-index", index]
     return _as(run, "prepare", words, f"urls/{chunk}.parquet")
@@ -160,7 +160,8 @@ def _regions(run: Recorded, chunk: str, scratch: Path) -> Command:
 def _list_of(run: Recorded, chunk: str, scratch: Path) -> list[str]:
     """Return the options that say which list a chunk is of, and where it lies in it."""
     about = read_record(run.results / "urls" / f"{chunk}.json", "prepare")
-    return ["--metadata", str(run.outside(Path(str(about["source"])).name, scratch)),
+    source = run.outside(Path(str(about["source"])).name, scratch, str(about.get("list")))
+    return ["--metadata", str(source),
             "--list-rows", f"{about['start']}:{about['stop']}",
             f"--url-column={run.section('prepare')['url_column']}"]  # fmt: skip
 

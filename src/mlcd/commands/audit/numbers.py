@@ -158,6 +158,8 @@ def _labels(run: Run) -> Iterator[Finding]:
         if len(labels) != len(vectors):
             yield Finding(f"labels/{chunk}.h5", "has not one row per embedding")
             continue
+        if not len(vectors):
+            continue
         rows = run.chosen(len(labels), len(chunks))
         looked += len(rows)
         unit, wrong = _unit(vectors, rows), ""
@@ -207,19 +209,28 @@ def _objective(run: Run) -> Iterator[Finding]:
             run.skipped.append("objective: the centers record none")
             return
         said = float(file["objective"][-1])
-    chunks = run.chunks()
-    best = []
-    for chunk in chunks:
-        vectors, _ = _opened(run, chunk)
-        rows = _unit(vectors, run.chosen(len(vectors), len(chunks)))
-        best.append(_best(rows, centers, 1)[:, 0])
-    sample = np.concatenate(best)
+    folders = run.recorded.clustered
+    paths = [run.results / folder / f"{chunk}.h5" for folder in folders for chunk in run.chunks()]
+    sizes, means, spreads, looked = [], [], [], 0
+    for path_of_rows in paths:
+        if not path_of_rows.is_file() or not len(vectors := Embeddings(path_of_rows)):
+            continue
+        best = _best(_unit(vectors, run.chosen(len(vectors), len(paths))), centers, 1)[:, 0]
+        sizes.append(len(vectors))
+        means.append(float(best.mean()))
+        spreads.append((float(best.std()) if len(best) > 1 else 1.0) ** 2 / len(best))
+        looked += len(best)
+    if not sizes:
+        run.skipped.append("objective: no chunk has a row")
+        return
+    # Each file stands for as many rows as it has, however many of them were drawn.
+    weights = np.array(sizes) / sum(sizes)
+    mean = float(weights @ np.array(means))
     # It was taken before the centers moved for the last time, which raises it a little.
-    noise = 5 * float(sample.std()) / np.sqrt(len(sample))
-    mean = float(sample.mean())
+    noise = 5 * float(np.sqrt(weights**2 @ np.array(spreads)))
     if not said - noise - 0.002 <= mean <= said + noise + 0.02:
         yield Finding("clusters/centroids.h5", f"objective {said:.4f}, and {mean:.4f} on a sample")
-    run.told.append(f"objective: {said:.4f}, and {mean:.4f} on {len(sample)} rows")
+    run.told.append(f"objective: {said:.4f}, and {mean:.4f} on {looked} rows")
 
 
 def _scores(run: Run) -> Iterator[Finding]:
@@ -300,7 +311,6 @@ def _centers(run: Run) -> np.ndarray | None:
 
 
 def _unit(vectors: Embeddings, rows: np.ndarray) -> np.ndarray:
-    """Return these rows as float64 [rows, d] of unit length; read in one block."""
-    first = int(rows[0])
-    block = vectors.read(first, int(rows[-1]) + 1)[rows - first].astype(np.float64)
+    """Return these rows as float64 [rows, d] of unit length; a large chunk is not read whole."""
+    block = np.concatenate([vectors.read(row, row + 1) for row in rows.tolist()]).astype(np.float64)
     return np.asarray(block / np.linalg.norm(block, axis=1, keepdims=True))

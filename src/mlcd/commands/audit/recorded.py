@@ -67,11 +67,19 @@ class Recorded:
         except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
             raise UserError(f"{path}: is no config of a run; rerun report") from None
 
-    def outside(self, name: str, scratch: Path) -> Path:
-        """Return a file from outside, called as it was, with the content that was sealed."""
-        entry = next((one for one in self.inputs if one["name"] == name), None)
-        if entry is None:
+    def outside(self, name: str, scratch: Path, identity: str | None = None) -> Path:
+        """Return a file from outside, called as it was, with the content that was sealed.
+
+        `identity` is that of the file, as what was made from it notes it, where several files in
+        different folders have the name.
+        """
+        called = [one for one in self.inputs if one["name"] == name]
+        if not called:
             raise Cannot(f"{name}: no file of this run's lock is called so")
+        of = [one for one in called if identity in one.get("identities", ())]
+        if len(called) > 1 and len({one["hash"] for one in called}) > 1 and len(of) != 1:
+            raise Cannot(f"{name}: {len(called)} files of this run's lock are called so")
+        entry = (of or called)[0]
         path: Path = self._given.get(entry["hash"]) or self._found(entry)
         if path.name == name:
             return path

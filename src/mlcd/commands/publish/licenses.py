@@ -49,7 +49,7 @@ def parse(text: str) -> License:
     except InvalidLicenseExpression:
         spdx = ""
     # Terms of one's own, and several licenses, have no text that a reader could look up.
-    if not spdx or " " in spdx or "(" in spdx or spdx.startswith("LicenseRef-"):
+    if not spdx or set(" (+") & set(spdx) or spdx.startswith("LicenseRef-"):
         raise UserError(
             f"--license: {text[:80]!r} is not the SPDX id of one license; give one of "
             "https://spdx.org/licenses, such as CC-BY-4.0, ODC-By-1.0 or CC0-1.0"

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Stages that make labels: their settings are published.
 STAGES = ("prepare", "download", "embed", "curate", "regions", "cluster", "label")
+#: Keys of the config whose values are paths.
+_PATHS = ("centers", "columns", "embeddings", "initial", "labels", "tables")
 #: What the place of something on this machine begins with.
 _PLACE = r"(?:file:/+|~|[A-Za-z]:[\\/]|\\\\|/(?!/)|\.\.?[\\/])"
 #: A setting that is one, perhaps after its kind (`local-dir:`): names may hold blanks and commas.
@@ -217,9 +219,13 @@ def opt_outs(counts: Mapping[str, int], *, honored: bool, local: bool) -> Counte
 
 
 def without_places(value: Any) -> Any:
-    """Return a setting in which a path is a mere name: where it lay says nothing to others."""
+    """Return a setting in which a path is a mere name: where it lay says nothing to others.
+
+    What a key of :data:`_PATHS` has is a path, also a relative one.
+    """
     if isinstance(value, dict):
-        return {key: without_places(one) for key, one in value.items()}
+        return {key: _name(one) if key in _PATHS else without_places(one) for key, one in
+                value.items()}  # fmt: skip
     if isinstance(value, list):
         return [without_places(one) for one in value]
     if isinstance(value, str):
@@ -227,6 +233,12 @@ def without_places(value: Any) -> Any:
             return found[1] + _last(value)
         return _AMONG.sub(lambda found: _last(found[0]), value)
     return value
+
+
+def _name(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_name(one) for one in value]
+    return _last(value) if isinstance(value, str) else value
 
 
 def _last(place: str) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from mlcd.commands.status import alive
 from mlcd.commands.status.training import newest
 from mlcd.launch import gang_files
 from mlcd.slurm import client
-from mlcd.stages.report.runlog import Job, planned, read_logs, stage_of
+from mlcd.stages.report.runlog import Job, is_below, planned, read_logs, stage_of
 from mlcd.utils.logging import PROGRESS
 
 #: What a stage leaves last, below the results: it tells that the stage was done by an earlier run.
@@ -140,7 +141,9 @@ def newest_log(project: Path, results: Path) -> Path | None:
     for path in sorted((project / ".snakemake" / "log").glob("*.snakemake.log"), reverse=True):
         with contextlib.suppress(OSError):
             text = path.read_text(encoding="utf-8", errors="replace")
-            if any(f"output: {name}/" in text for name in _names(project, results)):
+            outputs = re.findall(r"^ *output: (.*)$", text, re.MULTILINE)
+            names = _names(project, results)
+            if any(is_below(one, name) for one in outputs for name in names):
                 return path
     return None
 

@@ -63,7 +63,10 @@ class Hdf5(Array):
     def check_key(self, key: str) -> None:
         """Look for the dataset."""
         with self._open() as file:
-            if key not in file or file[key].shape != (self.rows,) or file[key].dtype.kind in "fiu":
+            found = file.get(key)
+            # A group may be called so.
+            is_texts = hasattr(found, "dtype") and found.dtype.kind not in "fiu"
+            if not is_texts or found.shape != (self.rows,):
                 raise UserError(
                     f"{self.path}: expected a dataset {key!r} of {self.rows} texts, as the key "
                     f"says, found {', '.join(map(repr, list(file)[:30]))}; set key to another"

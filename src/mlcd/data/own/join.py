@@ -20,6 +20,8 @@ from mlcd.utils.errors import UserError
 COLUMNS = ("row", "url")
 #: The last way in which an image may be called: unique in one set of tars only.
 _TAR_KEY = "tar key"
+#: The first: its URL, or its place below its folder of `metadata`.
+_PLACE = "url"
 
 
 def joined(how: Join, own: OwnRows, store: ImageStore, images: pd.DataFrame) -> np.ndarray:
@@ -68,18 +70,28 @@ def by_key(
     An image is known by its URL; on disk by its path, below the folder of `metadata`, with that
     folder, or absolute (`urls`, the chunk's table, tells its folder); by its SHA-256; and with
     `tar_keys` by its key in a webdataset tar. The first of these that is found counts. Raises
-    :class:`UserError` for a tar's key that two rows, or two images, have.
+    :class:`UserError` for a tar's key that two rows, or two images, have, and for a place below a
+    folder of which two rows differ: another folder of metadata may have it too.
     """
-    return rows_by_key(own, key, images, urls, tar_keys=tar_keys)[0]
+    return rows_by_key(own, key, images, urls, tar_keys=tar_keys, alone=True)[0]
 
 
 def rows_by_key(
-    own: OwnRows, key: str, images: pd.DataFrame, urls: str | None, *, tar_keys: bool
+    own: OwnRows,
+    key: str,
+    images: pd.DataFrame,
+    urls: str | None,
+    *,
+    tar_keys: bool,
+    alone: bool = False,
+    twice_at_most: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the same, and the last row of those that have the name too, −1 where none has.
 
-    Raises :class:`UserError` as :func:`by_key`.
+    Raises :class:`UserError` as :func:`by_key`; of places only if `alone`. With
+    `twice_at_most` also for a name that three rows have.
     """
+    local = urls is not None and is_local(urls)
     names, owner, way = _names(images, urls, tar_keys)
     unique = pc.unique(names)
     place = pc.index_in(names, unique).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -96,6 +108,8 @@ def rows_by_key(
         new = row_of[at] < 0
         row_of[at[new][::-1]] = rows[new][::-1]
         more = rows != row_of[at]
+        if twice_at_most:
+            _refuse_thrice(key, at[more], again, unique)
         again[at[more]] = rows[more]
     ids, others = np.full((2, len(images)), -1, np.int64)
     for name in dict.fromkeys(way):
@@ -105,6 +119,9 @@ def rows_by_key(
         fresh = (ids[who] < 0) & (row_of[part] >= 0)
         if name == _TAR_KEY:
             _refuse_doubles(key, part[fresh], who[fresh], row_of, again, unique)
+        elif alone and local and name == _PLACE:
+            differ = _different(own, part[fresh], row_of, again)
+            _refuse_twice(key, differ, row_of, again, unique)
         ids[who[fresh]], others[who[fresh]] = row_of[part[fresh]], again[part[fresh]]
     return ids, others
 
@@ -114,7 +131,7 @@ def _names(
 ) -> tuple[pa.Array, np.ndarray, list[str]]:
     """Return all names, whose they are, and per run of names (one per image) the way of naming."""
     texts = images["url"].tolist()
-    ways: list[tuple[str, list[str | None]]] = [("url", texts)]
+    ways: list[tuple[str, list[str | None]]] = [(_PLACE, texts)]
     if urls is not None and is_local(urls):
         root = LocalTable(urls).root
         ways.append(("path", [f"{root}/{text}" for text in texts]))
@@ -144,6 +161,36 @@ def _tar_key(place: str) -> str | None:
     return f"{folder}{slash}{name.partition('.')[0]}"
 
 
+def _different(own: OwnRows, part: np.ndarray, row_of: np.ndarray, again: np.ndarray) -> np.ndarray:
+    """Return those of `part` whose two own rows say different things; copies may have one each."""
+    twice = part[again[part] >= 0]
+    first, other = own.take(row_of[twice]), own.take(again[twice])
+    found: np.ndarray = twice[(first != other).any(1)]
+    return found
+
+
+def _refuse_thrice(key: str, at: np.ndarray, again: np.ndarray, unique: pa.Array) -> None:
+    """Raise :class:`UserError` if further rows (`at`: their names) are not the only ones."""
+    counts = np.bincount(at, minlength=len(unique)) + (again >= 0)
+    if len(at) and (over := np.flatnonzero(counts[at] > 1)).size:
+        name = unique[int(at[over[0]])].as_py().decode("utf-8", "replace")
+        raise UserError(f"{key}: more than two rows are called {name!r}; give one row per image")
+
+
+def _refuse_twice(
+    key: str, part: np.ndarray, row_of: np.ndarray, again: np.ndarray, unique: pa.Array
+) -> None:
+    """Raise :class:`UserError` if an image's name is that of two own rows."""
+    doubled = np.flatnonzero(again[part] >= 0)
+    if len(doubled):
+        at = part[doubled[0]]
+        raise UserError(
+            f"{key}: rows {row_of[at]} and {again[at]} of own files are both called "
+            f"{unique[at].as_py().decode('utf-8', 'replace')!r}; use a key that each has alone, "
+            "such as the whole path or the SHA-256"
+        )
+
+
 def _refuse_doubles(
     key: str,
     part: np.ndarray,
@@ -153,14 +200,7 @@ def _refuse_doubles(
     unique: pa.Array,
 ) -> None:
     """Raise :class:`UserError` if a tar's key is that of two own rows, or of two images."""
-    doubled = np.flatnonzero(again[part] >= 0)
-    if len(doubled):
-        at = part[doubled[0]]
-        raise UserError(
-            f"{key}: rows {row_of[at]} and {again[at]} of own files are both called "
-            f"{unique[at].as_py().decode('utf-8', 'replace')!r}; use a key that each has alone, "
-            "such as the URL or the SHA-256"
-        )
+    _refuse_twice(key, part, row_of, again, unique)
     counts = np.bincount(part) if len(part) else np.zeros(0, np.int64)
     if (counts > 1).any():
         name = unique[int(np.argmax(counts > 1))].as_py().decode("utf-8", "replace")

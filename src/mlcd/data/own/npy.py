@@ -92,7 +92,8 @@ def beside(path: Path) -> Path | None:
     as clip-retrieval writes them, else the parquet of the same name.
     """
     number = path.stem.rpartition("_")[2]
-    folder = path.parent.with_name("metadata")
+    here = path.parent
+    folder = here.with_name("metadata") if here.name else here / ".." / "metadata"
     if number.isdecimal() and (found := folder / f"metadata_{number}.parquet").is_file():
         return found
     return path.with_suffix(".parquet")

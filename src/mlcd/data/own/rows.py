@@ -111,7 +111,9 @@ def expand(entries: Sequence[str], config_key: str, key: str | None) -> list[str
 def _named(entry: str, config_key: str, key: str | None) -> list[str]:
     if Path(entry).is_dir():
         return _in_folder(Path(entry), config_key, key)
-    paths = glob.glob(entry) if glob.has_magic(entry) else [entry]  # noqa: PTH207
+    # A folder may be called "emb [v2]".
+    is_pattern = glob.has_magic(entry) and not Path(entry).exists()
+    paths = glob.glob(entry) if is_pattern else [entry]  # noqa: PTH207
     return [path for path in paths if Path(path).suffix.lower() in ENDINGS and Path(path).is_file()]
 
 
@@ -157,6 +159,7 @@ def shares(
         own.check_key(key)
         names = [str(beside(file.path)) for file in own.files if file.path.suffix == ".npy"]
         return dict.fromkeys(chunks, Share(tuple(files), tuple(names), 0, 0))
+    _require_an_order(entries, config_key, chunks)
     total = sum(chunk.rows for chunk in chunks.values())
     if own.rows != total:
         raise UserError(
@@ -172,6 +175,30 @@ def shares(
         found[name] = Share(tuple(files[first:last]), (), start, start + chunk.rows)
         at += chunk.rows
     return found
+
+
+def _require_an_order(entries: Sequence[str], config_key: str, chunks: Mapping[str, Chunk]) -> None:
+    """Raise :class:`UserError` where rows might be joined by order in another one than was meant.
+
+    Lists of a pattern come by the bytes of their names (p10 before p2), files of one by numbers.
+    """
+    key = f"{config_key.rpartition('.')[0]}.key"
+    local = {bool(chunk.identity) for chunk in chunks.values()}
+    if len(local) > 1:
+        raise UserError(
+            f"{config_key}: metadata has URL lists and images on disk, and there is no order of "
+            f"both; set {key}"
+        )
+    lists = list(dict.fromkeys(chunk.list for chunk in chunks.values()))
+    if local == {True} or lists == sorted(lists, key=_natural):
+        return
+    for entry in entries:
+        if len(_named(entry, config_key, None)) > 1:
+            raise UserError(
+                f"{config_key}: {quoted(entry)}: its files come in the order of the numbers in "
+                f"their names, and the lists of metadata in another ({lists[0]} before {lists[1]} "
+                f"…); name the files one by one in the order of metadata, or set {key}"
+            )
 
 
 def files_of(parts: Iterable[Share]) -> list[str]:

@@ -15,7 +15,7 @@ from mlcd.data.centroids import Centroids
 from mlcd.data.curation import FACTS
 from mlcd.data.embeddings import Embeddings
 from mlcd.data.image_store import ImageStore
-from mlcd.data.own.join import by_key, span_of
+from mlcd.data.own.join import rows_by_key, span_of
 from mlcd.data.url_lists import count_rows
 from mlcd.launch import lease
 from mlcd.neighbors import memory
@@ -87,7 +87,7 @@ def _write(
         table = columns.Table(parts, key)
         # Of own rows a join asks for their names alone.
         named = cast("OwnRows", table)
-        ids = by_key(named, key, images, arguments.urls, tar_keys=arguments.tar_keys)
+        ids, _ = rows_by_key(named, key, images, arguments.urls, tar_keys=arguments.tar_keys)
         if len(ids) and (ids < 0).all():
             # A table may be of other chunks only; if it is of none, the choice stops.
             LOGGER.warning(

@@ -145,7 +145,7 @@ def _add_text(texts: dict[str, str], stem: str, ending: str, text: str) -> None:
         return
     try:
         caption = json.loads(text).get("caption")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return
     if isinstance(caption, str):
         texts.setdefault(stem, caption.strip())

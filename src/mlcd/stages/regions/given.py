@@ -68,7 +68,10 @@ def boxes_of(
     images = images.loc[keys].reset_index()
     # Of own rows a join asks for their names alone.
     named = cast("OwnRows", table)
-    ids, others = rows_by_key(named, key, images, arguments.urls, tar_keys=arguments.tar_keys)
+    ids, others = rows_by_key(
+        named, key, images, arguments.urls, tar_keys=arguments.tar_keys,
+        twice_at_most=section.tables is not None,
+    )  # fmt: skip
     if len(ids) and (ids < 0).all():
         LOGGER.warning(
             "%s: no row is of any of the %d images of chunk %s; check that %r holds URLs, "

@@ -20,6 +20,11 @@ from mlcd import stages
 
 #: Names of stages, without the config: what a key decides does not decide what a log says.
 _STAGES = {found.name for found in pkgutil.iter_modules(stages.__path__)}
+#: Folders that rules of a run write to.
+_FOLDERS = (
+    "ablate/", "audit/", "clusters/", "curate/", "embeddings/", "evaluate/", "export/", "images/",
+    "labels/", "listings/", "ocr/", "regions/", "report/", "state/", "text/", "train/", "urls/",
+)  # fmt: skip
 _TIME = re.compile(r"\[(\w{3} \w{3} +\d+ [\d:]{8} \d{4})\]$")
 _RULE = re.compile(r"(?:local)?rule (\w+):$")
 _KEY = re.compile(r"    (\w+): (.*)$")
@@ -76,8 +81,7 @@ def read_logs(paths: Iterable[Path], results: str) -> list[Job]:
     for path in sorted(paths):
         with contextlib.suppress(OSError):
             jobs += _read(path.read_text(encoding="utf-8", errors="replace"))
-    prefix = f"{results.rstrip('/')}/"
-    jobs = _taken_over([job for job in jobs if job.outputs.startswith(prefix)])
+    jobs = _taken_over([job for job in jobs if is_below(job.outputs, results)])
     measured: set[str] = set()
     for job in reversed(jobs):
         if job.slurm_id:
@@ -88,6 +92,15 @@ def read_logs(paths: Iterable[Path], results: str) -> list[Job]:
         if job.run is None and job.started is not None and job.ended is not None:
             job.run = max(0.0, job.ended - job.started)
     return jobs
+
+
+def is_below(outputs: str, results: str) -> bool:
+    """Return whether a job's outputs are of the run in `results`.
+
+    The results of another run may lie below these (results/mine).
+    """
+    prefix = f"{results.rstrip('/')}/"
+    return outputs.startswith(prefix) and outputs.removeprefix(prefix).startswith(_FOLDERS)
 
 
 def planned(path: Path) -> dict[str, int]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import h5py
 import numpy as np
 import pytest
 
+from helpers.builders import centroids_file, embeddings_file, unit_vectors
 from helpers.explored_runs import write_run
 from mlcd.commands.audit import nearness, numbers
 from mlcd.commands.audit.nodes import collect
+from mlcd.data.embeddings import Embeddings
 from mlcd.data.labels import Labels
 from mlcd.utils.records import write_record
 
@@ -39,3 +44,43 @@ def test_nan_agrees_with_nan_alone():
     assert nearness._values({"a": nan}, {"a": 0.5})[0] == nearness.DIFFERENT
     assert nearness._values({"a": 0.5}, {"a": nan})[0] == nearness.DIFFERENT
     assert nearness._values({"a": nan, "b": 1.0}, {"a": nan, "b": 2.0})[0] == nearness.DIFFERENT
+
+
+def run_of(folder, chunks, centers, rows):
+    """What a check looks at: chunks of embeddings, centers with their true objective."""
+    best = []
+    for name, vectors in chunks.items():
+        path = embeddings_file(folder / "embeddings" / f"{name}.h5", vectors)
+        if len(vectors):
+            best.append((Embeddings(path).read(0, len(vectors)) @ centers.T).max(1))
+    path = centroids_file(folder / "clusters" / "centroids.h5", centers)
+    with h5py.File(path, "a") as file:
+        del file["objective"]
+        file["objective"] = [float(np.concatenate(best).mean())]
+    random = np.random.default_rng(0)
+    return SimpleNamespace(
+        results=folder, recorded=SimpleNamespace(clustered=("embeddings",)),
+        stages={"cluster": {"section": {}}}, skipped=[], told=[], chunks=lambda: list(chunks),
+        chosen=lambda n, count: np.sort(random.choice(n, min(n, -(-rows // count)), replace=False)),
+    )  # fmt: skip
+
+
+def test_a_small_list_of_another_kind_does_not_outweigh_a_large_one(tmp_path):
+    """An honest run: 4,000 rows that are far from all, and 200 that are nearly one."""
+    rng = np.random.default_rng(0)
+    alike = unit_vectors(1, 16) + 0.02 * rng.standard_normal((200, 16)).astype(np.float32)
+    chunks = {
+        "web-00000": unit_vectors(4000, 16, seed=1),
+        "none-00000": np.zeros((0, 16), np.float32),  # curated away
+        "shop-00000": alike / np.linalg.norm(alike, axis=1, keepdims=True),
+    }
+    centers = np.concatenate([unit_vectors(5, 16, seed=2), unit_vectors(1, 16)])
+    run = run_of(tmp_path, chunks, centers, rows=600)
+    assert list(numbers._objective(run)) == []
+    (told,) = run.told
+    assert told.endswith("on 400 rows")
+    # What is not so is still found.
+    with h5py.File(tmp_path / "clusters" / "centroids.h5", "a") as file:
+        file["objective"][-1] += 0.2
+    (found,) = numbers._objective(run)
+    assert "on a sample" in found.what

@@ -18,7 +18,7 @@ from mlcd.data.own import checks
 from mlcd.data.own.arrays import open_array
 from mlcd.data.own.base import CENTROID, EMBEDDING, LABEL, What
 from mlcd.data.own.rows import OwnRows, Share, expand, identity, shares
-from mlcd.data.url_lists import Chunk
+from mlcd.data.url_lists import Chunk, expand_lists
 from mlcd.utils.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -149,6 +149,36 @@ def test_by_order_each_chunk_has_its_files_and_its_content(tmp_path: Path) -> No
     np.save(files[0], ROWS[9:12])
     after = {name: identity(share, EMBEDDING) for name, share in found.items()}
     assert {name for name in before if before[name] != after[name]} == {"a-00000"}
+
+
+def test_rows_are_not_joined_by_an_order_that_may_be_another(tmp_path: Path) -> None:
+    """Lists of a pattern come by bytes (p10 before p2), files of one by numbers."""
+    entries = three_files(tmp_path)
+    files = [str(tmp_path / f"{number}.npy") for number in range(3)]
+    lists = {f"p{n}-00000": Chunk(f"lists/p{n}.parquet", 0, 3) for n in (1, 10, 2)}
+    message = r"embed.embeddings: .*\(lists/p1.parquet before lists/p10.parquet …\); name the files"
+    with pytest.raises(UserError, match=message):
+        shares(entries, EMBEDDING, None, lists, "embed.embeddings")
+    found = shares(files, EMBEDDING, None, lists, "embed.embeddings")
+    assert found["p10-00000"].files == (files[1], files[2])
+    sorted_lists = {f"p{n}-00000": Chunk(f"lists/p{n}.parquet", 0, 3) for n in (1, 2, 10)}
+    shares(entries, EMBEDDING, None, sorted_lists, "embed.embeddings")
+    mixed = {"a-00000": Chunk("a", 0, 4), "photos-00000": Chunk("photos", 0, 5, "of its files")}
+    with pytest.raises(UserError, match=r"URL lists and images on disk.*set embed.key"):
+        shares(entries, EMBEDDING, None, mixed, "embed.embeddings")
+
+
+def test_folders_with_brackets_are_no_patterns(tmp_path: Path) -> None:
+    folder, other = tmp_path / "emb [v2]", tmp_path / "emb v"
+    for place in (folder, other):
+        place.mkdir()
+        three_files(place)
+    files = expand([str(folder)], "embed.embeddings", None)
+    assert [Path(path).parent.name for path in files] == ["emb [v2]"] * 3
+    assert expand(files, "embed.embeddings", None) == files
+    path = tmp_path / "x [2024].parquet"
+    path.touch()
+    assert expand_lists([str(path)]) == [str(path)]
 
 
 def test_a_wrong_number_of_rows_is_refused_at_the_start(tmp_path: Path) -> None:

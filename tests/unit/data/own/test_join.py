@@ -12,7 +12,8 @@ from helpers.builders import image_store, jpeg
 from helpers.local_images import chunk, class_folders, indexed, webdataset
 from mlcd.data.image_store import ImageStore
 from mlcd.data.own.base import EMBEDDING
-from mlcd.data.own.join import joined
+from mlcd.data.own.join import joined, rows_by_key
+from mlcd.data.own.npy import beside
 from mlcd.data.own.options import Join
 from mlcd.data.own.rows import OwnRows
 from mlcd.utils.errors import UserError
@@ -77,7 +78,45 @@ def test_paths_and_hashes_join(form, loose, tmp_path):
     }[form].tolist()  # fmt: skip
     # Copies of an image may have a row each: the first counts.
     rows = own(tmp_path, [*names[::-1], *names])
-    assert rows_of(Join("name", None, str(table)), rows, store) == list(range(6))[::-1]
+    how = Join("name", None, str(table))
+    if form == "below":
+        # Unless they differ: the other row may be of another folder's image of that name.
+        with pytest.raises(UserError, match=r"rows 5 and 6 of own files are both called 'class 0/"):
+            rows_of(how, rows, store)
+        values = np.load(tmp_path / "e.npy")
+        np.save(tmp_path / "e.npy", np.concatenate([values[:6], values[:6][::-1]]))
+        rows = OwnRows([str(tmp_path / "e.npy")], EMBEDDING)
+    assert rows_of(how, rows, store) == list(range(6))[::-1]
+
+
+def test_three_rows_of_one_image_are_told_where_they_must_say_one_thing(loose, tmp_path):
+    table, store = loose
+    frame = store.arrived(["url", "sha256"])
+    names = frame["url"].tolist()
+    for more, problem in (([names[2]], False), ([names[2], names[2]], True)):
+        rows = own(tmp_path, [*names, *more])
+        if problem:
+            with pytest.raises(UserError, match="more than two rows are called 'class 0/"):
+                rows_by_key(rows, "name", frame, str(table), tar_keys=False, twice_at_most=True)
+        else:
+            _, others = rows_by_key(
+                rows, "name", frame, str(table), tar_keys=False, twice_at_most=True
+            )
+            assert others.tolist() == [-1, -1, 6, -1, -1, -1]
+
+
+def test_keys_lie_beside_an_npy_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("here.npy", np.zeros((2, 2), np.float32))
+    pd.DataFrame({"name": ["a", "b"]}).to_parquet("here.parquet")
+    assert beside(Path("here.npy")) == Path("here.parquet")
+    OwnRows(["here.npy"], EMBEDDING).check_key("name")
+    (tmp_path / "img_emb").mkdir()
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "metadata_3.parquet").touch()
+    monkeypatch.chdir(tmp_path / "img_emb")
+    found = beside(Path("img_emb_3.npy"))
+    assert found.resolve() == tmp_path / "metadata" / "metadata_3.parquet"
 
 
 def test_by_order_rows_and_images_must_be_as_many(tmp_path):

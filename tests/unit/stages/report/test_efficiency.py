@@ -132,8 +132,8 @@ def test_jobs_that_outlived_their_snakemake_keep_their_ids(tmp_path):
     """One was found whole, one touched by the next run, one had to be made again."""
     kept = tmp_path / "job.log"
     kept.write_text("host: node7\n[Mon Nov 23 00:03:00 2026]\nlocalrule embed:\n")
-    names = {name: tmp_path / "results" / f"{name}.h5" for name in "abc"}
-    (tmp_path / "results").mkdir()
+    names = {name: tmp_path / "results" / "embeddings" / f"{name}.h5" for name in "abc"}
+    (tmp_path / "results" / "embeddings").mkdir(parents=True)
     for name in "abc":
         names[name].touch()
     logs = []
@@ -234,3 +234,13 @@ def test_sizes_of_sacct():
     assert _megabytes("1500M") == pytest.approx(1572.864)
     assert _megabytes("") == 0
     assert Job("a").queue is None
+
+
+def test_another_run_below_the_results_is_not_of_these(tmp_path):
+    """All presets have their results below results/."""
+    log = tmp_path / "1.log"
+    text = TOUCHED.format(b="results/embeddings/a.h5") + TOUCHED.format(b="results/small/urls/b.h5")
+    log.write_text(text)
+    for results, expected in (("results", "results/embeddings/a.h5"),
+                              ("results/small", "results/small/urls/b.h5")):  # fmt: skip
+        assert [job.outputs for job in read_logs([log], results)] == [expected]
