@@ -38,12 +38,12 @@ def test_every_reader_refuses_an_attribute_that_is_no_json_object(tmp_path, text
         (model, lambda: Centroids(model).described),
         (model, lambda: nearest._check(vectors, Centroids(model))),
         (model, lambda: cluster.draw(Report(), str(model))),
-        (model, lambda: card._clusters(str(model), None)),
-        (model, lambda: card._sections(str(model), None, None)),
+        (model, lambda: card._clusters(str(model), {})),
+        (model, lambda: card._sections(str(model), None, {})),
         (model, lambda: QueryEncoder(run, None, device="cpu", threads=1, max_pixels=9)),
         (section, lambda: Centroids(section).settings),
         (section, lambda: cluster.draw(Report(), str(section))),
-        (section, lambda: card._sections(str(section), None, None)),
+        (section, lambda: card._sections(str(section), None, {})),
     ]
     for path, read in readers:
         with pytest.raises(UserError) as caught:
