@@ -149,10 +149,7 @@ def _listed(field: FieldInfo) -> set[type]:
 
 def _leaves(annotation: Any) -> set[type]:
     """Return the types in an annotation, those of a Literal's choices included."""
-    inner = get_args(annotation)
-    if not inner:
-        return {annotation if isinstance(annotation, type) else type(annotation)}
-    return set().union(*map(_leaves, inner))
+    return {leaf if isinstance(leaf, type) else type(leaf) for leaf in _values(annotation)}
 
 
 def _path(item: Any) -> list[Any]:

@@ -206,11 +206,14 @@ def test_a_file_is_from_the_inputs_that_it_was_made_from_alone(results, tmp_path
     entry = {"of": "bytes", "bytes": 1}
     found["inputs"] = [
         {"name": "list.parquet", "hash": "1" * 64, "identities": [made_from], **entry},
-        {"name": "imagenet", "hash": "2" * 64, "identities": ["somebody's"], **entry},
+        {"name": "imagenet", "hash": "2" * 64, "identities": ["of scores"], **entry},
+        {"name": "table.csv", "hash": "3" * 64, "identities": ["nobody's"], **entry},
     ]
+    found["files"]["clusters/centroids.h5"]["inputs"].append("of scores")
     lines = explain.lineage(results, found, f"embeddings/{chunk}.h5")
     assert any(line.startswith("from the input list.parquet: bytes 111") for line in lines)
     assert not any("imagenet" in line for line in lines)
+    assert any(line.startswith("an input of the run, which no file names: table") for line in lines)
 
 
 def test_an_image_that_is_another_one_is_named_as_the_cause(results, tmp_path):

@@ -70,17 +70,21 @@ def _followers(parted: dict[str, list[str]], first: str | None) -> list[str]:
 
 
 def _inputs(a: Lock, b: Lock) -> list[str]:
-    old, new = ({}, {})  # type: dict[str, list[str]], dict[str, list[str]]
-    for found, lock in ((old, a), (new, b)):
-        for entry in lock["inputs"]:
-            # Files in different folders may have one name.
-            found[entry["name"]] = sorted([*found.get(entry["name"], []), entry["hash"]])
+    old, new = (_hashes_by_name(lock["inputs"]) for lock in (a, b))
     lines = []
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
             both = name in old and name in new
             lines.append(f"cause: the input {name} {'differs' if both else 'is in one run only'}")
     return lines
+
+
+def _hashes_by_name(inputs: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return name → hashes, rising: files in different folders may have one name."""
+    found: dict[str, list[str]] = {}
+    for entry in sorted(inputs, key=lambda entry: str(entry["hash"])):
+        found.setdefault(entry["name"], []).append(entry["hash"])
+    return found
 
 
 def _rows(first: Path, second: Path, a: Lock, b: Lock) -> list[str]:

@@ -33,11 +33,15 @@ def lineage(results: Path, lock: dict[str, Any], path: str) -> list[str]:
         lines += _named("  from", [node for node in above if node.stage == stage], path)
     # A data set that scores are of is no origin of weights.
     named = {word for node in above for word in node.inputs}
-    lines += [
-        f"from the input {entry['name']}: {entry['of']} {entry['hash']}"
-        for entry in lock["inputs"]
-        if named.intersection(entry.get("identities", ()))
-    ]
+    known = {word for node in nodes.values() for word in node.inputs}
+    for entry in lock["inputs"]:
+        words = set(entry.get("identities", ()))
+        about = f"{entry['name']}: {entry['of']} {entry['hash']}"
+        if words & named:
+            lines.append(f"from the input {about}")
+        elif not words & known:
+            # Tables and own rows, of which files note what they took.
+            lines.append(f"an input of the run, which no file names: {about}")
     for stage in _stages(below):
         lines += _named("goes into", [node for node in below if node.stage == stage], path)
     changes = integrity.accepted(results)

@@ -56,8 +56,9 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
         grounds += _grounds(about, cell, path)
         scored = Path(folder) / "evaluate" / "trained.json"
         scores, _ = _scores(scored)
-        grounds += _judged_on(scored)
-        if read_record(scored, "evaluate").get("encoder_sha256") != sha256:
+        judged = read_record(scored, "evaluate")
+        grounds += _judged_on(judged, scored)
+        if judged.get("encoder_sha256") != sha256:
             raise UserError(f"{scored}: not the scores of the encoder of {path}; rerun evaluate")
         if any(run.cell == cell and run.seed == seed for run in runs):
             raise UserError(f"{folder}: {cell.name}, seed {seed}, is given twice; give each once")
@@ -82,9 +83,9 @@ def _grounds(about: dict[str, Any], cell: Cell, path: Path) -> Iterator[tuple[st
             yield name, found, path
 
 
-def _judged_on(path: Path) -> Iterator[tuple[str, Any, Path]]:
-    """Yield the same of scores."""
-    for name, about in read_record(path, "evaluate")["datasets"].items():
+def _judged_on(record: dict[str, Any], path: Path) -> Iterator[tuple[str, Any, Path]]:
+    """Yield the same of the scores in a file."""
+    for name, about in record["datasets"].items():
         if isinstance(about, dict) and "images" in about:
             yield f"images of {name}", about["images"], path
 

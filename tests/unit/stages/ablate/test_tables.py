@@ -138,6 +138,14 @@ def test_runs_that_do_not_fit_are_refused(ablation, tmp_path, capsys):
             assert message in refused("--runs", *runs, "--reference", cell.name)
         else:
             table(["--runs", *runs, "--reference", cell.name, "--output", f"{folder}/table.csv"])
+    runs = [finished(tmp_path / "sets", ONE, seed, 0.5) for seed in (0, 1)]
+    for seed, run_of in enumerate(runs):
+        path = Path(run_of) / "evaluate" / "trained.json"
+        few = {"scores": {"knn_20": 0.5}, "chance": {}, "images": {"test": 90 + seed}}
+        sha256 = f"{ONE.name} {seed}"
+        about = {"model": "trained", "seed": seed, "encoder_sha256": sha256}
+        write_record(path, {**about, "datasets": {"few": few}})
+    assert "other images of few than" in refused("--runs", *runs)
     for whose in ({"encoder_sha256": "another"}, {}):
         scores(Path(other) / "evaluate" / "trained.json", "trained", 5, 0.5, **whose)
         assert "not the scores of the encoder of" in refused("--runs", other)
